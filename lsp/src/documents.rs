@@ -1,0 +1,208 @@
+//! The open documents: text by uri. Every change is applied synchronously; a reader takes a clone, which costs a few pointers.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
+
+use multicoder_grammars::{LanguageId, detect};
+use ropey::Rope;
+use tower_lsp::gen_lsp_types::{Range, TextDocumentContentChangeEvent};
+
+use crate::position::{Encoding, chars_at};
+use crate::uri;
+
+/// Bytes at the start of a document from which its language is recognised.
+const HEAD_BYTES: usize = 4096;
+
+/// One document as it was at one version.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub uri: String,
+    pub version: i32,
+    pub text: Rope,
+    /// Where the document is on disk, or its name where it is nowhere.
+    pub path: PathBuf,
+    pub language: Option<LanguageId>,
+}
+
+impl Snapshot {
+    /// A document that is in no editor: a file read from disk.
+    pub fn from_file(path: PathBuf, text: &str) -> Snapshot {
+        let language = detect(None, &path, head_of(text));
+        Snapshot { uri: format!("file://{}", path.display()), version: 0, text: Rope::from_str(text), path, language }
+    }
+
+    /// The document as if `text` stood in place of `range` (in characters).
+    pub fn with_replaced(mut self, range: std::ops::Range<usize>, text: &str) -> Snapshot {
+        replace(&mut self.text, range, text);
+        self
+    }
+}
+
+/// All open documents of one editor.
+#[derive(Debug, Default)]
+pub struct Documents {
+    by_uri: Mutex<HashMap<String, Snapshot>>,
+}
+
+impl Documents {
+    /// Takes a document in; one that is already open is replaced.
+    pub fn open(&self, uri: &str, editor_language: &str, version: i32, text: &str) {
+        let path = uri::to_path(uri);
+        let language = detect(Some(editor_language), &path, head_of(text));
+        let document = Snapshot { uri: uri.to_string(), version, text: Rope::from_str(text), path, language };
+        self.lock().insert(uri.to_string(), document);
+    }
+
+    /// Applies the changes of one notification in their order, each on the result of the former.
+    /// Answers whether the document is open.
+    pub fn change(
+        &self,
+        uri: &str,
+        version: i32,
+        changes: Vec<TextDocumentContentChangeEvent>,
+        encoding: Encoding,
+    ) -> bool {
+        let mut documents = self.lock();
+        let Some(document) = documents.get_mut(uri) else { return false };
+        for change in changes {
+            let (range, text) = parts(change);
+            match range {
+                Some(range) => {
+                    let range = chars_at(&document.text, range, encoding);
+                    replace(&mut document.text, range, &text);
+                }
+                None => document.text = Rope::from_str(&text),
+            }
+        }
+        document.version = version;
+        true
+    }
+
+    /// Forgets a document.
+    pub fn close(&self, uri: &str) {
+        self.lock().remove(uri);
+    }
+
+    /// The document as it is now, or `None` where it is not open.
+    pub fn snapshot(&self, uri: &str) -> Option<Snapshot> {
+        self.lock().get(uri).cloned()
+    }
+
+    /// The version of an open document.
+    pub fn version(&self, uri: &str) -> Option<i32> {
+        self.lock().get(uri).map(|document| document.version)
+    }
+
+    /// How many documents are open.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether no document is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Snapshot>> {
+        // A panic while a change was applied leaves a text that the next full change repairs; going on is right.
+        self.by_uri.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn parts(change: TextDocumentContentChangeEvent) -> (Option<Range>, String) {
+    match change {
+        TextDocumentContentChangeEvent::TextDocumentContentChangePartial(part) => (Some(part.range), part.text),
+        TextDocumentContentChangeEvent::TextDocumentContentChangeWholeDocument(whole) => (None, whole.text),
+    }
+}
+
+fn replace(text: &mut Rope, range: std::ops::Range<usize>, new_text: &str) {
+    let start = range.start;
+    text.remove(range);
+    text.insert(start, new_text);
+}
+
+fn head_of(text: &str) -> &str {
+    let end = (0..=HEAD_BYTES.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tower_lsp::gen_lsp_types::{
+        Position, TextDocumentContentChangePartial, TextDocumentContentChangeWholeDocument,
+    };
+
+    fn partial(range: Range, text: &str) -> TextDocumentContentChangeEvent {
+        #[allow(deprecated)]
+        let change = TextDocumentContentChangePartial { range, range_length: None, text: text.to_string() };
+        TextDocumentContentChangeEvent::TextDocumentContentChangePartial(change)
+    }
+
+    fn range(start: (u32, u32), end: (u32, u32)) -> Range {
+        Range {
+            start: Position { line: start.0, character: start.1 },
+            end: Position { line: end.0, character: end.1 },
+        }
+    }
+
+    #[test]
+    fn changes_apply_in_order_each_on_the_former() {
+        let documents = Documents::default();
+        documents.open("file:///a.rs", "rust", 1, "one\r\ntwo\r\n");
+        let changes = vec![partial(range((0, 0), (0, 3)), "1\n2"), partial(range((1, 1), (1, 1)), "!")];
+        assert!(documents.change("file:///a.rs", 7, changes, Encoding::Utf16));
+        let snapshot = documents.snapshot("file:///a.rs").unwrap();
+        assert_eq!((snapshot.text.to_string().as_str(), snapshot.version), ("1\n2!\r\ntwo\r\n", 7));
+        assert_eq!(snapshot.language, LanguageId::by_name("rust"));
+    }
+
+    #[test]
+    fn a_snapshot_stays_as_it_was() {
+        let documents = Documents::default();
+        documents.open("u", "lua", 1, "a");
+        let before = documents.snapshot("u").unwrap();
+        let whole = TextDocumentContentChangeWholeDocument { text: "b".to_string() };
+        let changes = vec![TextDocumentContentChangeEvent::TextDocumentContentChangeWholeDocument(whole)];
+        assert!(documents.change("u", 2, changes, Encoding::Utf8));
+        assert_eq!((before.text.to_string().as_str(), before.version), ("a", 1));
+        assert_eq!(documents.snapshot("u").unwrap().text.to_string(), "b");
+    }
+
+    #[test]
+    fn unknown_documents_are_refused_and_closed_ones_forgotten() {
+        let documents = Documents::default();
+        assert!(!documents.change("u", 1, Vec::new(), Encoding::Utf8));
+        documents.open("u", "", 1, "x");
+        documents.close("u");
+        assert!(documents.snapshot("u").is_none() && documents.is_empty());
+    }
+
+    proptest! {
+        /// Random edits in the three encodings: the document equals one edited as a plain list of characters.
+        #[test]
+        fn random_edits_equal_a_reference(
+            start in "[a-z\u{e9}\u{1f600}\r\n]{0,30}",
+            edits in proptest::collection::vec((0usize..40, 0usize..8, "[xy\u{301}\u{1f680}\r\n]{0,6}"), 0..12),
+            encoding_idx in 0usize..3,
+        ) {
+            let encoding = [Encoding::Utf8, Encoding::Utf16, Encoding::Utf32][encoding_idx];
+            let documents = Documents::default();
+            documents.open("u", "", 0, &start);
+            let mut reference: Vec<char> = start.chars().collect();
+            for (i, (at, len, text)) in edits.into_iter().enumerate() {
+                let rope = documents.snapshot("u").unwrap().text;
+                let place = |at: usize| crate::position::position_of(&rope, at, encoding);
+                let range = Range { start: place(at), end: place(at + len) };
+                // Positions cannot name the place between \r and \n: take what the position says.
+                let chars = chars_at(&rope, range, encoding);
+                reference.splice(chars, text.chars());
+                documents.change("u", i as i32, vec![partial(range, &text)], encoding);
+            }
+            prop_assert_eq!(documents.snapshot("u").unwrap().text.to_string(), reference.into_iter().collect::<String>());
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! One handler a message. They take what they need of the state before they await anything.
+
+pub(crate) mod completion;
+pub(crate) mod inline_completion;
+pub(crate) mod lifecycle;
+pub(crate) mod text_document;
+pub(crate) mod workspace;
+
+use tower_lsp::gen_lsp_types::{Command, MessageType};
+
+use crate::capabilities::ACCEPTED_COMMAND;
+use crate::complete::{self, Answer};
+use crate::documents::Snapshot;
+use crate::engine::Channel;
+use crate::reason::{Reason, Silence};
+use crate::state::State;
+use crate::status::Decision;
+use crate::uuid;
+
+/// A caret in a document that is open.
+struct Caret {
+    snapshot: Snapshot,
+    char_idx: usize,
+}
+
+/// The answer for `place(document)`, or a silence, either of them taken down.
+async fn answer(
+    state: &State,
+    channel: Channel,
+    uri: &str,
+    place: impl FnOnce(Snapshot) -> Caret,
+) -> Result<Answer, Silence> {
+    let mut record = Record { state, channel, uri, outcome: None };
+    let outcome = answer_unrecorded(state, channel, uri, place).await;
+    if let Err(silence) = &outcome
+        && matches!(silence.reason, Reason::EngineFailed | Reason::EnginePanicked)
+    {
+        state.log(MessageType::Error, format!("no completion: {silence}"));
+    }
+    record.outcome = Some(outcome.clone());
+    outcome
+}
+
+async fn answer_unrecorded(
+    state: &State,
+    channel: Channel,
+    uri: &str,
+    place: impl FnOnce(Snapshot) -> Caret,
+) -> Result<Answer, Silence> {
+    let snapshot = state.documents.snapshot(uri).ok_or(Reason::NotOpen)?;
+    let version = snapshot.version;
+    let caret = place(snapshot);
+    let request = complete::request(&caret.snapshot, caret.char_idx, &state.settings())?;
+    let answer = state.engine.submit(channel, request).await?;
+    match state.documents.version(uri) {
+        Some(now) if now == version => Ok(answer),
+        now => Err(Reason::Stale.because(format_args!("made for version {version}, now {now:?}"))),
+    }
+}
+
+/// Takes the decision down when it falls, also when that is the editor's cancelling.
+struct Record<'a> {
+    state: &'a State,
+    channel: Channel,
+    uri: &'a str,
+    outcome: Option<Result<Answer, Silence>>,
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| Err(Reason::Cancelled.into()));
+        self.state.statistics.record(Decision::new(self.uri, self.channel, outcome.as_ref()));
+    }
+}
+
+/// What the editor runs when it has inserted an item.
+fn accepted_command() -> Command {
+    Command {
+        title: "multicoder: accepted".to_string(),
+        tooltip: None,
+        command: ACCEPTED_COMMAND.to_string(),
+        arguments: Some(vec![uuid::new().into()]),
+    }
+}

@@ -1,0 +1,53 @@
+//! From a document's uri to the path that names it.
+
+use std::path::PathBuf;
+
+/// The path of a `file:` uri; of another one (`untitled:Untitled-1`), what follows the scheme.
+pub fn to_path(uri: &str) -> PathBuf {
+    let rest = uri.split_once(':').map_or(uri, |(_, rest)| rest);
+    let without_host = match rest.strip_prefix("//") {
+        Some(after) => after.find('/').map_or(after, |slash| &after[slash..]),
+        None => rest,
+    };
+    let path = percent_decoded(without_host);
+    // `file:///c:/x` names a drive, not a folder of the root.
+    let is_drive = matches!(path.as_bytes(), [b'/', drive, b':', ..] if drive.is_ascii_alphabetic());
+    PathBuf::from(if is_drive { &path[1..] } else { &path[..] })
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let decoded = match (first, after) {
+            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)).map(|(high, low)| high * 16 + low),
+            _ => None,
+        };
+        bytes.push(decoded.unwrap_or(*first));
+        rest = if decoded.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decodes_file_uris() {
+        assert_eq!(to_path("file:///home/a%20b/%C3%A9.rs"), PathBuf::from("/home/a b/\u{e9}.rs"));
+        assert_eq!(to_path("file://host/share/x.py"), PathBuf::from("/share/x.py"));
+        assert_eq!(to_path("file:///c%3A/x.lua"), PathBuf::from("c:/x.lua"));
+    }
+
+    #[test]
+    fn takes_other_schemes_and_nonsense_as_they_are() {
+        assert_eq!(to_path("untitled:Untitled-1"), PathBuf::from("Untitled-1"));
+        assert_eq!(to_path("50%"), PathBuf::from("50%"));
+        assert_eq!(to_path(""), PathBuf::from(""));
+    }
+}

@@ -1,0 +1,127 @@
+//! A model ready to serve: the weights, its tokenizer, what it is called, and pairs that prove it works.
+
+use std::path::Path;
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::cache::KvCache;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::lm::CodeLm;
+use crate::tokenizer::Tokenizer;
+use crate::{checkpoint, gguf};
+
+/// A loaded model.
+pub struct Bundle {
+    pub lm: CodeLm,
+    pub tokenizer: Tokenizer,
+    pub info: BundleInfo,
+}
+
+/// What is known of a model besides its weights.
+#[derive(Clone, Debug)]
+pub struct BundleInfo {
+    pub name: String,
+    /// The file or folder that it was read from.
+    pub origin: String,
+    pub n_parameters: usize,
+    pub n_active_parameters: usize,
+    pub languages: Vec<String>,
+    /// `f32` or `q8_0`.
+    pub quantization: String,
+    /// XXH3 of the serving file, hexadecimal; empty for a folder.
+    pub checksum: String,
+    pub goldens: Vec<Golden>,
+}
+
+/// An input and what the model answered when it was packed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Golden {
+    pub language: Option<String>,
+    pub ids: Vec<u32>,
+    /// The greedy continuation.
+    pub next_ids: Vec<u32>,
+    /// The largest logit after `ids`.
+    pub max_logit: f32,
+}
+
+impl BundleInfo {
+    pub(crate) fn new(config: &ModelConfig, origin: &str, quantization: &str) -> BundleInfo {
+        let name = Path::new(origin).file_stem().map_or(String::new(), |name| name.to_string_lossy().into_owned());
+        BundleInfo {
+            name,
+            origin: origin.to_string(),
+            n_parameters: config.n_parameters(),
+            n_active_parameters: config.n_active_parameters(),
+            languages: config.languages.clone(),
+            quantization: quantization.to_string(),
+            checksum: String::new(),
+            goldens: Vec::new(),
+        }
+    }
+}
+
+impl Bundle {
+    /// Puts the parts together if they fit each other and may be served.
+    ///
+    /// # Errors
+    /// A tokenizer with more entries than the model, or a router that looks at later tokens.
+    pub fn new(lm: CodeLm, tokenizer: Tokenizer, info: BundleInfo) -> Result<Bundle> {
+        let (ids, rows) = (tokenizer.vocab_size(), lm.config().vocab_size);
+        if ids > rows {
+            let reason = format!("the tokenizer has {ids} ids: expected at most vocab_size = {rows}");
+            return Err(Error::corrupt(&info.origin, reason));
+        }
+        if let Some(moe) = lm.config().moe.as_ref().filter(|moe| !moe.router.is_causal()) {
+            let reason = format!("router {} looks at later tokens and cannot be served", moe.router.name());
+            return Err(Error::corrupt(&info.origin, reason));
+        }
+        Ok(Bundle { lm, tokenizer, info })
+    }
+
+    /// Reads a `.gguf` file of ours, or a checkpoint folder (ours, or Qwen2-, Qwen3- or Llama-shaped).
+    pub fn load(path: &Path, device: &Device) -> Result<Bundle> {
+        if path.is_dir() {
+            return checkpoint::load_folder(path, device);
+        }
+        let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+        Bundle::from_gguf_bytes(&bytes, &path.display().to_string(), device)
+    }
+
+    /// Reads the content of a `.gguf` file of ours. `origin` names it in errors.
+    pub fn from_gguf_bytes(bytes: &[u8], origin: &str, device: &Device) -> Result<Bundle> {
+        gguf::read(bytes, origin, device)
+    }
+
+    /// What the model answers now to `ids`: the greedy continuation by `n` tokens and the largest first logit.
+    pub fn golden(&self, language: Option<&str>, ids: &[u32], n: usize) -> Result<Golden> {
+        let idx = self.lm.config().language_index(language);
+        let mut cache = KvCache::new(self.lm.config(), self.lm.device())?;
+        let mut logits = self.lm.decode(ids, idx, &mut cache, &|| false)?;
+        let max_logit = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut next_ids = Vec::new();
+        for _ in 0..n {
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0) as u32;
+            next_ids.push(best);
+            logits = self.lm.decode(&[best], idx, &mut cache, &|| false)?;
+        }
+        Ok(Golden { language: language.map(str::to_string), ids: ids.to_vec(), next_ids, max_logit })
+    }
+
+    /// Whether the model still answers its golden inputs as when it was packed.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with the first pair that differs by more than rounding.
+    pub fn check_goldens(&self) -> Result<()> {
+        for (i, golden) in self.info.goldens.iter().enumerate() {
+            let now = self.golden(golden.language.as_deref(), &golden.ids, golden.next_ids.len())?;
+            let off = (now.max_logit - golden.max_logit).abs();
+            if off > 1e-2 || now.next_ids.first() != golden.next_ids.first() {
+                let reason = format!("golden pair {i}: largest logit {} then, {} now", golden.max_logit, now.max_logit);
+                return Err(Error::corrupt(&self.info.origin, reason));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,283 @@
+//! What a model is: sizes, options, languages. One validated value describes it for training, checkpoints and serving.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::router::RouterConfig;
+
+/// The language index of text whose language no expert was trained for.
+pub const UNKNOWN_LANGUAGE: u32 = u32::MAX;
+
+/// A decoder: pre-norm RMSNorm, rotary positions, grouped-query attention, gated or squared-ReLU feed-forward, optional experts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    pub vocab_size: usize,
+    pub d_model: usize,
+    pub n_layers: usize,
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    pub d_head: usize,
+    /// Hidden width of the dense layers' feed-forward network.
+    pub d_ff: usize,
+    #[serde(default)]
+    pub activation: Activation,
+    /// Positions that the model was trained for.
+    pub context_tokens: usize,
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f64,
+    #[serde(default = "default_norm_eps")]
+    pub norm_eps: f64,
+    /// RMSNorm over each query and key head (Qwen3).
+    #[serde(default)]
+    pub qk_norm: bool,
+    /// Biases on query, key and value (Qwen2).
+    #[serde(default)]
+    pub qkv_bias: bool,
+    #[serde(default = "default_true")]
+    pub tie_embeddings: bool,
+    /// Names of the languages, in the order of their indices.
+    #[serde(default)]
+    pub languages: Vec<String>,
+    #[serde(default)]
+    pub moe: Option<MoeConfig>,
+}
+
+/// The non-linearity of a feed-forward network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `silu(gate) * up` (Shazeer 2020, arXiv 2002.05202).
+    #[default]
+    Swiglu,
+    /// `relu(up)^2` (So et al. 2021, arXiv 2109.08668).
+    Relu2,
+}
+
+/// Which layers have experts, how many, and who chooses them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoeConfig {
+    pub layers: MoeLayers,
+    pub n_experts: usize,
+    /// Hidden width of one expert.
+    pub d_ff_expert: usize,
+    /// Hidden width of the shared expert; 0 for none.
+    #[serde(default)]
+    pub d_ff_shared: usize,
+    pub router: RouterConfig,
+    /// The expert of each language, for routers that choose by language; language index modulo `n_experts` where absent.
+    #[serde(default)]
+    pub expert_of_language: BTreeMap<String, usize>,
+}
+
+/// The layers that have experts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MoeLayers {
+    /// Every n-th layer: n-1, 2n-1, ...
+    EveryN(usize),
+    /// The last k layers.
+    LastK(usize),
+    /// These layers.
+    List(Vec<usize>),
+}
+
+fn default_rope_theta() -> f64 {
+    10_000.0
+}
+
+fn default_norm_eps() -> f64 {
+    1e-6
+}
+
+fn default_true() -> bool {
+    true
+}
+
+impl ModelConfig {
+    /// Whether layer `layer` has experts.
+    pub fn is_moe_layer(&self, layer: usize) -> bool {
+        self.moe.as_ref().is_some_and(|moe| match &moe.layers {
+            MoeLayers::EveryN(n) => (layer + 1).is_multiple_of(*n),
+            MoeLayers::LastK(k) => layer + k >= self.n_layers,
+            MoeLayers::List(layers) => layers.contains(&layer),
+        })
+    }
+
+    /// The number of layers that have experts.
+    pub fn n_moe_layers(&self) -> usize {
+        (0..self.n_layers).filter(|&layer| self.is_moe_layer(layer)).count()
+    }
+
+    /// The index of a language by name; [`UNKNOWN_LANGUAGE`] for none and for names that the model does not have.
+    pub fn language_index(&self, name: Option<&str>) -> u32 {
+        let found = name.and_then(|name| self.languages.iter().position(|language| language == name));
+        found.map_or(UNKNOWN_LANGUAGE, |idx| idx as u32)
+    }
+
+    /// The expert of each language, by language index. Empty without experts.
+    pub fn expert_of_language(&self) -> Vec<usize> {
+        let Some(moe) = &self.moe else { return Vec::new() };
+        let expert = |(idx, name): (usize, &String)| {
+            moe.expert_of_language.get(name).copied().unwrap_or(idx % moe.n_experts.max(1))
+        };
+        self.languages.iter().enumerate().map(expert).collect()
+    }
+
+    /// Checks that the sizes describe a model.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the first field that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        let positive = [
+            ("vocab_size", self.vocab_size),
+            ("d_model", self.d_model),
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.n_kv_heads),
+            ("d_head", self.d_head),
+            ("d_ff", self.d_ff),
+            ("context_tokens", self.context_tokens),
+        ];
+        for (field, value) in positive {
+            check(value > 0, field, value, "a positive number")?;
+        }
+        let heads = format!("a divisor of n_heads = {}", self.n_heads);
+        check(self.n_heads.is_multiple_of(self.n_kv_heads), "n_kv_heads", self.n_kv_heads, &heads)?;
+        check(self.d_head.is_multiple_of(2), "d_head", self.d_head, "an even number")?;
+        check(self.rope_theta > 0.0, "rope_theta", self.rope_theta, "a positive number")?;
+        check(self.norm_eps > 0.0, "norm_eps", self.norm_eps, "a positive number")?;
+        let mut names = self.languages.clone();
+        names.sort();
+        names.dedup();
+        check(names.len() == self.languages.len(), "languages", format!("{:?}", self.languages), "no name twice")?;
+        self.moe.as_ref().map_or(Ok(()), |moe| self.validate_moe(moe))
+    }
+
+    fn validate_moe(&self, moe: &MoeConfig) -> Result<()> {
+        check(moe.n_experts > 0, "moe.n_experts", moe.n_experts, "a positive number")?;
+        check(moe.d_ff_expert > 0, "moe.d_ff_expert", moe.d_ff_expert, "a positive number")?;
+        let layers = format!("{:?}", moe.layers);
+        let expected = format!("between 1 and {} layers of the model", self.n_layers);
+        let in_range = match &moe.layers {
+            MoeLayers::EveryN(n) => *n > 0,
+            MoeLayers::LastK(k) => *k <= self.n_layers,
+            MoeLayers::List(list) => list.iter().all(|&layer| layer < self.n_layers),
+        };
+        check(in_range && self.n_moe_layers() > 0, "moe.layers", layers, &expected)?;
+        for (name, &expert) in &moe.expert_of_language {
+            let known = format!("a name of languages = {:?}", self.languages);
+            check(self.languages.contains(name), "moe.expert_of_language", name, &known)?;
+            let below = format!("an expert below n_experts = {}", moe.n_experts);
+            check(expert < moe.n_experts, "moe.expert_of_language", format!("{name} = {expert}"), &below)?;
+        }
+        moe.router.validate(self, moe)
+    }
+
+    /// Parameters in all.
+    pub fn n_parameters(&self) -> usize {
+        self.count(|moe| moe.n_experts)
+    }
+
+    /// Parameters that one token meets, the tied embedding counted once.
+    pub fn n_active_parameters(&self) -> usize {
+        self.count(|moe| moe.router.n_selected())
+    }
+
+    /// Multiplications and additions of a forward pass for one token with `context` positions before it, times two (FLOPs).
+    pub fn flops_per_token(&self, context: usize) -> usize {
+        let untied = if self.tie_embeddings { 0 } else { self.vocab_size * self.d_model };
+        let attention = 2 * self.n_layers * self.n_heads * self.d_head * context;
+        2 * (self.n_active_parameters() - untied + attention)
+    }
+
+    fn count(&self, n_experts: impl Fn(&MoeConfig) -> usize) -> usize {
+        let matrices = match self.activation {
+            Activation::Swiglu => 3,
+            Activation::Relu2 => 2,
+        };
+        let (d, q, kv) = (self.d_model, self.n_heads * self.d_head, self.n_kv_heads * self.d_head);
+        let bias = if self.qkv_bias { q + 2 * kv } else { 0 };
+        let qk_norm = if self.qk_norm { 2 * self.d_head } else { 0 };
+        let attention = 2 * d * q + 2 * d * kv + bias + qk_norm + 2 * d;
+        let ffn = |layer: usize| match self.moe.as_ref().filter(|_| self.is_moe_layer(layer)) {
+            None => matrices * d * self.d_ff,
+            Some(moe) => {
+                let hidden = n_experts(moe) * moe.d_ff_expert + moe.d_ff_shared;
+                matrices * d * hidden + moe.router.n_parameters(self, moe)
+            }
+        };
+        let embeddings = if self.tie_embeddings { 1 } else { 2 } * self.vocab_size * d;
+        embeddings + d + (0..self.n_layers).map(|layer| attention + ffn(layer)).sum::<usize>()
+    }
+}
+
+/// An [`Error::Config`] for `field` unless `ok`.
+pub(crate) fn check(ok: bool, field: &'static str, value: impl std::fmt::Display, expected: &str) -> Result<()> {
+    if ok {
+        return Ok(());
+    }
+    Err(Error::Config { field, value: value.to_string(), expected: expected.to_string() })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Two layers, two languages; experts in the second layer if a router is given.
+    pub(crate) fn tiny(router: Option<RouterConfig>) -> ModelConfig {
+        ModelConfig {
+            vocab_size: 96,
+            d_model: 32,
+            n_layers: 2,
+            n_heads: 4,
+            n_kv_heads: 2,
+            d_head: 8,
+            d_ff: 48,
+            activation: Activation::Swiglu,
+            context_tokens: 64,
+            rope_theta: 10_000.0,
+            norm_eps: 1e-6,
+            qk_norm: false,
+            qkv_bias: false,
+            tie_embeddings: true,
+            languages: vec!["python".into(), "lua".into(), "go".into()],
+            moe: router.map(|router| MoeConfig {
+                layers: MoeLayers::EveryN(2),
+                n_experts: 4,
+                d_ff_expert: 16,
+                d_ff_shared: 16,
+                router,
+                expert_of_language: BTreeMap::new(),
+            }),
+        }
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let message = |edit: fn(&mut ModelConfig)| {
+            let mut config = tiny(Some(RouterConfig::all().remove(0)));
+            edit(&mut config);
+            config.validate().unwrap_err().to_string()
+        };
+        assert_eq!(message(|c| c.d_model = 0), "model config: d_model = 0: expected a positive number");
+        assert_eq!(message(|c| c.n_kv_heads = 3), "model config: n_kv_heads = 3: expected a divisor of n_heads = 4");
+        assert!(message(|c| c.languages.push("lua".into())).contains("no name twice"));
+        assert!(message(|c| c.moe.as_mut().unwrap().layers = MoeLayers::LastK(9)).contains("moe.layers = LastK(9)"));
+        assert!(
+            message(|c| c.moe.as_mut().unwrap().expert_of_language = [("cobol".into(), 0)].into()).contains("cobol")
+        );
+    }
+
+    #[test]
+    fn languages_share_experts_when_there_are_fewer() {
+        let mut config = tiny(Some(RouterConfig::all().remove(0)));
+        config.moe.as_mut().unwrap().n_experts = 2;
+        assert_eq!(config.expert_of_language(), [0, 1, 0]);
+        config.moe.as_mut().unwrap().expert_of_language.insert("go".into(), 1);
+        assert_eq!(config.expert_of_language(), [0, 1, 1]);
+    }
+}

@@ -1,0 +1,237 @@
+//! The next-token loop: ids only, greedy, asks `stop` at every token and `cancelled` between layers; keeps its cache for the next call.
+
+use crate::cache::KvCache;
+use crate::error::{Error, Result};
+use crate::fim::Prompt;
+use crate::lm::CodeLm;
+use crate::tokenizer::Tokenizer;
+
+/// Prompt tokens that are computed together; a cancelled request keeps the chunks that it finished.
+const PREFILL_TOKENS: usize = 128;
+
+/// How far to go.
+#[derive(Clone, Copy, Debug)]
+pub struct GenerateOptions {
+    pub max_new_tokens: usize,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The caller's `stop` said so.
+    Stop,
+    /// The model ended the text.
+    EndOfText,
+    MaxTokens,
+    /// The model's context is full.
+    ContextFull,
+}
+
+/// A continuation.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// The text after the caret.
+    pub bytes: Vec<u8>,
+    pub ids: Vec<u32>,
+    /// Logarithm of each token's probability among the tokens that were allowed.
+    pub logprobs: Vec<f32>,
+    /// Prompt tokens that were computed, and those that the cache held.
+    pub prefilled_tokens: usize,
+    pub cached_tokens: usize,
+    pub finish: Finish,
+}
+
+/// Generates for one model and remembers what it computed.
+pub struct Generator {
+    cache: KvCache,
+}
+
+impl Generator {
+    pub fn new(lm: &CodeLm) -> Result<Generator> {
+        Ok(Generator { cache: KvCache::new(lm.config(), lm.device())? })
+    }
+
+    /// Continues `prompt` greedily. `stop` sees all bytes so far, the healed ones included.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when `cancelled` says so; [`Error::Input`] for a prompt that fills the context.
+    #[allow(clippy::too_many_arguments)]
+    pub fn generate(
+        &mut self,
+        lm: &CodeLm,
+        tokenizer: &Tokenizer,
+        prompt: &Prompt,
+        language: Option<&str>,
+        options: &GenerateOptions,
+        stop: &mut dyn FnMut(&[u8]) -> bool,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Generated> {
+        let language = lm.config().language_index(language);
+        let cached_tokens = self.reuse(&prompt.ids, language)?;
+        let mut logits = self.prefill(lm, &prompt.ids[cached_tokens..], language, cancelled)?;
+        let mut out = Generated {
+            bytes: Vec::new(),
+            ids: Vec::new(),
+            logprobs: Vec::new(),
+            prefilled_tokens: prompt.ids.len() - cached_tokens,
+            cached_tokens,
+            finish: Finish::MaxTokens,
+        };
+        while out.ids.len() < options.max_new_tokens {
+            let to_heal = prompt.heal.get(out.bytes.len()..).unwrap_or_default();
+            let Some((id, logprob)) = likeliest(&logits, tokenizer, to_heal) else {
+                out.finish = Finish::EndOfText;
+                break;
+            };
+            if id == tokenizer.special().end_of_text {
+                out.finish = Finish::EndOfText;
+                out.logprobs.push(logprob);
+                break;
+            }
+            out.ids.push(id);
+            out.logprobs.push(logprob);
+            out.bytes.extend(tokenizer.bytes_of(id));
+            if stop(&out.bytes) {
+                out.finish = Finish::Stop;
+                break;
+            }
+            if self.cache.ids().len() == self.cache.capacity() {
+                out.finish = Finish::ContextFull;
+                break;
+            }
+            logits = lm.decode(&[id], language, &mut self.cache, cancelled)?;
+        }
+        let healed = prompt.heal.len().min(out.bytes.len());
+        out.bytes.drain(..healed);
+        Ok(out)
+    }
+
+    /// Forgets all that was computed.
+    pub fn clear(&mut self) {
+        self.cache.truncate(0);
+    }
+
+    /// Keeps the cache's common beginning with `ids`, at least one token short of it: its logits are wanted.
+    fn reuse(&mut self, ids: &[u32], language: u32) -> Result<usize> {
+        let Some(last) = ids.len().checked_sub(1) else {
+            return Err(Error::Input("an empty prompt".to_string()));
+        };
+        let kept = self.cache.keep_common_prefix(ids, language).min(last);
+        self.cache.truncate(kept);
+        Ok(kept)
+    }
+
+    fn prefill(&mut self, lm: &CodeLm, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        for chunk in ids.chunks(PREFILL_TOKENS) {
+            logits = lm.decode(chunk, language, &mut self.cache, cancelled)?;
+        }
+        Ok(logits)
+    }
+}
+
+/// The likeliest allowed token and the logarithm of its probability among the allowed.
+///
+/// Allowed are tokens with bytes and the end of the text; while bytes are to be healed, only tokens that agree with them.
+fn likeliest(logits: &[f32], tokenizer: &Tokenizer, to_heal: &[u8]) -> Option<(u32, f32)> {
+    let end_of_text = tokenizer.special().end_of_text;
+    let allowed = |id: u32| {
+        let bytes = tokenizer.bytes_of(id);
+        if to_heal.is_empty() {
+            return !bytes.is_empty() || id == end_of_text;
+        }
+        !bytes.is_empty() && (bytes.starts_with(to_heal) || to_heal.starts_with(bytes))
+    };
+    let candidates = || (0..logits.len() as u32).filter(|&id| allowed(id)).map(|id| (id, logits[id as usize]));
+    let (best, max) = candidates().reduce(|a, b| if b.1 > a.1 { b } else { a })?;
+    let total: f32 = candidates().map(|(_, logit)| (logit - max).exp()).sum();
+    Some((best, -total.ln()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+    use crate::fim::{PromptBudget, prompt};
+    use crate::router::RouterConfig;
+    use crate::tokenizer::tests::toy;
+    use candle_core::Device;
+    use std::cell::Cell;
+
+    fn model(tokenizer: &Tokenizer) -> CodeLm {
+        let mut config = tiny(Some(RouterConfig::all().remove(0)));
+        config.vocab_size = tokenizer.vocab_size();
+        CodeLm::init(&config, 3, &Device::Cpu).unwrap()
+    }
+
+    fn run(lm: &CodeLm, generator: &mut Generator, text: &str, cancelled: &dyn Fn() -> bool) -> Result<Generated> {
+        let tokenizer = toy();
+        let budget = PromptBudget { max_tokens: 40, suffix_tokens: 10 };
+        let prompt = prompt(&tokenizer, Some("lua"), text, "\nend", &budget)?;
+        let options = GenerateOptions { max_new_tokens: 8 };
+        generator.generate(lm, &tokenizer, &prompt, Some("lua"), &options, &mut |_| false, cancelled)
+    }
+
+    #[test]
+    fn a_kept_cache_changes_nothing_but_the_work() {
+        let lm = model(&toy());
+        let mut kept = Generator::new(&lm).unwrap();
+        for text in ["def add(", "def add(a", "def add(a, b", "def add(a", "for i"] {
+            let warm = run(&lm, &mut kept, text, &|| false).unwrap();
+            let cold = run(&lm, &mut Generator::new(&lm).unwrap(), text, &|| false).unwrap();
+            assert_eq!((&warm.bytes, &warm.ids), (&cold.bytes, &cold.ids), "{text}");
+            assert_eq!(cold.cached_tokens, 0);
+        }
+        assert!(run(&lm, &mut kept, "for i", &|| false).unwrap().prefilled_tokens == 1);
+    }
+
+    #[test]
+    fn greedy_equals_the_model_without_a_cache() {
+        let tokenizer = toy();
+        let lm = model(&tokenizer);
+        let ids = tokenizer.encode("for i in range(10):\n").unwrap();
+        let mut expected = ids.clone();
+        for _ in 0..6 {
+            let logits = lm.forward_logits(&expected, 1).unwrap();
+            let row = logits.get(expected.len() - 1).unwrap().to_vec1::<f32>().unwrap();
+            expected.push(likeliest(&row, &tokenizer, &[]).unwrap().0);
+        }
+        let prompt = Prompt { ids: ids.clone(), heal: Vec::new() };
+        let mut generator = Generator::new(&lm).unwrap();
+        let options = GenerateOptions { max_new_tokens: 6 };
+        let out =
+            generator.generate(&lm, &tokenizer, &prompt, Some("lua"), &options, &mut |_| false, &|| false).unwrap();
+        assert_eq!(out.ids, expected[ids.len()..]);
+    }
+
+    #[test]
+    fn healing_spells_the_withdrawn_bytes() {
+        let lm = model(&toy());
+        let tokenizer = toy();
+        let prompt = Prompt { ids: tokenizer.encode("x").unwrap(), heal: b"pri".to_vec() };
+        let mut seen = Vec::new();
+        let options = GenerateOptions { max_new_tokens: 12 };
+        let mut stop = |bytes: &[u8]| {
+            seen = bytes.to_vec();
+            bytes.len() > 3
+        };
+        let mut generator = Generator::new(&lm).unwrap();
+        let out = generator.generate(&lm, &tokenizer, &prompt, None, &options, &mut stop, &|| false).unwrap();
+        assert!(seen.starts_with(b"pri"), "{seen:?}");
+        assert_eq!(out.bytes, seen[3..]);
+    }
+
+    #[test]
+    fn a_cancelled_request_leaves_a_valid_cache() {
+        let lm = model(&toy());
+        let mut generator = Generator::new(&lm).unwrap();
+        for after in 0..6 {
+            let asked = Cell::new(0);
+            let cancelled = || asked.replace(asked.get() + 1) >= after;
+            assert!(matches!(run(&lm, &mut generator, "for i in range(", &cancelled), Err(Error::Cancelled)));
+        }
+        let warm = run(&lm, &mut generator, "for i in range(", &|| false).unwrap();
+        let cold = run(&lm, &mut Generator::new(&lm).unwrap(), "for i in range(", &|| false).unwrap();
+        assert_eq!(warm.ids, cold.ids);
+    }
+}

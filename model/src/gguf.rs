@@ -1,0 +1,207 @@
+//! The serving format: one GGUF file (architecture `multicoder`) with configuration, tokenizer, quantized weights and golden pairs,
+//! and a checksum of all of it behind the last tensor.
+
+use std::collections::HashMap;
+use std::io::{Cursor, Write};
+use std::path::Path;
+
+use candle_core::quantized::gguf_file::{self, Content, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::bundle::{Bundle, BundleInfo, Golden};
+use crate::error::{Error, Result};
+use crate::lm::CodeLm;
+use crate::params::Params;
+use crate::tokenizer::Tokenizer;
+
+const ARCHITECTURE: &str = "multicoder";
+/// Stands before the checksum at the end of the file.
+const FOOTER: &[u8; 8] = b"MCXXH3\0\x01";
+
+/// Weight formats of the serving file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    F32,
+    /// Blocks of 32 values with one 16-bit scale; rows whose length is no multiple of 32 stay float32.
+    Q8_0,
+}
+
+impl Quantization {
+    pub fn name(self) -> &'static str {
+        match self {
+            Quantization::F32 => "f32",
+            Quantization::Q8_0 => "q8_0",
+        }
+    }
+
+    fn dtype_for(self, tensor: &Tensor) -> GgmlDType {
+        let blocks = tensor.rank() == 2 && tensor.dims()[1].is_multiple_of(32);
+        if self == Quantization::Q8_0 && blocks { GgmlDType::Q8_0 } else { GgmlDType::F32 }
+    }
+}
+
+/// Content of a serving file.
+pub struct Contents<'a> {
+    pub name: &'a str,
+    pub lm: &'a CodeLm,
+    pub tokenizer: &'a Tokenizer,
+    pub quantization: Quantization,
+    pub goldens: &'a [Golden],
+}
+
+/// The bytes of a serving file. The model must be trainable: only such a one knows its weights by name.
+pub fn to_bytes(contents: &Contents) -> Result<Vec<u8>> {
+    let json = |value: serde_json::Result<String>| value.map_err(|e| Error::corrupt(contents.name, e));
+    let metadata = [
+        ("general.architecture", Value::String(ARCHITECTURE.to_string())),
+        ("general.name", Value::String(contents.name.to_string())),
+        ("multicoder.quantization", Value::String(contents.quantization.name().to_string())),
+        ("multicoder.config", Value::String(json(serde_json::to_string(contents.lm.config()))?)),
+        ("multicoder.goldens", Value::String(json(serde_json::to_string(contents.goldens))?)),
+        ("tokenizer.huggingface.json", Value::String(contents.tokenizer.to_json()?)),
+    ];
+    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let quantize = |(name, var): &(String, candle_core::Var)| -> Result<(String, QTensor)> {
+        let tensor = var.as_tensor();
+        Ok((name.clone(), QTensor::quantize(tensor, contents.quantization.dtype_for(tensor))?))
+    };
+    let tensors = contents.lm.parameters().iter().map(quantize).collect::<Result<Vec<_>>>()?;
+    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let mut cursor = Cursor::new(Vec::new());
+    gguf_file::write(&mut cursor, &metadata, &tensors)?;
+    let mut bytes = cursor.into_inner();
+    let checksum = xxh3_64(&bytes);
+    bytes.extend(FOOTER);
+    bytes.extend(checksum.to_le_bytes());
+    Ok(bytes)
+}
+
+/// Writes a serving file beside `path` and renames it into place.
+pub fn write(contents: &Contents, path: &Path) -> Result<()> {
+    let beside = path.with_extension("gguf.part");
+    let bytes = to_bytes(contents)?;
+    let written = std::fs::File::create(&beside).and_then(|mut file| {
+        file.write_all(&bytes)?;
+        file.sync_all()
+    });
+    written.and_then(|()| std::fs::rename(&beside, path)).map_err(|e| Error::file(path, e))
+}
+
+/// Reads the content of a serving file to serve it.
+pub(crate) fn read(bytes: &[u8], origin: &str, device: &Device) -> Result<Bundle> {
+    read_as(bytes, origin, false, device)
+}
+
+/// Reads the content of a serving file; a trainable model keeps what a backward pass needs.
+pub fn read_as(bytes: &[u8], origin: &str, trainable: bool, device: &Device) -> Result<Bundle> {
+    let (body, checksum) = verify(bytes, origin)?;
+    let mut cursor = Cursor::new(body);
+    let content = Content::read(&mut cursor).map_err(|e| Error::corrupt(origin, e))?;
+    let text = |key: &str| match content.metadata.get(key) {
+        Some(Value::String(text)) => Ok(text.as_str()),
+        _ => Err(Error::corrupt(origin, format!("metadata {key}: expected a string"))),
+    };
+    let architecture = text("general.architecture")?;
+    if architecture != ARCHITECTURE {
+        let reason = format!("general.architecture = {architecture}: expected {ARCHITECTURE}");
+        return Err(Error::corrupt(origin, reason));
+    }
+    let json_error = |key: &str, e: serde_json::Error| Error::corrupt(origin, format!("metadata {key}: {e}"));
+    let config = serde_json::from_str(text("multicoder.config")?).map_err(|e| json_error("multicoder.config", e))?;
+    let goldens = serde_json::from_str(text("multicoder.goldens")?).map_err(|e| json_error("multicoder.goldens", e))?;
+    let mut info = BundleInfo::new(&config, origin, text("multicoder.quantization")?);
+    info.name = text("general.name")?.to_string();
+    info.checksum = format!("{checksum:016x}");
+    info.goldens = goldens;
+    let tokenizer = Tokenizer::from_json(text("tokenizer.huggingface.json")?)?;
+    let mut tensors = HashMap::new();
+    for name in content.tensor_infos.keys() {
+        let tensor = content.tensor(&mut cursor, name, device).and_then(|tensor| tensor.dequantize(device));
+        tensors.insert(name.clone(), tensor.map_err(|e| Error::corrupt(origin, format!("tensor {name}: {e}")))?);
+    }
+    let lm = CodeLm::new(&config, Params::from_tensors(tensors, origin, trainable, device), device)?;
+    Bundle::new(lm, tokenizer, info)
+}
+
+/// Checks the footer and returns what stands before it, and its checksum.
+fn verify<'a>(bytes: &'a [u8], origin: &str) -> Result<(&'a [u8], u64)> {
+    if !bytes.starts_with(b"GGUF") {
+        return Err(Error::corrupt(origin, "not a GGUF file: expected it to begin with GGUF"));
+    }
+    let footer = bytes.split_last_chunk::<8>().and_then(|(rest, checksum)| {
+        let (body, magic) = rest.split_last_chunk::<8>()?;
+        (magic == FOOTER).then_some((body, u64::from_le_bytes(*checksum)))
+    });
+    let Some((body, checksum)) = footer else {
+        return Err(Error::corrupt(origin, "no checksum at the end: the file is truncated or not one of ours"));
+    };
+    let found = xxh3_64(body);
+    if found != checksum {
+        let reason = format!("checksum {found:016x}: expected {checksum:016x}; the file is damaged");
+        return Err(Error::corrupt(origin, reason));
+    }
+    Ok((body, checksum))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+    use crate::router::RouterConfig;
+    use crate::tokenizer::tests::toy;
+
+    fn packed(quantization: Quantization) -> (CodeLm, Vec<u8>) {
+        let tokenizer = toy();
+        let mut config = tiny(Some(RouterConfig::all().remove(0)));
+        config.vocab_size = tokenizer.vocab_size();
+        let lm = CodeLm::init(&config, 5, &Device::Cpu).unwrap();
+        let contents = Contents { name: "toy", lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[] };
+        let bytes = to_bytes(&contents).unwrap();
+        (lm, bytes)
+    }
+
+    fn logits(lm: &CodeLm) -> Vec<f32> {
+        lm.forward_logits(&[1, 2, 3], 0).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_file_round_trip_keeps_the_logits() {
+        let (lm, bytes) = packed(Quantization::F32);
+        let bundle = read(&bytes, "toy.gguf", &Device::Cpu).unwrap();
+        assert_eq!(logits(&bundle.lm), logits(&lm));
+        assert_eq!((bundle.info.name.as_str(), bundle.info.checksum.len()), ("toy", 16));
+
+        let (lm, smaller) = packed(Quantization::Q8_0);
+        assert!(smaller.len() < bytes.len());
+        let quantized = logits(&read(&smaller, "toy.gguf", &Device::Cpu).unwrap().lm);
+        let worst = quantized.iter().zip(logits(&lm)).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(worst > 0.0 && worst < 0.1, "{worst}");
+    }
+
+    #[test]
+    fn a_golden_pair_holds_and_a_wrong_one_is_found() {
+        let (_, bytes) = packed(Quantization::Q8_0);
+        let mut bundle = read(&bytes, "toy.gguf", &Device::Cpu).unwrap();
+        let golden = bundle.golden(Some("lua"), &[1, 2, 3], 4).unwrap();
+        bundle.info.goldens = vec![golden.clone()];
+        bundle.check_goldens().unwrap();
+        bundle.info.goldens[0].max_logit += 1.0;
+        assert!(bundle.check_goldens().unwrap_err().to_string().contains("golden pair 0"));
+    }
+
+    #[test]
+    fn every_damage_is_found_and_named() {
+        let (_, bytes) = packed(Quantization::Q8_0);
+        let error = |bytes: &[u8]| read(bytes, "toy.gguf", &Device::Cpu).err().unwrap().to_string();
+        for at in (8..bytes.len()).step_by(bytes.len() / 50) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            let message = error(&damaged);
+            assert!(message.starts_with("toy.gguf: "), "{at}: {message}");
+        }
+        assert!(error(&bytes[..bytes.len() / 2]).contains("truncated"));
+        assert!(error(b"PK").contains("expected it to begin with GGUF"));
+    }
+}

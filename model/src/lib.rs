@@ -1,0 +1,49 @@
+//! The model: tensors in, tensors out. No files but checkpoints, no clock, no network, no editor, no syntax trees.
+//!
+//! # The dimension key
+//!
+//! A tensor's name ends in `_` and the letters of its dimensions, in memory order (`x_BLD`, `probs_NE`). Checkpoint names do not.
+//!
+//! | letter | size | letter | size | letter | size |
+//! |---|---|---|---|---|---|
+//! | B | batch | L | positions | M | positions attended to |
+//! | N | tokens, B·L | D | model width | H | query heads |
+//! | G | key/value heads | K | head size | F | hidden width of a feed-forward network |
+//! | E | experts | S | experts selected per token | A | assignments (token, expert) |
+//! | V | vocabulary | C | capacity | J | experts on this rank |
+#![allow(non_snake_case)]
+
+pub mod config;
+pub mod lm;
+
+mod attention;
+mod block;
+mod cache;
+mod experts;
+mod moe;
+
+pub mod router;
+
+pub mod ops;
+mod params;
+
+pub mod fim;
+pub mod generate;
+pub mod tokenizer;
+
+mod bundle;
+pub mod checkpoint;
+pub mod gguf;
+
+mod error;
+
+pub use bundle::{Bundle, BundleInfo, Golden};
+pub use cache::KvCache;
+pub use config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE};
+pub use error::{Error, Result};
+pub use fim::{Prompt, PromptBudget};
+pub use generate::{Finish, GenerateOptions, Generated, Generator};
+pub use lm::{Batch, CodeLm, IGNORE_ID};
+pub use params::Params;
+pub use router::RouterConfig;
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,212 @@
+//! `CodeLm`: token ids in; a loss, scores or logits out.
+
+use candle_core::{Device, Tensor, Var};
+
+use crate::block::{Block, Ffn, MoeReport};
+use crate::cache::KvCache;
+use crate::config::{ModelConfig, check};
+use crate::error::{Error, Result};
+use crate::experts::linear;
+use crate::ops::{self, Rope};
+use crate::params::{Init, Params};
+
+/// The target id that is not counted in a loss.
+pub const IGNORE_ID: u32 = u32::MAX;
+
+/// One batch: `x_BL` are ids, `y_BL` the ids that follow, both u32; [`IGNORE_ID`] in `y_BL` is not counted.
+pub struct Batch {
+    pub x_BL: Tensor,
+    pub y_BL: Tensor,
+    /// Language index of each position, row-major; on the host, where routers by language read it.
+    pub language_BL: Vec<u32>,
+}
+
+/// What [`CodeLm::loss`] returns.
+pub struct LossOutput {
+    /// Sum of the counted tokens' nats divided by the divisor, plus the routers' losses; a differentiable scalar.
+    pub loss: Tensor,
+    pub nll_sum: f64,
+    pub aux_loss: f64,
+    /// Counted tokens.
+    pub n_tokens: usize,
+    /// Per layer with experts, the share of assignments of each.
+    pub load_E: Vec<Vec<f32>>,
+}
+
+/// What [`CodeLm::scores`] returns: per position, row-major.
+pub struct Scores {
+    /// -ln p(target), nats; 0 where not counted.
+    pub nll_N: Vec<f32>,
+    /// Whether the target is the likeliest id.
+    pub correct_N: Vec<bool>,
+}
+
+/// A decoder-only language model of code.
+pub struct CodeLm {
+    config: ModelConfig,
+    embed_VD: Tensor,
+    blocks: Vec<Block>,
+    norm_D: Tensor,
+    /// The output projection where it is not the embedding.
+    head_VD: Option<Tensor>,
+    rope: Rope,
+    vars: Vec<(String, Var)>,
+    device: Device,
+}
+
+impl CodeLm {
+    /// A model with fresh weights, all trainable.
+    pub fn init(config: &ModelConfig, seed: u64, device: &Device) -> Result<CodeLm> {
+        CodeLm::new(config, Params::random(seed, device), device)
+    }
+
+    /// A model with the weights that `params` hands out.
+    ///
+    /// # Errors
+    /// A configuration that is wrong, a weight that is missing, misshapen or not part of the model.
+    pub fn new(config: &ModelConfig, mut params: Params, device: &Device) -> Result<CodeLm> {
+        config.validate()?;
+        let (v, d) = (config.vocab_size, config.d_model);
+        let (embed_VD, blocks, norm_D) = params.scope("model", |params| {
+            let embed_VD = params.get("embed_tokens.weight", &[v, d], Init::Normal(1.0 / (d as f64).sqrt()))?;
+            let block = |layer| params.scope(&format!("layers.{layer}"), |params| Block::new(config, layer, params));
+            let blocks = (0..config.n_layers).map(block).collect::<Result<Vec<_>>>()?;
+            Ok((embed_VD, blocks, params.get("norm.weight", &[d], Init::One)?))
+        })?;
+        let head_VD = match config.tie_embeddings {
+            true => None,
+            false => Some(params.get("lm_head.weight", &[v, d], Init::Normal(1.0 / (d as f64).sqrt()))?),
+        };
+        let rope = Rope::new(config.d_head, config.rope_theta, config.context_tokens);
+        let (vars, unused) = params.finish();
+        let known = |name: &String| config.tie_embeddings && name == "lm_head.weight" || name.ends_with("inv_freq");
+        if let Some(name) = unused.iter().find(|name| !known(name)) {
+            return Err(Error::Input(format!("weight {name} belongs to no layer of the configured model")));
+        }
+        let device = device.clone();
+        Ok(CodeLm { config: config.clone(), embed_VD, blocks, norm_D, head_VD, rope, vars, device })
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The trainable weights by checkpoint name, in a fixed order; empty for a model that was loaded to serve.
+    pub fn parameters(&self) -> &[(String, Var)] {
+        &self.vars
+    }
+
+    /// Cross-entropy of a batch in nats, summed and divided by `divisor`, plus the routers' losses.
+    pub fn loss(&self, batch: &Batch, divisor: f64) -> Result<LossOutput> {
+        let (x_ND, reports) = self.hidden(&batch.x_BL, &batch.language_BL)?;
+        let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
+        let cross_entropy = ops::linear_cross_entropy(&x_ND, self.head(), &target_N)?;
+        let nll_sum = f64::from(cross_entropy.nll_sum.to_scalar::<f32>()?);
+        let mut loss = (cross_entropy.nll_sum / divisor)?;
+        let mut aux_loss = 0.0;
+        for aux in reports.iter().filter_map(|report| report.aux_loss.as_ref()) {
+            // Weighted by the share of this batch in the step, as the tokens are.
+            let aux = (aux * (cross_entropy.n_tokens as f64 / divisor))?;
+            aux_loss += f64::from(aux.to_scalar::<f32>()?);
+            loss = (loss + aux)?;
+        }
+        let load_E = reports.into_iter().map(|report| report.load_E).collect();
+        Ok(LossOutput { loss, nll_sum, aux_loss, n_tokens: cross_entropy.n_tokens, load_E })
+    }
+
+    /// How likely each target was. No gradient.
+    pub fn scores(&self, batch: &Batch) -> Result<Scores> {
+        let (x_ND, _) = self.hidden(&batch.x_BL, &batch.language_BL)?;
+        let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
+        let (nll_N, correct_N) = ops::linear_scores(&x_ND, self.head(), &target_N)?;
+        Ok(Scores { nll_N, correct_N })
+    }
+
+    /// Logits of every position of one sequence, without a cache. Shape: `LV`.
+    pub fn forward_logits(&self, ids: &[u32], language: u32) -> Result<Tensor> {
+        let x_1L = Tensor::new(ids, &self.device)?.unsqueeze(0)?;
+        let (x_LD, _) = self.hidden(&x_1L, &vec![language; ids.len()])?;
+        linear(&x_LD, self.head())
+    }
+
+    /// Logits after the last of `ids`, which follow what `cache` holds; asks `cancelled` before every layer.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if the caller gave up; the cache then is as before.
+    pub fn decode(
+        &self,
+        ids: &[u32],
+        language: u32,
+        cache: &mut KvCache,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<f32>> {
+        let held = cache.ids().len();
+        if ids.is_empty() || held + ids.len() > cache.capacity() {
+            let (n, capacity) = (ids.len(), cache.capacity());
+            return Err(Error::Input(format!("{n} tokens after {held}: expected 1 to {}", capacity - held)));
+        }
+        cache.truncate(held);
+        self.check_ids(ids.iter().copied())?;
+        let language_N = vec![language; ids.len()];
+        let mut x_1LD = self.embed(&Tensor::new(ids, &self.device)?.unsqueeze(0)?)?;
+        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+            if cancelled() {
+                return Err(Error::Cancelled);
+            }
+            (x_1LD, _) = block.forward(&x_1LD, &self.rope, &language_N, Some(layer))?;
+        }
+        cache.commit(ids);
+        let last_1D = x_1LD.narrow(1, ids.len() - 1, 1)?.squeeze(1)?;
+        let last_1D = ops::rms_norm(&last_1D, &self.norm_D, self.config.norm_eps)?;
+        Ok(linear(&last_1D, self.head())?.squeeze(0)?.to_vec1()?)
+    }
+
+    /// Passes the last step's loads to the routers, in the order of [`LossOutput::load_E`].
+    pub fn after_step(&mut self, load_E: &[Vec<f32>]) {
+        let layers = self.blocks.iter_mut().filter_map(|block| match &mut block.ffn {
+            Ffn::Moe(layer) => Some(layer),
+            Ffn::Dense(_) => None,
+        });
+        layers.zip(load_E).for_each(|(layer, load_E)| layer.after_step(load_E));
+    }
+
+    fn head(&self) -> &Tensor {
+        self.head_VD.as_ref().unwrap_or(&self.embed_VD)
+    }
+
+    /// The final hidden states of a batch, normalized. Shape: `BL` -> `ND`.
+    fn hidden(&self, x_BL: &Tensor, language_BL: &[u32]) -> Result<(Tensor, Vec<MoeReport>)> {
+        let (b, l) = x_BL.dims2()?;
+        let context = format!("at most context_tokens = {}", self.config.context_tokens);
+        check(l <= self.config.context_tokens, "sequence length", l, &context)?;
+        check(language_BL.len() == b * l, "language_BL", language_BL.len(), &format!("{} positions", b * l))?;
+        self.check_ids(x_BL.flatten_all()?.to_vec1::<u32>()?.into_iter())?;
+        let mut reports = Vec::new();
+        let mut x_BLD = self.embed(x_BL)?;
+        for block in &self.blocks {
+            let (y_BLD, report) = block.forward(&x_BLD, &self.rope, language_BL, None)?;
+            x_BLD = y_BLD;
+            reports.extend(report);
+        }
+        let x_BLD = ops::rms_norm(&x_BLD, &self.norm_D, self.config.norm_eps)?;
+        Ok((x_BLD.reshape((b * l, self.config.d_model))?, reports))
+    }
+
+    fn check_ids(&self, mut ids: impl Iterator<Item = u32>) -> Result<()> {
+        let v = self.config.vocab_size;
+        match ids.find(|&id| id as usize >= v) {
+            Some(id) => Err(Error::Input(format!("token id {id}: expected one below vocab_size = {v}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn embed(&self, x_BL: &Tensor) -> Result<Tensor> {
+        let (b, l) = x_BL.dims2()?;
+        let x_ND = self.embed_VD.index_select(&x_BL.flatten_all()?, 0)?;
+        Ok(x_ND.reshape((b, l, self.config.d_model))?)
+    }
+}

@@ -1,0 +1,120 @@
+//! The mixture-of-experts layer: plan -> dispatch -> experts -> combine. It knows no router.
+
+use candle_core::Tensor;
+
+use crate::config::{ModelConfig, MoeConfig};
+use crate::error::Result;
+use crate::experts::FeedForward;
+use crate::params::Params;
+use crate::router::{Plan, Router, RouterContext};
+
+/// Experts, an optional shared expert, and the router that chooses.
+#[derive(Debug)]
+pub(crate) struct MoeLayer {
+    router: Box<dyn Router>,
+    experts: Vec<FeedForward>,
+    shared: Option<FeedForward>,
+}
+
+/// What a layer says besides its output.
+pub(crate) struct MoeOutput {
+    pub(crate) y_ND: Tensor,
+    pub(crate) aux_loss: Option<Tensor>,
+    /// Share of the assignments that each expert had; sums to 1 unless there were none.
+    pub(crate) load_E: Vec<f32>,
+}
+
+impl MoeLayer {
+    pub(crate) fn new(config: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<MoeLayer> {
+        let expert = |params: &mut Params, e: usize| {
+            params.scope(&format!("experts.{e}"), |params| FeedForward::new(config, moe.d_ff_expert, params))
+        };
+        let experts = (0..moe.n_experts).map(|e| expert(params, e)).collect::<Result<Vec<_>>>()?;
+        let shared = match moe.d_ff_shared {
+            0 => None,
+            f => Some(params.scope("shared_expert", |params| FeedForward::new(config, f, params))?),
+        };
+        Ok(MoeLayer { router: moe.router.build(config, moe, params)?, experts, shared })
+    }
+
+    /// Shape: `x_ND` -> `ND`; `language_N` is row-major B·L.
+    pub(crate) fn forward(&self, x_ND: &Tensor, language_N: &[u32]) -> Result<MoeOutput> {
+        let (plan, aux) = self.router.plan(x_ND, &RouterContext { language_N })?;
+        let load_E = load(&plan, self.experts.len());
+        let mut y_ND = self.dispatch(x_ND, &plan)?;
+        if let Some(shared) = &self.shared {
+            let mut shared_ND = shared.forward(x_ND)?;
+            if let Some(weight_N) = &plan.shared_weight_N {
+                shared_ND = shared_ND.broadcast_mul(&weight_N.unsqueeze(1)?)?;
+            }
+            y_ND = Some(match y_ND {
+                Some(y_ND) => (y_ND + shared_ND)?,
+                None => shared_ND,
+            });
+        }
+        let y_ND = y_ND.map_or_else(|| x_ND.zeros_like(), Ok)?;
+        Ok(MoeOutput { y_ND, aux_loss: aux.loss, load_E })
+    }
+
+    /// Passes `load_E` of the last optimizer step to the router.
+    pub(crate) fn after_step(&mut self, load_E: &[f32]) {
+        self.router.after_step(load_E);
+    }
+
+    /// The weighted sum of the experts' outputs; `None` if no token has an expert.
+    fn dispatch(&self, x_ND: &Tensor, plan: &Plan) -> Result<Option<Tensor>> {
+        let n = x_ND.dim(0)?;
+        if plan.token_A.is_empty() {
+            return Ok(None);
+        }
+        let in_place =
+            plan.token_A.len() == n && plan.token_A.iter().enumerate().all(|(a, &token)| a == token as usize);
+        let first = plan.expert_A[0];
+        if in_place && plan.expert_A.iter().all(|&expert| expert == first) {
+            let y_ND = self.experts[first as usize].forward(x_ND)?;
+            return Ok(Some(weigh(y_ND, plan.weight_A.as_ref())?));
+        }
+        let mut order_A: Vec<u32> = (0..plan.expert_A.len() as u32).collect();
+        order_A.sort_by_key(|&a| plan.expert_A[a as usize]);
+        let token_A: Vec<u32> = order_A.iter().map(|&a| plan.token_A[a as usize]).collect();
+        let token_A = Tensor::new(token_A, x_ND.device())?;
+        let x_AD = x_ND.index_select(&token_A, 0)?;
+        let y_AD = self.run_experts(&x_AD, plan, &order_A)?;
+        let weight_A = match &plan.weight_A {
+            Some(weight_A) => Some(weight_A.index_select(&Tensor::new(order_A, x_ND.device())?, 0)?),
+            None => None,
+        };
+        let y_AD = weigh(y_AD, weight_A.as_ref())?;
+        // index_add, not scatter_add: the latter's gradient is wrong in candle 0.11.1 for a base that needs one.
+        Ok(Some(x_ND.zeros_like()?.detach().index_add(&token_A, &y_AD, 0)?))
+    }
+
+    /// Applies to each stretch of equal experts in `order_A` that expert's network.
+    fn run_experts(&self, x_AD: &Tensor, plan: &Plan, order_A: &[u32]) -> Result<Tensor> {
+        let mut outputs = Vec::new();
+        let mut start = 0;
+        while start < order_A.len() {
+            let expert = plan.expert_A[order_A[start] as usize];
+            let rest = order_A[start..].iter();
+            let rows = rest.take_while(|&&a| plan.expert_A[a as usize] == expert).count();
+            outputs.push(self.experts[expert as usize].forward(&x_AD.narrow(0, start, rows)?)?);
+            start += rows;
+        }
+        Ok(Tensor::cat(&outputs, 0)?)
+    }
+}
+
+fn weigh(y_AD: Tensor, weight_A: Option<&Tensor>) -> Result<Tensor> {
+    match weight_A {
+        Some(weight_A) => Ok(y_AD.broadcast_mul(&weight_A.unsqueeze(1)?)?),
+        None => Ok(y_AD),
+    }
+}
+
+fn load(plan: &Plan, n_experts: usize) -> Vec<f32> {
+    let mut load_E = vec![0f32; n_experts];
+    for &expert in &plan.expert_A {
+        load_E[expert as usize] += 1.0 / plan.expert_A.len() as f32;
+    }
+    load_E
+}

@@ -1,0 +1,80 @@
+//! Differentiable operations of the training step and of decoding, each with a backward pass of its own on the CPU.
+//!
+//! candle's fused operations give no gradient and say nothing, and its composed ones write every intermediate to memory. On a device
+//! other than the CPU the composed forms run; they are also the reference that the fused ones are checked against.
+
+mod activation;
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod rms_norm;
+mod rope;
+mod simd;
+
+pub use activation::{relu2, swiglu};
+pub use adamw::{AdamWStep, adamw_step};
+pub use attention::causal_attention;
+pub use cross_entropy::{LinearCrossEntropy, linear_cross_entropy, linear_scores};
+pub use rms_norm::rms_norm;
+pub use rope::{Rope, apply_rope};
+
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+
+/// The values of a contiguous float32 CPU tensor.
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> Result<&'a [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("{op}: expected a contiguous tensor") };
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// Runs `f` on the values of a contiguous float32 CPU tensor.
+fn with_values<T>(tensor: &Tensor, op: &'static str, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(cpu) => f(slice(cpu, layout, op)?),
+        _ => bail!("{op}: expected a tensor on the CPU"),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use candle_core::{Device, Result, Tensor, Var};
+
+    /// Repeatable values in about -1..1.
+    pub(crate) fn values(shape: &[usize], seed: u32) -> Tensor {
+        let n: usize = shape.iter().product();
+        let value =
+            |i: u32| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 8) % 2001) as f32 / 1000.0 - 1.0;
+        Tensor::from_vec((0..n as u32).map(value).collect::<Vec<_>>(), shape, &Device::Cpu).unwrap()
+    }
+
+    /// Asserts that two functions have the same value and the same gradients at `inputs`.
+    pub(crate) fn assert_same_gradients(
+        inputs: &[Tensor],
+        fused: impl Fn(&[Tensor]) -> Result<Tensor>,
+        composed: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) {
+        let run = |f: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
+            let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
+            let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+            let y = f(&tensors).unwrap();
+            let weights = values(y.dims(), 7);
+            let grads = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+            let grads: Vec<Tensor> = vars.iter().map(|v| grads.get(v).expect("a gradient").clone()).collect();
+            (y, grads)
+        };
+        let ((y, grads), (y_ref, grads_ref)) = (run(&fused), run(&composed));
+        assert_close(&y, &y_ref, "value");
+        for (i, (grad, reference)) in grads.iter().zip(&grads_ref).enumerate() {
+            assert_close(grad, reference, &format!("gradient of input {i}"));
+        }
+    }
+
+    pub(crate) fn assert_close(a: &Tensor, b: &Tensor, what: &str) {
+        assert_eq!(a.dims(), b.dims(), "{what}");
+        let max = |t: Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        let scale = max(b.clone()).max(1e-3);
+        let difference = max((a - b).unwrap());
+        assert!(difference <= 2e-5 * scale.max(1.0), "{what}: differs by {difference} at scale {scale}");
+    }
+}

@@ -1,0 +1,132 @@
+//! Non-linearities of the feed-forward network: `relu(x)^2` and `silu(gate) * up`.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{simd, slice, with_values};
+
+/// Elements that one task handles.
+const CHUNK: usize = 16 * 1024;
+
+/// `relu(x)^2`, elementwise (So et al. 2021, arXiv 2109.08668).
+pub fn relu2(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.relu()?.sqr();
+    }
+    x.contiguous()?.apply_op1(Relu2)
+}
+
+/// `silu(gate) * up`, elementwise (Shazeer 2020, arXiv 2002.05202).
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if !gate.device().is_cpu() {
+        return gate.silu()?.mul(up);
+    }
+    gate.contiguous()?.apply_op2(&up.contiguous()?, Swiglu)
+}
+
+struct Relu2;
+
+impl CustomOp1 for Relu2 {
+    fn name(&self) -> &'static str {
+        "relu2"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = slice(storage, layout, "relu2")?;
+        let mut y = vec![0f32; x.len()];
+        map_chunks(&mut y, x, x, |y, x, _| {
+            for (y, &x) in y.iter_mut().zip(x) {
+                let positive = if x > 0.0 { x } else { 0.0 };
+                *y = positive * positive;
+            }
+        });
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dx = with_values(x, "relu2", |x| {
+            with_values(dy, "relu2", |dy| {
+                let mut dx = vec![0f32; x.len()];
+                map_chunks(&mut dx, x, dy, |dx, x, dy| {
+                    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+                        *dx = if x > 0.0 { 2.0 * x * dy } else { 0.0 };
+                    }
+                });
+                Ok(dx)
+            })
+        })?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+struct Swiglu;
+
+impl CustomOp2 for Swiglu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (gate, up) = (slice(s1, l1, "swiglu")?, slice(s2, l2, "swiglu")?);
+        let mut y = vec![0f32; gate.len()];
+        map_chunks(&mut y, gate, up, |y, gate, up| {
+            for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                *y = gate / (1.0 + simd::exp(-gate)) * up;
+            }
+        });
+        Ok((CpuStorage::F32(y), l1.shape().clone()))
+    }
+
+    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = |of_gate: bool| {
+            with_values(gate, "swiglu", |gate| {
+                with_values(up, "swiglu", |up| {
+                    with_values(dy, "swiglu", |dy| {
+                        let mut d = dy.to_vec();
+                        map_chunks(&mut d, gate, up, |d, gate, up| swiglu_grad(of_gate, d, gate, up));
+                        Ok(d)
+                    })
+                })
+            })
+        };
+        let dgate = Tensor::from_vec(grad(true)?, gate.shape(), gate.device())?;
+        let dup = Tensor::from_vec(grad(false)?, up.shape(), up.device())?;
+        Ok((Some(dgate), Some(dup)))
+    }
+}
+
+/// Multiplies `d`, the gradient of the result, by the derivative with respect to `gate` or `up`.
+#[inline(always)]
+fn swiglu_grad(of_gate: bool, d: &mut [f32], gate: &[f32], up: &[f32]) {
+    for ((d, &gate), &up) in d.iter_mut().zip(gate).zip(up) {
+        let sigmoid = 1.0 / (1.0 + simd::exp(-gate));
+        let by_gate = up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
+        *d *= if of_gate { by_gate } else { gate * sigmoid };
+    }
+}
+
+/// Runs `f` over equal chunks of three slices in parallel.
+fn map_chunks(y: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(&mut [f32], &[f32], &[f32]) + Sync) {
+    if y.len() <= CHUNK {
+        return simd::vectorized(|| f(y, a, b));
+    }
+    let chunks = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK));
+    chunks.for_each(|((y, a), b)| simd::vectorized(|| f(y, a, b)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::{assert_same_gradients, values};
+
+    #[test]
+    fn relu2_equals_composed() {
+        assert_same_gradients(&[values(&[5, 7], 1)], |x| relu2(&x[0]), |x| x[0].relu()?.sqr());
+    }
+
+    #[test]
+    fn swiglu_equals_composed() {
+        let inputs = [(values(&[9, 33], 2) * 6.0).unwrap(), values(&[9, 33], 3)];
+        assert_same_gradients(&inputs, |x| swiglu(&x[0], &x[1]), |x| x[0].silu()?.mul(&x[1]));
+    }
+}

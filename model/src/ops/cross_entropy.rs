@@ -1,0 +1,186 @@
+//! The output projection and its cross-entropy in one: logits exist only in blocks of rows and are never whole in memory.
+//!
+//! The gradients are computed with the loss, as the block's probabilities are at hand then (Wijmans et al. 2024, arXiv 2411.09009, give
+//! the memory argument).
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::simd::{self, Mat, matmul};
+use super::slice;
+
+/// Rows of logits that exist at one time.
+const ROWS: usize = 256;
+/// The target id that is not counted.
+pub(crate) const IGNORE: u32 = u32::MAX;
+
+/// What [`linear_cross_entropy`] returns.
+pub struct LinearCrossEntropy {
+    /// Sum over the counted tokens of -ln p(target), a differentiable scalar.
+    pub nll_sum: Tensor,
+    /// Tokens whose target was counted.
+    pub n_tokens: usize,
+}
+
+/// Cross-entropy in nats of `softmax(x·wᵀ)` against `target_N`, summed; targets of `u32::MAX` are not counted.
+///
+/// Shapes: `x_ND`, `w_VD` -> scalar.
+pub fn linear_cross_entropy(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<LinearCrossEntropy> {
+    let v = w_VD.dim(0)?;
+    let n_tokens = check_targets(target_N, x_ND.dim(0)?, v)?;
+    if !x_ND.device().is_cpu() {
+        let nll_sum = composed(x_ND, w_VD, target_N)?;
+        return Ok(LinearCrossEntropy { nll_sum, n_tokens });
+    }
+    let target_N: Arc<[u32]> = target_N.into();
+    let op = Op { target_N, gradients: Mutex::new(None) };
+    let nll_sum = x_ND.contiguous()?.apply_op2(&w_VD.contiguous()?, op)?;
+    Ok(LinearCrossEntropy { nll_sum, n_tokens })
+}
+
+/// For each token -ln p(target) in nats and whether the target is the likeliest id; 0 and false where the target is not counted.
+pub fn linear_scores(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<(Vec<f32>, Vec<bool>)> {
+    let (n, v) = (x_ND.dim(0)?, w_VD.dim(0)?);
+    check_targets(target_N, n, v)?;
+    let (mut nll_N, mut correct_N) = (vec![0f32; n], vec![false; n]);
+    for first in (0..n).step_by(ROWS) {
+        let rows = ROWS.min(n - first);
+        let logits =
+            x_ND.detach().narrow(0, first, rows)?.matmul(&w_VD.detach().t()?)?.flatten_all()?.to_vec1::<f32>()?;
+        let outputs = nll_N[first..].par_iter_mut().zip(&mut correct_N[first..]).zip(&target_N[first..]);
+        outputs.zip(logits.par_chunks_exact(v)).for_each(|(((nll, correct), &target), logits)| {
+            if target != IGNORE {
+                let at_target = logits[target as usize];
+                let mut row = logits.to_vec();
+                *nll = simd::vectorized(|| simd::softmax_row(&mut row)) - at_target;
+                *correct = logits.iter().all(|&x| x <= at_target);
+            }
+        });
+    }
+    Ok((nll_N, correct_N))
+}
+
+fn check_targets(target_N: &[u32], n: usize, v: usize) -> Result<usize> {
+    if target_N.len() != n {
+        candle_core::bail!("cross entropy: {} targets for {n} tokens", target_N.len());
+    }
+    match target_N.iter().find(|&&target| target != IGNORE && target as usize >= v) {
+        Some(target) => candle_core::bail!("cross entropy: target {target}: expected an id below {v}"),
+        None => Ok(target_N.iter().filter(|&&target| target != IGNORE).count()),
+    }
+}
+
+struct Op {
+    target_N: Arc<[u32]>,
+    /// Gradients with respect to x and w at a result gradient of 1.
+    gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
+}
+
+impl CustomOp2 for Op {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, w) = (slice(s1, l1, "cross entropy")?, slice(s2, l2, "cross entropy")?);
+        let (v, d) = l2.shape().dims2()?;
+        let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
+        let mut logits = vec![0f32; ROWS.min(self.target_N.len()) * v];
+        let mut total = 0f64;
+        let threads = rayon::current_num_threads();
+        for first in (0..self.target_N.len()).step_by(ROWS) {
+            let targets = &self.target_N[first..self.target_N.len().min(first + ROWS)];
+            let rows = targets.len();
+            let (x, dx) = (Mat::rows(&x[first * d..], d), &mut dx[first * d..]);
+            let w = Mat::rows(w, d);
+            matmul((rows, v, d), &mut logits, v, false, x, w.t(), (1.0, threads));
+            total += block_loss(&mut logits[..rows * v], v, targets);
+            let dlogits = Mat::rows(&logits, v);
+            matmul((rows, d, v), dx, d, false, dlogits, w, (1.0, threads));
+            matmul((v, d, rows), &mut dw, d, true, dlogits.t(), x, (1.0, threads));
+        }
+        if let Ok(mut gradients) = self.gradients.lock() {
+            *gradients = Some((dx, dw));
+        }
+        Ok((CpuStorage::F32(vec![total as f32]), Shape::from(())))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let taken = self.gradients.lock().ok().and_then(|mut gradients| gradients.take());
+        let Some((mut dx, mut dw)) = taken else { candle_core::bail!("cross entropy: a second backward pass") };
+        let scale = grad.to_scalar::<f32>()?;
+        for values in [&mut dx, &mut dw] {
+            values.par_chunks_mut(1 << 16).for_each(|chunk| chunk.iter_mut().for_each(|x| *x *= scale));
+        }
+        let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
+        Ok((Some(dx), Some(Tensor::from_vec(dw, w.shape(), w.device())?)))
+    }
+}
+
+/// Replaces logits by the gradient of the loss with respect to them and returns the loss in nats.
+fn block_loss(logits: &mut [f32], v: usize, targets: &[u32]) -> f64 {
+    let row = |(logits, &target): (&mut [f32], &u32)| {
+        if target == IGNORE {
+            logits.fill(0.0);
+            return 0.0;
+        }
+        let at_target = logits[target as usize];
+        let nll = simd::vectorized(|| simd::softmax_row(logits)) - at_target;
+        logits[target as usize] -= 1.0;
+        f64::from(nll)
+    };
+    // Collected in order, so that the sum does not depend on the threads.
+    let losses: Vec<f64> = logits.par_chunks_exact_mut(v).zip(targets).map(row).collect();
+    losses.iter().sum()
+}
+
+fn composed(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<Tensor> {
+    let log_probs_NV = candle_nn::ops::log_softmax(&x_ND.matmul(&w_VD.t()?)?.to_dtype(DType::F32)?, D::Minus1)?;
+    let ids: Vec<u32> = target_N.iter().map(|&t| if t == IGNORE { 0 } else { t }).collect();
+    let counted: Vec<f32> = target_N.iter().map(|&t| if t == IGNORE { 0.0 } else { 1.0 }).collect();
+    let n = ids.len();
+    let ids_N1 = Tensor::from_vec(ids, (n, 1), x_ND.device())?;
+    let counted_N1 = Tensor::from_vec(counted, (n, 1), x_ND.device())?;
+    log_probs_NV.gather(&ids_N1, 1)?.mul(&counted_N1)?.sum_all()?.neg()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::{assert_same_gradients, values};
+
+    const TARGETS: [u32; 6] = [3, 0, IGNORE, 10, 3, 7];
+
+    #[test]
+    fn cross_entropy_equals_composed() {
+        let targets = TARGETS.repeat(60);
+        let inputs = [values(&[360, 5], 1), values(&[11, 5], 2)];
+        assert_same_gradients(
+            &inputs,
+            |x| Ok(linear_cross_entropy(&x[0], &x[1], &targets)?.nll_sum),
+            |x| composed(&x[0], &x[1], &targets),
+        );
+    }
+
+    #[test]
+    fn scores_add_up_to_the_loss() {
+        let (x_ND, w_VD) = (values(&[6, 5], 1), values(&[11, 5], 2));
+        let (nll_N, correct_N) = linear_scores(&x_ND, &w_VD, &TARGETS).unwrap();
+        let loss = linear_cross_entropy(&x_ND, &w_VD, &TARGETS).unwrap();
+        assert_eq!((loss.n_tokens, nll_N[2], correct_N[2]), (5, 0.0, false));
+        let total = loss.nll_sum.to_scalar::<f32>().unwrap();
+        assert!((nll_N.iter().sum::<f32>() - total).abs() < 1e-4);
+        let best = x_ND.matmul(&w_VD.t().unwrap()).unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap();
+        for i in [0, 1, 3, 4, 5] {
+            assert_eq!(correct_N[i], best[i] == TARGETS[i]);
+        }
+    }
+
+    #[test]
+    fn a_target_beyond_the_vocabulary_is_an_error() {
+        let error = linear_cross_entropy(&values(&[1, 5], 1), &values(&[11, 5], 2), &[11]).err().unwrap();
+        assert!(error.to_string().contains("target 11: expected an id below 11"), "{error}");
+    }
+}

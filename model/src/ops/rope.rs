@@ -1,0 +1,129 @@
+//! Rotary position embedding (Su et al. 2021, arXiv 2104.09864), in the half-split form of Llama and Qwen.
+
+use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+use super::{simd, slice, with_values};
+
+/// Cosines and sines of the first positions, computed once per model.
+#[derive(Clone)]
+pub struct Rope {
+    /// Per position the half-head's cosines, then its sines.
+    table: Arc<Vec<f32>>,
+    half: usize,
+}
+
+impl Rope {
+    /// Angles `position * theta^(-2i/d_head)` for positions below `n_positions`.
+    pub fn new(d_head: usize, theta: f64, n_positions: usize) -> Rope {
+        let half = d_head / 2;
+        let mut table = Vec::with_capacity(n_positions * d_head);
+        for position in 0..n_positions {
+            let angle = |i: usize| position as f64 * theta.powf(-((2 * i) as f64) / d_head as f64);
+            table.extend((0..half).map(|i| angle(i).cos() as f32));
+            table.extend((0..half).map(|i| angle(i).sin() as f32));
+        }
+        Rope { table: Arc::new(table), half }
+    }
+
+    /// Positions that the table covers.
+    pub fn n_positions(&self) -> usize {
+        self.table.len() / (2 * self.half)
+    }
+}
+
+/// Rotates the heads of `x_BLHK`, whose first position is `start`.
+pub fn apply_rope(x_BLHK: &Tensor, rope: &Rope, start: usize) -> Result<Tensor> {
+    let (_, l, h, k) = x_BLHK.dims4()?;
+    if start + l > rope.n_positions() || k != 2 * rope.half {
+        candle_core::bail!("rope: positions {start}..{} of {}, head {k}", start + l, rope.n_positions());
+    }
+    if !x_BLHK.device().is_cpu() {
+        return composed(x_BLHK, rope, start);
+    }
+    x_BLHK.contiguous()?.apply_op1(Rotate { rope: rope.clone(), start, l, h, sign: 1.0 })
+}
+
+struct Rotate {
+    rope: Rope,
+    start: usize,
+    l: usize,
+    h: usize,
+    /// -1 rotates back, which is the gradient.
+    sign: f32,
+}
+
+impl CustomOp1 for Rotate {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = self.rotate(slice(storage, layout, "rope")?);
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let back = Rotate { rope: self.rope.clone(), sign: -self.sign, ..*self };
+        let dx = with_values(dy, "rope", |dy| Ok(back.rotate(dy)))?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+impl Rotate {
+    fn rotate(&self, x: &[f32]) -> Vec<f32> {
+        let half = self.rope.half;
+        let row = self.h * 2 * half;
+        let mut y = vec![0f32; x.len()];
+        let token = |(n, (y, x)): (usize, (&mut [f32], &[f32]))| {
+            let position = self.start + n % self.l;
+            let (cos, sin) = self.rope.table[position * 2 * half..][..2 * half].split_at(half);
+            simd::vectorized(|| {
+                for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                    let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
+                    for i in 0..half {
+                        y1[i] = x1[i] * cos[i] - self.sign * x2[i] * sin[i];
+                        y2[i] = x2[i] * cos[i] + self.sign * x1[i] * sin[i];
+                    }
+                }
+            });
+        };
+        y.par_chunks_mut(row).with_min_len(128).zip(x.par_chunks(row)).enumerate().for_each(token);
+        y
+    }
+}
+
+fn composed(x_BLHK: &Tensor, rope: &Rope, start: usize) -> Result<Tensor> {
+    let l = x_BLHK.dim(1)?;
+    let table = Tensor::from_slice(
+        &rope.table[start * 2 * rope.half..][..l * 2 * rope.half],
+        (l, 1, 2, rope.half),
+        &Device::Cpu,
+    )?;
+    let table = table.to_device(x_BLHK.device())?;
+    let (cos, sin) = (table.narrow(2, 0, 1)?.squeeze(2)?, table.narrow(2, 1, 1)?.squeeze(2)?);
+    let (x1, x2) = (x_BLHK.narrow(D::Minus1, 0, rope.half)?, x_BLHK.narrow(D::Minus1, rope.half, rope.half)?);
+    let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
+    let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[y1, y2], D::Minus1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::{assert_same_gradients, values};
+
+    #[test]
+    fn rope_equals_composed() {
+        let rope = Rope::new(8, 10_000.0, 16);
+        let inputs = [values(&[2, 5, 3, 8], 1)];
+        assert_same_gradients(&inputs, |x| apply_rope(&x[0], &rope, 4), |x| composed(&x[0], &rope, 4));
+    }
+
+    #[test]
+    fn positions_beyond_the_table_are_an_error() {
+        let rope = Rope::new(8, 10_000.0, 16);
+        assert!(apply_rope(&values(&[1, 5, 3, 8], 1), &rope, 12).is_err());
+    }
+}

@@ -1,0 +1,129 @@
+//! Who chooses the experts: the seam (`Router` -> `Plan`) and the one table of routers.
+//!
+//! A router is one file in `router/` and one row of the table below. It never touches an expert; `moe.rs` knows no router.
+
+use std::fmt::Debug;
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ModelConfig, MoeConfig};
+use crate::error::Result;
+use crate::params::Params;
+
+/// What a router may look at besides the tokens.
+pub struct RouterContext<'a> {
+    /// Language index of each token, [`crate::UNKNOWN_LANGUAGE`] for none; row-major B·L.
+    pub language_N: &'a [u32],
+}
+
+/// What a router decides, as plain data: which token goes to which expert, with what weight.
+pub struct Plan {
+    pub token_A: Vec<u32>,
+    pub expert_A: Vec<u32>,
+    /// Combine weight of each assignment, on the device and differentiable; `None` means 1.
+    pub weight_A: Option<Tensor>,
+    /// Weight of the shared expert's output for each token; `None` means 1.
+    pub shared_weight_N: Option<Tensor>,
+}
+
+/// What a router has to say besides its plan.
+#[derive(Default)]
+pub struct Aux {
+    /// Added to the loss as it is (already multiplied by its coefficient), a scalar.
+    pub loss: Option<Tensor>,
+}
+
+/// Chooses experts for tokens.
+pub trait Router: Send + Sync + Debug {
+    /// `x_ND` are the tokens that enter the layer, float32.
+    fn plan(&self, x_ND: &Tensor, context: &RouterContext) -> Result<(Plan, Aux)>;
+
+    /// Called after an optimizer step with the share of assignments that each expert had.
+    fn after_step(&mut self, _load_E: &[f32]) {}
+}
+
+/// A router's options: what its row in the table must offer.
+pub trait RouterSpec: Default {
+    const NAME: &'static str;
+    /// The source of the method.
+    const PAPER: &'static str;
+    /// Whether a token's experts depend on no later token. Serving refuses a router that is not causal.
+    const CAUSAL: bool;
+
+    fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>>;
+    fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
+    /// Experts that one token meets, the shared one not counted.
+    fn n_selected(&self) -> usize;
+    fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize;
+}
+
+macro_rules! routers {
+    ($($module:ident :: $spec:ident),* $(,)?) => {
+        $(pub mod $module;)*
+
+        /// The options of one router, tagged by its name (`kind = "pl_hard"`).
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind", rename_all = "snake_case")]
+        pub enum RouterConfig {
+            $($spec($module::$spec)),*
+        }
+
+        impl RouterConfig {
+            /// Every router with its default options, in the order of the table.
+            pub fn all() -> Vec<RouterConfig> {
+                vec![$(RouterConfig::$spec($module::$spec::default())),*]
+            }
+
+            pub fn name(&self) -> &'static str {
+                match self { $(RouterConfig::$spec(_) => $module::$spec::NAME),* }
+            }
+
+            pub fn paper(&self) -> &'static str {
+                match self { $(RouterConfig::$spec(_) => $module::$spec::PAPER),* }
+            }
+
+            pub fn is_causal(&self) -> bool {
+                match self { $(RouterConfig::$spec(_) => $module::$spec::CAUSAL),* }
+            }
+
+            pub fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>> {
+                match self { $(RouterConfig::$spec(spec) => spec.build(model, moe, params)),* }
+            }
+
+            pub fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
+                match self { $(RouterConfig::$spec(spec) => spec.validate(model, moe)),* }
+            }
+
+            pub fn n_selected(&self) -> usize {
+                match self { $(RouterConfig::$spec(spec) => spec.n_selected()),* }
+            }
+
+            pub fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize {
+                match self { $(RouterConfig::$spec(spec) => spec.n_parameters(model, moe)),* }
+            }
+        }
+    };
+}
+
+routers! {
+    pl_hard::PlHard,
+    pl_shared::PlShared,
+    token::Token,
+}
+
+/// `docs/routers.md`, generated from the table.
+pub fn table_markdown() -> String {
+    let mut text = String::from(
+        "# Routers\n\nGenerated from the table in `model/src/router.rs`; do not edit.\n\n| `kind` | causal | source | options (default) |\n|---|---|---|---|\n",
+    );
+    for router in RouterConfig::all() {
+        let mut options = serde_json::to_value(&router).unwrap_or_default();
+        if let Some(options) = options.as_object_mut() {
+            options.remove("kind");
+        }
+        let causal = if router.is_causal() { "yes" } else { "no" };
+        text += &format!("| `{}` | {causal} | {} | `{options}` |\n", router.name(), router.paper());
+    }
+    text
+}

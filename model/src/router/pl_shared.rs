@@ -1,0 +1,140 @@
+//! PL-MoE with a shared expert: every token meets the shared network and the expert of its language.
+//!
+//! Reading `pl_shared` of MultiCoder (Gong et al. 2022, arXiv 2212.09666); the residual form follows Rajbhandari et al. 2022
+//! (arXiv 2201.05596, PR-MoE). Low-resource languages borrow from the shared network. A token of unknown language meets the shared
+//! expert alone.
+
+use candle_core::{D, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE, check};
+use crate::error::Result;
+use crate::params::{Init, Params};
+use crate::router::pl_hard::PlHardRouter;
+use crate::router::{Aux, Plan, Router, RouterContext, RouterSpec};
+
+/// How the shared expert's output and the language's are added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// Both with weight 1.
+    #[default]
+    Sum,
+    /// Both with weight 1/2.
+    Half,
+    /// `sigmoid(v·x)` and `1 - sigmoid(v·x)`, learned.
+    Sigmoid,
+}
+
+/// Options of the `pl_shared` router.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlShared {
+    pub combine: Combine,
+}
+
+impl RouterSpec for PlShared {
+    const NAME: &'static str = "pl_shared";
+    const PAPER: &'static str = "Gong et al. 2022, arXiv 2212.09666; residual form Rajbhandari et al. 2022, arXiv 2201.05596";
+    const CAUSAL: bool = true;
+
+    fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>> {
+        let by_language =
+            PlHardRouter { expert_of_language: model.expert_of_language(), n_experts: moe.n_experts };
+        let v_1D = match self.combine {
+            Combine::Sigmoid => Some(params.get("router.weight", &[1, model.d_model], Init::Zero)?),
+            Combine::Sum | Combine::Half => None,
+        };
+        Ok(Box::new(PlSharedRouter { by_language, combine: self.combine, v_1D }))
+    }
+
+    fn validate(&self, _model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
+        check(moe.d_ff_shared > 0, "moe.d_ff_shared", moe.d_ff_shared, "a positive width: pl_shared has a shared expert")
+    }
+
+    fn n_selected(&self) -> usize {
+        1
+    }
+
+    fn n_parameters(&self, model: &ModelConfig, _moe: &MoeConfig) -> usize {
+        if self.combine == Combine::Sigmoid { model.d_model } else { 0 }
+    }
+}
+
+#[derive(Debug)]
+struct PlSharedRouter {
+    by_language: PlHardRouter,
+    combine: Combine,
+    v_1D: Option<Tensor>,
+}
+
+impl Router for PlSharedRouter {
+    fn plan(&self, x_ND: &Tensor, context: &RouterContext) -> Result<(Plan, Aux)> {
+        let (mut token_A, mut expert_A) = (Vec::new(), Vec::new());
+        for (token, &language) in context.language_N.iter().enumerate() {
+            if language != UNKNOWN_LANGUAGE {
+                token_A.push(token as u32);
+                expert_A.push(self.by_language.expert_of(language)? as u32);
+            }
+        }
+        let (weight_A, shared_weight_N) = self.weights(x_ND, context.language_N, &token_A)?;
+        Ok((Plan { token_A, expert_A, weight_A, shared_weight_N }, Aux::default()))
+    }
+}
+
+impl PlSharedRouter {
+    /// Weights of the experts' and of the shared outputs; a token without an expert keeps all of the shared one.
+    fn weights(&self, x_ND: &Tensor, language_N: &[u32], token_A: &[u32]) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let share_N = match (self.combine, &self.v_1D) {
+            (Combine::Half, _) => Tensor::full(0.5f32, language_N.len(), x_ND.device())?,
+            (Combine::Sigmoid, Some(v_1D)) => {
+                let logits_N = x_ND.broadcast_mul(v_1D)?.sum(D::Minus1)?;
+                // sigmoid(z) from operations that have a gradient everywhere.
+                logits_N.neg()?.exp()?.affine(1.0, 1.0)?.recip()?
+            }
+            _ => return Ok((None, None)),
+        };
+        let known_N: Vec<f32> = language_N.iter().map(|&l| f32::from(u8::from(l != UNKNOWN_LANGUAGE))).collect();
+        let known_N = Tensor::from_vec(known_N, language_N.len(), x_ND.device())?;
+        let weight_N = share_N.affine(-1.0, 1.0)?.mul(&known_N)?;
+        let idx_A = Tensor::new(token_A, x_ND.device())?;
+        let weight_A = if token_A.is_empty() { None } else { Some(weight_N.index_select(&idx_A, 0)?) };
+        Ok((weight_A, Some(weight_N.affine(-1.0, 1.0)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn plan(combine: Combine, v: f32) -> Plan {
+        let by_language = PlHardRouter { expert_of_language: vec![3, 1], n_experts: 4 };
+        let v_1D = Some(Tensor::full(v, (1, 2), &Device::Cpu).unwrap());
+        let x_ND = Tensor::new(&[[1f32, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], &Device::Cpu).unwrap();
+        let router = PlSharedRouter { by_language, combine, v_1D };
+        router.plan(&x_ND, &RouterContext { language_N: &[0, UNKNOWN_LANGUAGE, 1, 0] }).unwrap().0
+    }
+
+    #[test]
+    fn four_tokens_four_experts() {
+        let sum = plan(Combine::Sum, 0.0);
+        assert_eq!((sum.token_A, sum.expert_A), (vec![0, 2, 3], vec![3, 1, 3]));
+        assert!(sum.weight_A.is_none() && sum.shared_weight_N.is_none());
+    }
+
+    #[test]
+    fn weights_of_expert_and_shared_add_up_to_one() {
+        for (combine, v) in [(Combine::Half, 0.0), (Combine::Sigmoid, 0.0), (Combine::Sigmoid, 2.0)] {
+            let plan = plan(combine, v);
+            let weight_A = plan.weight_A.unwrap().to_vec1::<f32>().unwrap();
+            let shared_N = plan.shared_weight_N.unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(shared_N[1], 1.0, "no expert: all of the shared one");
+            for (a, &token) in plan.token_A.iter().enumerate() {
+                assert!((weight_A[a] + shared_N[token as usize] - 1.0).abs() < 1e-6);
+            }
+        }
+        let gate = plan(Combine::Sigmoid, 2.0).shared_weight_N.unwrap().to_vec1::<f32>().unwrap();
+        assert!((gate[0] - 0.880_797).abs() < 1e-5 && (gate[3] - 0.5).abs() < 1e-6, "{gate:?}");
+    }
+}

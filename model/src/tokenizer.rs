@@ -1,0 +1,282 @@
+//! Text to ids and back: byte-level BPE whose merges may cross single spaces but never a line end.
+//!
+//! A piece that BPE may merge inside is a stretch of one line: line ends, indentation and other runs of blanks, and single digits
+//! stand alone. Frequent phrases (`for i in range(`) thus become one token, and a token never holds a line end and text.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::tokenizer::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::{DecoderWrapper, PreTokenizerWrapper};
+
+use crate::error::{Error, Result};
+
+/// What stands alone: a line end, a run of blanks, a tab, a digit. All between two of these is one piece.
+const PIECE: &str = r"\r?\n|[ \t]{2,}|\t|\p{Nd}";
+const END_OF_TEXT: &str = "<|endoftext|>";
+const FIM: [&str; 3] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
+const FILE_SEP: &str = "<|file_sep|>";
+const REPO_NAME: &str = "<|repo_name|>";
+
+/// Options of [`Tokenizer::train`].
+#[derive(Clone, Debug)]
+pub struct TokenizerOptions {
+    /// Entries in all, special tokens included.
+    pub vocab_size: usize,
+    /// One `<|lang:NAME|>` token each, in this order.
+    pub languages: Vec<String>,
+    /// Pairs seen less often are not merged.
+    pub min_frequency: u64,
+}
+
+/// Ids of the tokens that structure a sequence. Another family's tokenizer may lack all but the first.
+#[derive(Clone, Debug)]
+pub struct SpecialIds {
+    pub end_of_text: u32,
+    pub fim: Option<FimIds>,
+    pub file_sep: Option<u32>,
+    pub repo_name: Option<u32>,
+}
+
+/// Ids of the three fill-in-the-middle tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct FimIds {
+    pub prefix: u32,
+    pub suffix: u32,
+    pub middle: u32,
+}
+
+/// A trained tokenizer with the bytes of every token at hand.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bytes: Vec<Box<[u8]>>,
+    special: SpecialIds,
+}
+
+impl Tokenizer {
+    /// Learns merges from `texts`. Deterministic for the same texts in the same order.
+    pub fn train<S: AsRef<str> + Send>(
+        texts: impl Iterator<Item = S> + Send,
+        options: &TokenizerOptions,
+    ) -> Result<Tokenizer> {
+        let special: Vec<AddedToken> = special_names(&options.languages)
+            .into_iter()
+            .map(|name| AddedToken::from(name, true).normalized(false))
+            .collect();
+        if options.vocab_size < 256 + special.len() {
+            let need = 256 + special.len();
+            let got = options.vocab_size;
+            return Err(Error::Tokenizer(format!(
+                "vocab_size {got}: expected at least {need} (bytes and special tokens)"
+            )));
+        }
+        let mut inner = tokenizers::Tokenizer::new(BPE::default());
+        inner.with_pre_tokenizer(Some(pre_tokenizer()?));
+        inner.with_decoder(Some(DecoderWrapper::ByteLevel(ByteLevel::new(false, false, false))));
+        let trainer = BpeTrainer::builder()
+            .vocab_size(options.vocab_size)
+            .min_frequency(options.min_frequency)
+            .special_tokens(special)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .max_token_length(Some(48))
+            .show_progress(false)
+            .build();
+        let texts = texts.map(|text| text.as_ref().to_string()).chain(blank_runs());
+        inner.train(&mut tokenizers::models::TrainerWrapper::BpeTrainer(trainer), texts).map_err(to_error)?;
+        Tokenizer::from_inner(inner)
+    }
+
+    /// Reads a `tokenizer.json` text.
+    pub fn from_json(json: &str) -> Result<Tokenizer> {
+        Tokenizer::from_inner(tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(to_error)?)
+    }
+
+    /// Reads a `tokenizer.json` file.
+    pub fn from_file(path: &Path) -> Result<Tokenizer> {
+        let json = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+        Tokenizer::from_json(&json).map_err(|e| Error::file(path, e))
+    }
+
+    /// The content of `tokenizer.json`.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(false).map_err(to_error)
+    }
+
+    /// Writes `tokenizer.json`.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        std::fs::write(path, self.to_json()?).map_err(|e| Error::file(path, e))
+    }
+
+    /// Ids of `text`; never a special id, whatever the text says.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(self.inner.encode_fast(text, false).map_err(to_error)?.get_ids().to_vec())
+    }
+
+    /// The bytes that a token stands for; none for a special or unknown id.
+    pub fn bytes_of(&self, id: u32) -> &[u8] {
+        self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// The text of `ids`, with U+FFFD where bytes are no UTF-8.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.bytes_of(id).iter().copied()).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Entries, special tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Ids of the structuring tokens.
+    pub fn special(&self) -> &SpecialIds {
+        &self.special
+    }
+
+    /// Id of `<|lang:NAME|>`.
+    pub fn language_token(&self, name: &str) -> Option<u32> {
+        self.inner.token_to_id(&format!("<|lang:{name}|>"))
+    }
+
+    fn from_inner(mut inner: tokenizers::Tokenizer) -> Result<Tokenizer> {
+        inner.set_encode_special_tokens(true);
+        let vocab = inner.get_vocab(true);
+        let n = vocab.values().max().map_or(0, |&id| id as usize + 1);
+        let added = inner.get_added_tokens_decoder();
+        let from_char = byte_of_char();
+        let mut bytes: Vec<Box<[u8]>> = vec![Box::default(); n];
+        let mut entries: Vec<(&String, &u32)> = vocab.iter().collect();
+        entries.sort();
+        for (token, &id) in entries {
+            if !added.get(&id).is_some_and(|token| token.special) {
+                bytes[id as usize] = token_bytes(token, &from_char);
+            }
+        }
+        let id = |name: &str| inner.token_to_id(name);
+        let end_of_text = [END_OF_TEXT, "</s>", "<|end_of_text|>", "<|im_end|>"].iter().find_map(|name| id(name));
+        let fim = match FIM.map(id) {
+            [Some(prefix), Some(suffix), Some(middle)] => Some(FimIds { prefix, suffix, middle }),
+            _ => None,
+        };
+        let special = SpecialIds {
+            end_of_text: end_of_text
+                .ok_or_else(|| Error::Tokenizer(format!("no end-of-text token: expected {END_OF_TEXT} or </s>")))?,
+            fim,
+            file_sep: id(FILE_SEP),
+            repo_name: id(REPO_NAME),
+        };
+        Ok(Tokenizer { inner, bytes, special })
+    }
+}
+
+fn special_names(languages: &[String]) -> Vec<String> {
+    let fixed = [END_OF_TEXT, FIM[0], FIM[1], FIM[2], FILE_SEP, REPO_NAME].into_iter().map(str::to_string);
+    fixed.chain(languages.iter().map(|name| format!("<|lang:{name}|>"))).collect()
+}
+
+fn pre_tokenizer() -> Result<PreTokenizerWrapper> {
+    let pattern = SplitPattern::Regex(PIECE.to_string());
+    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(to_error)?;
+    let bytes = ByteLevel::new(false, false, false);
+    Ok(PreTokenizerWrapper::Sequence(Sequence::new(vec![
+        PreTokenizerWrapper::Split(split),
+        PreTokenizerWrapper::ByteLevel(bytes),
+    ])))
+}
+
+/// Text that makes every run of up to 32 spaces and 8 tabs a token of its own.
+fn blank_runs() -> impl Iterator<Item = String> {
+    let repeat = |blank: &'static str, n: usize| format!("{}\n", blank.repeat(n)).repeat(4_000);
+    (2..=32).map(move |n| repeat(" ", n)).chain((2..=8).map(move |n| repeat("\t", n)))
+}
+
+/// The byte that each character of the byte-level alphabet stands for (GPT-2's table).
+fn byte_of_char() -> HashMap<char, u8> {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let shifted = (0..=255u8).filter(|&byte| !printable(byte)).enumerate();
+    let mut map: HashMap<char, u8> = (0..=255u8).filter(|&byte| printable(byte)).map(|b| (b as char, b)).collect();
+    map.extend(shifted.filter_map(|(n, byte)| Some((char::from_u32(256 + n as u32)?, byte))));
+    map
+}
+
+/// Bytes of a vocabulary entry, written in the byte-level alphabet or in SentencePiece's.
+fn token_bytes(token: &str, from_char: &HashMap<char, u8>) -> Box<[u8]> {
+    let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+        return Box::new([byte]);
+    }
+    if token.contains('\u{2581}') {
+        return token.replace('\u{2581}', " ").into_bytes().into();
+    }
+    let bytes: Option<Vec<u8>> = token.chars().map(|c| from_char.get(&c).copied()).collect();
+    bytes.unwrap_or_else(|| token.as_bytes().to_vec()).into()
+}
+
+fn to_error(error: impl std::fmt::Display) -> Error {
+    Error::Tokenizer(error.to_string())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A small tokenizer, trained once.
+    pub(crate) fn toy() -> Tokenizer {
+        static JSON: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+        Tokenizer::from_json(JSON.get_or_init(|| train().to_json().unwrap())).unwrap()
+    }
+
+    fn train() -> Tokenizer {
+        let text = "def add(a, b):\n    return a + b\n\nfor i in range(10):\n        print(add(i, 1))\n";
+        let options =
+            TokenizerOptions { vocab_size: 400, languages: vec!["python".into(), "lua".into()], min_frequency: 2 };
+        Tokenizer::train(std::iter::repeat_n(text, 8), &options).unwrap()
+    }
+
+    #[test]
+    fn text_survives_the_round_trip() {
+        let tokenizer = toy();
+        for text in ["def add(x):\r\n\treturn 42  # ünï😀\n", "", " ", "\n\n", "<|endoftext|> <|lang:lua|>"] {
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(tokenizer.decode(&ids), text);
+        }
+    }
+
+    #[test]
+    fn text_never_yields_special_ids() {
+        let tokenizer = toy();
+        let special = tokenizer.special().clone();
+        let ids = tokenizer.encode("<|endoftext|><|fim_middle|><|lang:python|>").unwrap();
+        assert!(!ids.contains(&special.end_of_text) && !ids.contains(&special.fim.unwrap().middle));
+        assert!(!ids.contains(&tokenizer.language_token("python").unwrap()));
+    }
+
+    #[test]
+    fn blank_runs_are_single_tokens_and_no_token_holds_a_line_end_and_text() {
+        let tokenizer = toy();
+        for n in 2..=32 {
+            assert_eq!(tokenizer.encode(&" ".repeat(n)).unwrap().len(), 1, "{n} spaces");
+        }
+        for id in 0..tokenizer.vocab_size() as u32 {
+            let bytes = tokenizer.bytes_of(id);
+            assert!(!bytes.contains(&b'\n') || bytes == b"\n" || bytes == b"\r\n", "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn json_round_trip_keeps_ids() {
+        let tokenizer = toy();
+        let again = Tokenizer::from_json(&tokenizer.to_json().unwrap()).unwrap();
+        let text = "for i in range(3):\n    add(i)";
+        assert_eq!(tokenizer.encode(text).unwrap(), again.encode(text).unwrap());
+        assert_eq!(again.language_token("lua"), tokenizer.language_token("lua"));
+        assert!(again.language_token("cobol").is_none());
+    }
+}

@@ -1,0 +1,93 @@
+//! A real Neovim, 0.12 or newer: open a file, type, see ghost text, accept it. Skipped with a printed reason where there is none.
+
+use anyhow::{Context, Result, ensure};
+use multicoder_tests::program::{binary, run};
+use multicoder_tests::{repository_root, skipped};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A file whose next line is plain to see for a reader of Python, and the start of that line.
+const FILE_TEXT: &str = "class Point:\n    def __init__(self, x, y, z):\n        self.x = x\n        self.y = y\n";
+const TYPED: &str = "        self.z =";
+
+/// `MULTICODER_NVIM`, or `nvim` of the search path; `Err` holds the reason why neither will do.
+fn find_neovim() -> Result<PathBuf, String> {
+    let program = std::env::var_os("MULTICODER_NVIM").map_or_else(|| PathBuf::from("nvim"), PathBuf::from);
+    let output = run(Command::new(&program).arg("--version"), Duration::from_secs(20))
+        .map_err(|error| format!("{error:#}; .ci/run or editors/get-editors.sh installs Neovim"))?;
+    let version = output.stdout.lines().next().unwrap_or_default().to_owned();
+    let numbers = version.trim_start_matches(|c: char| !c.is_ascii_digit()).split('.').map(str::parse::<u32>);
+    let numbers: Vec<u32> = numbers.map_while(Result::ok).collect();
+    let is_new = matches!(numbers[..], [major, minor, ..] if (major, minor) >= (0, 12));
+    if is_new { Ok(program) } else { Err(format!("{} is {version}, not 0.12 or newer", program.display())) }
+}
+
+/// The editor's whole world in one folder, with the server first in the search path.
+fn neovim(program: &Path, home: &Path, server: &Path) -> Result<Command> {
+    let mut path = std::ffi::OsString::from(home);
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    std::os::unix::fs::symlink(server, home.join("multicoder-lsp"))?;
+    let root = repository_root();
+    let mut command = Command::new(program);
+    command.args(["--clean", "--headless", "-l"]).arg(root.join("tests/e2e/neovim.lua")).current_dir(home);
+    for variable in ["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"] {
+        command.env(variable, home);
+    }
+    command.env("PATH", path).env("MULTICODER_NVIM", program);
+    command.env("MULTICODER_SNIPPET", root.join("editors/neovim/multicoder.lua"));
+    Ok(command)
+}
+
+fn lines(value: &Value) -> Vec<String> {
+    serde_json::from_value(value.clone()).unwrap_or_default()
+}
+
+#[test]
+fn ghost_text_is_shown_and_accepted() -> Result<()> {
+    let program = match find_neovim() {
+        Ok(program) => program,
+        Err(reason) => {
+            skipped("neovim: ghost_text_is_shown_and_accepted", &reason);
+            return Ok(());
+        }
+    };
+    let home = tempfile::tempdir()?;
+    let file = home.path().join("point.py");
+    std::fs::write(&file, FILE_TEXT)?;
+    let mut command = neovim(&program, home.path(), &binary("multicoder-lsp")?)?;
+    command.env("MULTICODER_FILE", &file).env("MULTICODER_TYPED", TYPED);
+    let output = run(&mut command, Duration::from_secs(180))?;
+    ensure!(output.code == Some(0), "the script failed: {}", output.stderr);
+    let seen: Value = serde_json::from_str(&output.stdout).with_context(|| output.stdout.clone())?;
+    println!("Neovim showed {} and held {}", seen["ghost"], seen["accepted"]);
+    check_acceptance(&seen)?;
+    check_server_has_ended(&seen)
+}
+
+/// The buffer after acceptance is the typed text with the ghost text where it was shown.
+fn check_acceptance(seen: &Value) -> Result<()> {
+    let ghost = seen["ghost"]["text"].as_str().context("ghost text")?;
+    let typed_row = lines(&seen["before"]).len();
+    ensure!(seen["ghost"]["row"].as_u64() == Some(typed_row as u64), "the ghost stands in the typed line: {}", seen["ghost"]);
+    ensure!(seen["ghost"]["column"].as_u64() == Some(TYPED.len() as u64), "the ghost stands at the caret: {}", seen["ghost"]);
+    let expected = format!("{}\n{TYPED}{ghost}", lines(&seen["before"]).join("\n"));
+    let accepted = lines(&seen["accepted"]).join("\n");
+    ensure!(accepted == expected, "the buffer is\n{accepted}\nnot\n{expected}");
+    ensure!(seen["errors"].as_array().is_none_or(Vec::is_empty), "the editor logged {}", seen["errors"]);
+    Ok(())
+}
+
+/// The server ends when its editor does.
+fn check_server_has_ended(seen: &Value) -> Result<()> {
+    let id = seen["process_id"].as_u64().context("the server was a child of the editor")?;
+    let started = Instant::now();
+    let command = PathBuf::from(format!("/proc/{id}/comm"));
+    while std::fs::read_to_string(&command).is_ok_and(|name| name.starts_with("multicoder")) {
+        ensure!(started.elapsed() < Duration::from_secs(5), "server {id} lives on after its editor");
+        std::thread::yield_now();
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! Finding and running the binaries under test.
+
+use anyhow::{Context, Result, ensure};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// What a program did: its exit code (`None` when a signal ended it) and what it printed.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// The binary `name` that `cargo test --release` built: the folder above the one that holds this test executable,
+/// or the file named by the environment (`MULTICODER_BIN`, `MULTICODER_LSP_BIN`).
+///
+/// # Errors
+/// Names the file that should be there and the command that makes it.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let variable = format!("{}_BIN", name.to_uppercase().replace('-', "_"));
+    if let Some(path) = std::env::var_os(&variable) {
+        let path = PathBuf::from(path);
+        ensure!(path.is_file(), "{variable} is {}, which is not a file", path.display());
+        return Ok(path);
+    }
+    let test = std::env::current_exe().context("the path of this test executable")?;
+    let folder = test.parent().and_then(|deps| deps.parent()).context("test executable outside target/PROFILE/deps")?;
+    let path = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    ensure!(path.is_file(), "{} is missing: run `cargo build --release` first, or set {variable}", path.display());
+    Ok(path)
+}
+
+/// Runs a command to its end with nothing on standard input.
+///
+/// # Errors
+/// When the program cannot be started or is not done within `deadline` (it is then killed).
+pub fn run(command: &mut Command, deadline: Duration) -> Result<Finished> {
+    let what = format!("{command:?}");
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.with_context(|| format!("starting {what}"))?;
+    let id = child.id();
+    let (done, waiting) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(child.wait_with_output()));
+    let started = Instant::now();
+    match waiting.recv_timeout(deadline) {
+        Ok(output) => Ok(finished(&output.with_context(|| format!("waiting for {what}"))?)),
+        Err(_) => {
+            kill(id);
+            anyhow::bail!("{what} was not done after {:.1} s", started.elapsed().as_secs_f64())
+        }
+    }
+}
+
+/// Ends a process at once (SIGKILL): what a power cut or the kernel's out-of-memory killer does.
+pub fn kill(process_id: u32) {
+    let _ = Command::new("kill").args(["-9", &process_id.to_string()]).status();
+}
+
+fn finished(output: &Output) -> Finished {
+    Finished {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}

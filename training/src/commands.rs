@@ -1,0 +1,6 @@
+//! The subcommands of `multicoder`, one file each: `Args` (what clap parses) and `run(Args)`.
+
+pub mod corpus;
+pub mod tokenizer;
+pub mod train;
+pub mod eval;

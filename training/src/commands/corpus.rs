@@ -1,0 +1,197 @@
+//! `multicoder corpus fetch|build|report`: from a manifest of packages to Parquet shards.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+
+use crate::corpus::build::{BuildOptions, build};
+use crate::corpus::fetch::{self, FetchOptions, FetchReport};
+use crate::corpus::input::Inputs;
+use crate::corpus::manifest::{Manifest, PackageSplit};
+use crate::corpus::report::Report;
+
+/// Arguments of `multicoder corpus`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Download the packages of a manifest through cargo, npm, pip and apt; resumable, with a lock.
+    Fetch(FetchArgs),
+    /// Filter, mask, de-duplicate, split and cap packages and folders into Parquet shards.
+    Build(BuildArgs),
+    /// Print the report of a build again.
+    Report(ReportArgs),
+}
+
+#[derive(clap::Args)]
+struct FetchArgs {
+    /// The manifest (training/corpora/*.toml).
+    #[arg(long, value_name = "FILE")]
+    manifest: PathBuf,
+    /// Folder for the packages.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Versions to fetch while DIR has no corpus.lock [default: the manifest's name with .lock, if there is one].
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
+    /// Packages in flight at once.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    jobs: usize,
+    /// Fail when any package failed.
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(clap::Args)]
+struct BuildArgs {
+    /// The manifest whose packages were fetched.
+    #[arg(long, value_name = "FILE", requires = "input")]
+    manifest: Option<PathBuf>,
+    /// Folder into which they were fetched.
+    #[arg(long = "in", id = "input", value_name = "DIR", requires = "manifest")]
+    input: Option<PathBuf>,
+    /// Folder for the shards (train/, valid/, test/) and report.json.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// One's own code in a plain folder; NAME=PATH@train (or valid, test) puts all of it into one split [default: divided by module].
+    #[arg(long = "folder", value_name = "NAME=PATH")]
+    folders: Vec<String>,
+    /// A git checkout, tracked files only; PATH or NAME=PATH, with @split as above.
+    #[arg(long = "git", value_name = "PATH")]
+    checkouts: Vec<String>,
+    /// Languages taken from one's own code [default: those of the manifest; without one, all that have a grammar].
+    #[arg(long, value_delimiter = ',', value_name = "NAME,..")]
+    languages: Vec<String>,
+    /// Folder of benchmarks (.jsonl, .jsonl.gz, .u64le) whose passages must not be in the corpus.
+    #[arg(long, value_name = "DIR")]
+    decontaminate: Option<PathBuf>,
+    /// Most test text of a language, MB.
+    #[arg(long, value_name = "MB", default_value_t = 2.0)]
+    test_mb: f64,
+    /// Most validation text of a language, MB.
+    #[arg(long, value_name = "MB", default_value_t = 1.0)]
+    valid_mb: f64,
+    /// Most training text of a language that no manifest caps, MB.
+    #[arg(long, value_name = "MB", default_value_t = 1000.0)]
+    train_mb: f64,
+    /// Folder for what is kept between builds [default: OUT/stage].
+    #[arg(long, value_name = "DIR")]
+    stage: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct ReportArgs {
+    /// Folder of the shards.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+}
+
+/// Runs `multicoder corpus`.
+///
+/// # Errors
+/// What the user has to know, in one line.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.action {
+        Action::Fetch(args) => run_fetch(args),
+        Action::Build(args) => run_build(args),
+        Action::Report(args) => run_report(args),
+    }
+}
+
+fn run_fetch(args: FetchArgs) -> anyhow::Result<()> {
+    let manifest = Manifest::read(&args.manifest)?;
+    let beside = args.manifest.with_extension("lock");
+    let lock = args.lock.or_else(|| beside.exists().then_some(beside));
+    let options = FetchOptions { out: args.out.clone(), lock, n_jobs: args.jobs };
+    let report = fetch::fetch(&manifest, &options).with_context(|| format!("corpus fetch into {}", args.out.display()))?;
+    print_fetch(&report);
+    if args.strict && !report.failed.is_empty() {
+        bail!("{} packages failed and --strict was given", report.failed.len());
+    }
+    Ok(())
+}
+
+fn print_fetch(report: &FetchReport) {
+    for warning in &report.warnings {
+        println!("warning: {warning}");
+    }
+    for (package, reason) in &report.failed {
+        println!("failed:  {package}: {reason}");
+    }
+    println!("{} fetched, {} there already, {} failed", report.n_fetched, report.n_present, report.failed.len());
+}
+
+fn run_build(args: BuildArgs) -> anyhow::Result<()> {
+    let manifest = args.manifest.as_deref().map(Manifest::read).transpose()?;
+    let mut inputs = match (&manifest, &args.input) {
+        (Some(manifest), Some(dir)) => Inputs::of_manifest(manifest, dir)?,
+        _ => Inputs::default(),
+    };
+    let mut languages = args.languages.clone();
+    if let (true, Some(manifest)) = (languages.is_empty(), &manifest) {
+        languages.extend(manifest.language.keys().cloned());
+    }
+    for (is_git, argument) in
+        args.folders.iter().map(|f| (false, f)).chain(args.checkouts.iter().map(|checkout| (true, checkout)))
+    {
+        let own = OwnCode::parse(argument)?;
+        inputs.add_own(&own.name, &own.path, is_git, own.split, &languages)?;
+    }
+    if inputs.usable.is_empty() {
+        bail!("nothing to build from: give --manifest FILE --in DIR (after `corpus fetch`), --folder or --git");
+    }
+    let bytes = |mb: f64| (mb.max(0.0) * 1e6) as u64;
+    let options = BuildOptions {
+        stage: args.stage.unwrap_or_else(|| args.out.join("stage")),
+        out: args.out,
+        test_bytes: bytes(args.test_mb),
+        valid_bytes: bytes(args.valid_mb),
+        default_train_bytes: bytes(args.train_mb),
+        benchmarks: args.decontaminate,
+    };
+    let report = build(&inputs, manifest.as_ref(), &options).context("corpus build")?;
+    print!("{}", report.table());
+    println!("shards and report.json are in {}", options.out.display());
+    Ok(())
+}
+
+/// One's own code as an argument names it: `[NAME=]PATH[@split]`.
+#[derive(Debug, PartialEq)]
+struct OwnCode {
+    name: String,
+    path: PathBuf,
+    split: PackageSplit,
+}
+
+impl OwnCode {
+    fn parse(argument: &str) -> anyhow::Result<Self> {
+        let (rest, split) = match argument.rsplit_once('@') {
+            Some((rest, "train")) => (rest, PackageSplit::Train),
+            Some((rest, "valid")) => (rest, PackageSplit::Valid),
+            Some((rest, "test")) => (rest, PackageSplit::Test),
+            _ => (argument, PackageSplit::Modules),
+        };
+        let (name, path) = match rest.split_once('=') {
+            Some((name, path)) => (name.to_owned(), PathBuf::from(path)),
+            None => {
+                let path = PathBuf::from(rest);
+                let full = path.canonicalize().with_context(|| format!("{rest}: no such folder"))?;
+                (full.file_name().unwrap_or_default().to_string_lossy().into_owned(), path)
+            }
+        };
+        if name.is_empty() || !path.is_dir() {
+            bail!("{argument:?}: expected NAME=PATH of a folder, with @train, @valid or @test after it if wanted");
+        }
+        Ok(Self { name, path, split })
+    }
+}
+
+fn run_report(args: ReportArgs) -> anyhow::Result<()> {
+    print!("{}", Report::read(&args.dir)?.table());
+    Ok(())
+}

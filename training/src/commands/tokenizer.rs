@@ -1,0 +1,174 @@
+//! `multicoder tokenizer train`: a byte-level BPE from a sample in which rare languages weigh more than their share.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use indicatif::ProgressBar;
+use multicoder_model::Tokenizer;
+use multicoder_model::tokenizer::TokenizerOptions;
+
+use crate::data::packer::balanced_weight;
+use crate::data::shard;
+use crate::data::texts::floor_char;
+use crate::rng::Rng;
+
+/// Arguments of `multicoder tokenizer`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Learns a tokenizer from the training split of a corpus.
+    Train(TrainArgs),
+}
+
+/// Arguments of `multicoder tokenizer train`.
+#[derive(clap::Args, Debug)]
+pub struct TrainArgs {
+    /// Corpus with train/ shards.
+    #[arg(long, value_name = "DIR")]
+    pub shards: PathBuf,
+    /// Entries, special tokens included.
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub vocab_size: usize,
+    /// Where tokenizer.json goes.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Bytes of text to learn from.
+    #[arg(long, value_name = "N", default_value_t = 24_000_000)]
+    pub sample_bytes: usize,
+    /// Languages are sampled ~ bytes^(1/T).
+    #[arg(long, value_name = "T", default_value_t = 2.0)]
+    pub language_temperature: f64,
+    /// Pairs seen less often are not merged.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub min_frequency: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Missing or broken shards, a vocabulary smaller than the bytes and special tokens, an output that cannot be written.
+pub fn run(args: Args) -> Result<()> {
+    let Command::Train(args) = args.command;
+    ensure!(args.language_temperature > 0.0, "--language-temperature {}: expected above 0", args.language_temperature);
+    ensure!(args.sample_bytes > 0, "--sample-bytes 0: expected at least 1");
+    let start = Instant::now();
+    let progress = ProgressBar::new_spinner();
+    progress.enable_steady_tick(Duration::from_millis(200));
+    progress.set_message("reading shards");
+    let texts = read_texts(&args.shards)?;
+    let sample = sample(&texts, args.sample_bytes, args.language_temperature);
+    let n_bytes: usize = sample.iter().map(|text| text.len()).sum();
+    progress.set_message(format!("learning {} tokens from {:.1} MB", args.vocab_size, n_bytes as f64 / 1e6));
+    let languages = texts.iter().map(|(name, _)| name.clone()).collect();
+    let options = TokenizerOptions { vocab_size: args.vocab_size, languages, min_frequency: args.min_frequency };
+    let tokenizer = Tokenizer::train(sample.iter(), &options)?;
+    if let Some(folder) = args.out.parent() {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    tokenizer.save(&args.out)?;
+    progress.finish_and_clear();
+    eprintln!(
+        "{}: {} tokens, {} languages, from {:.1} MB in {:.0} s",
+        args.out.display(),
+        tokenizer.vocab_size(),
+        options.languages.len(),
+        n_bytes as f64 / 1e6,
+        start.elapsed().as_secs_f64()
+    );
+    report_density(&tokenizer, &texts)
+}
+
+/// Texts of the training split by language, languages sorted.
+fn read_texts(shards: &Path) -> Result<Vec<(String, Vec<String>)>> {
+    let mut texts: Vec<(String, Vec<String>)> = Vec::new();
+    for document in shard::read_split(shards, "train")? {
+        let document = document?;
+        match texts.binary_search_by(|(name, _)| name.as_str().cmp(&document.language)) {
+            Ok(idx) => texts[idx].1.push(document.text),
+            Err(idx) => texts.insert(idx, (document.language, vec![document.text])),
+        }
+    }
+    Ok(texts)
+}
+
+/// About `sample_bytes` of text: whole documents in a seeded order, each language up to its quota.
+fn sample(texts: &[(String, Vec<String>)], sample_bytes: usize, temperature: f64) -> Vec<&str> {
+    let available: Vec<usize> =
+        texts.iter().map(|(_, documents)| documents.iter().map(String::len).sum()).collect();
+    let mut sample = Vec::new();
+    for ((_, documents), quota) in texts.iter().zip(quotas(&available, sample_bytes, temperature)) {
+        let mut left = quota;
+        for idx in Rng::keyed(0, "tokenizer sample", &[]).permutation(documents.len()) {
+            let text = &documents[idx as usize];
+            let taken = floor_char(text, left);
+            sample.push(&text[..taken]);
+            left -= taken;
+            if left == 0 {
+                break;
+            }
+        }
+    }
+    sample
+}
+
+/// Bytes to take of each language: `~ n^(1/T)`, no more than there are, what one lacks being shared among the others.
+fn quotas(available: &[usize], total: usize, temperature: f64) -> Vec<usize> {
+    let mut quotas = vec![0; available.len()];
+    let mut open: Vec<usize> = (0..available.len()).filter(|&idx| available[idx] > 0).collect();
+    let mut left = total;
+    while left > 0 && !open.is_empty() {
+        let weight = |idx: usize| balanced_weight(available[idx], temperature);
+        let sum: f64 = open.iter().map(|&idx| weight(idx)).sum();
+        let share = |idx: usize| (left as f64 * weight(idx) / sum) as usize;
+        let (full, rest): (Vec<usize>, Vec<usize>) = open.iter().partition(|&&idx| share(idx) >= available[idx]);
+        if full.is_empty() {
+            rest.iter().for_each(|&idx| quotas[idx] = share(idx));
+            break;
+        }
+        for idx in full {
+            quotas[idx] = available[idx];
+            left = left.saturating_sub(available[idx]);
+        }
+        open = rest;
+    }
+    quotas
+}
+
+/// Bytes a token of each language: how well the vocabulary serves it.
+fn report_density(tokenizer: &Tokenizer, texts: &[(String, Vec<String>)]) -> Result<()> {
+    for (name, documents) in texts {
+        let (mut n_bytes, mut n_tokens) = (0, 0);
+        for text in documents.iter().step_by((documents.len() / 32).max(1)) {
+            let text = &text[..floor_char(text, 8192)];
+            n_bytes += text.len();
+            n_tokens += tokenizer.encode(text)?.len();
+        }
+        eprintln!("  {name:<12} {:.2} bytes/token", n_bytes as f64 / n_tokens.max(1) as f64);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotas_balance_and_share_what_is_missing() {
+        let quotas = quotas(&[1_000_000, 10_000, 0, 250_000], 300_000, 2.0);
+        assert_eq!(quotas[1], 10_000);
+        assert_eq!(quotas[2], 0);
+        assert!((quotas[0] as f64 / quotas[3] as f64 - 2.0).abs() < 0.01, "{quotas:?}");
+        assert!((299_990..=300_000).contains(&quotas.iter().sum::<usize>()), "{quotas:?}");
+    }
+
+    #[test]
+    fn a_small_corpus_is_taken_whole() {
+        assert_eq!(quotas(&[10, 20], 1000, 2.0), [10, 20]);
+    }
+}

@@ -1,0 +1,217 @@
+//! `multicoder train`: a preset or a file, changed by `--set`, becomes a run in a folder.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::Device;
+use multicoder_grammars::LanguageId;
+use multicoder_model::{Bundle, Tokenizer};
+use toml::{Table, Value};
+
+use crate::checkpoint::{self, Checkpoint};
+use crate::config::{self, RunConfig};
+use crate::data::shard;
+use crate::run::Start;
+use crate::{dry_run, interrupt, memory};
+
+/// Arguments of `multicoder train`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// A run that comes with the program: smoke, starter.
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub preset: Option<String>,
+    /// A run described by a TOML file.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Changes one value, such as model.d_model=256 (repeatable).
+    #[arg(long, value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
+    /// Continues the newest intact checkpoint in the run folder, with its configuration; starts afresh where there is none.
+    #[arg(long)]
+    pub resume: bool,
+    /// Prints the resolved configuration, sizes, FLOPs and a memory estimate, and ends.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Run folder: checkpoints, metrics.jsonl, TensorBoard events, run.toml.
+    #[arg(long, value_name = "DIR", default_value = "run")]
+    pub out: PathBuf,
+    /// Corpus with train/ and valid/ shards (data.shards).
+    #[arg(long, value_name = "DIR")]
+    pub shards: Option<PathBuf>,
+    /// tokenizer.json (data.tokenizer).
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Takes the weights that fit, and without --tokenizer the tokenizer, from a model: a GGUF file or a folder.
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    pub init_from: Option<PathBuf>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A configuration that makes no run, before anything is written; then those of the run.
+pub fn run(args: Args) -> Result<()> {
+    memory::keep_pages();
+    let device = device()?;
+    let checkpoint = find_checkpoint(&args, &device)?;
+    let (mut table, origin) = base_config(&args, checkpoint.as_ref())?;
+    apply_arguments(&mut table, &args)?;
+    // The keys are checked before the files that they name are opened.
+    config::resolve(&with_placeholders(&table), &origin)?;
+    let tokenizer = load_tokenizer(&args, &table, checkpoint.as_ref())?;
+    complete(&mut table, tokenizer.as_ref())?;
+    let config = config::resolve(&table, &origin)?;
+    if args.dry_run {
+        println!("{}\n{}", config.to_toml()?, dry_run::report(&config));
+        return Ok(());
+    }
+    let tokenizer = Arc::new(tokenizer.context("data.tokenizer is empty: give --tokenizer FILE")?);
+    ensure!(!config.data.shards.is_empty(), "data.shards is empty: give --shards DIR");
+    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    let run_toml = args.out.join("run.toml");
+    std::fs::write(&run_toml, config.to_toml()?).with_context(|| run_toml.display().to_string())?;
+    interrupt::install();
+    let start = match (checkpoint, args.init_from) {
+        (Some(checkpoint), _) => Start::Checkpoint(Box::new(checkpoint)),
+        (None, Some(path)) => Start::Weights(path),
+        (None, None) => Start::Scratch,
+    };
+    let last = crate::run::run(&config, &tokenizer, start, &device, &args.out)?;
+    let peak_mib = memory::peak_rss_bytes() >> 20;
+    match interrupt::requested() {
+        true => eprintln!("interrupted: saved {}; continue with --resume", last.display()),
+        false => eprintln!("done: {} (peak memory {peak_mib} MiB)", last.display()),
+    }
+    Ok(())
+}
+
+fn device() -> Result<Device> {
+    if cfg!(feature = "cuda") { Device::cuda_if_available(0).context("GPU 0") } else { Ok(Device::Cpu) }
+}
+
+fn find_checkpoint(args: &Args, device: &Device) -> Result<Option<Checkpoint>> {
+    if args.resume {
+        return checkpoint::load_newest(&args.out, device, &mut |message| eprintln!("{message}"));
+    }
+    let exists = !args.dry_run && !checkpoint::list(&args.out)?.is_empty();
+    ensure!(!exists, "{}: it holds a run; continue it with --resume or choose another --out", args.out.display());
+    Ok(None)
+}
+
+/// The configuration that `--set` changes, and its name in errors.
+fn base_config(args: &Args, checkpoint: Option<&Checkpoint>) -> Result<(Table, String)> {
+    if let Some(checkpoint) = checkpoint {
+        eprintln!("resuming {} at step {}", checkpoint.path.display(), checkpoint.state.step);
+        return Ok((checkpoint.config.clone(), checkpoint.path.join("run.toml").display().to_string()));
+    }
+    match (&args.preset, &args.config) {
+        (Some(name), _) => {
+            let origin = format!("preset {name}");
+            Ok((config::parse(config::preset(name)?, &origin)?, origin))
+        }
+        (None, Some(path)) => Ok((config::read(path)?, path.display().to_string())),
+        (None, None) => {
+            let known = config::PRESETS.map(|(name, _)| name).join(", ");
+            bail!("expected --preset NAME ({known}) or --config FILE")
+        }
+    }
+}
+
+fn apply_arguments(table: &mut Table, args: &Args) -> Result<()> {
+    for (path, key) in [(&args.shards, "shards"), (&args.tokenizer, "tokenizer")] {
+        if let Some(path) = path {
+            section(table, "data")?.insert(key.to_owned(), Value::String(path.display().to_string()));
+        }
+    }
+    args.set.iter().try_for_each(|assignment| config::set(table, assignment))
+}
+
+fn load_tokenizer(args: &Args, table: &Table, checkpoint: Option<&Checkpoint>) -> Result<Option<Tokenizer>> {
+    if let Some(checkpoint) = checkpoint {
+        return Ok(Some(Tokenizer::from_file(&checkpoint.path.join("tokenizer.json"))?));
+    }
+    let path = data_path(table, "tokenizer");
+    if let (None, Some(init_from)) = (&path, &args.init_from) {
+        return Ok(Some(Bundle::load(init_from, &Device::Cpu)?.tokenizer));
+    }
+    path.map(|path| Tokenizer::from_file(Path::new(&path)).context("data.tokenizer")).transpose()
+}
+
+/// Fills in what follows from the tokenizer and the shards: `model.vocab_size`, `model.languages`, `data.languages`.
+fn complete(table: &mut Table, tokenizer: Option<&Tokenizer>) -> Result<()> {
+    if let Some(tokenizer) = tokenizer {
+        section(table, "model")?.insert("vocab_size".to_owned(), Value::Integer(tokenizer.vocab_size() as i64));
+    }
+    let in_shards = match data_path(table, "shards") {
+        Some(shards) => shard_languages(Path::new(&shards))?,
+        None => LanguageId::all().map(|id| id.name().to_owned()).collect(),
+    };
+    let names = |list: &[String]| Value::Array(list.iter().cloned().map(Value::String).collect());
+    let data = section(table, "data")?;
+    if is_empty_list(data.get("languages")) {
+        data.insert("languages".to_owned(), names(&in_shards));
+    }
+    let data_languages = data.get("languages").cloned().unwrap_or_else(|| names(&in_shards));
+    let model = section(table, "model")?;
+    if is_empty_list(model.get("languages")) {
+        model.insert("languages".to_owned(), data_languages);
+    }
+    drop_absent_experts(model);
+    Ok(())
+}
+
+/// A preset may name the expert of languages that this corpus does not have.
+fn drop_absent_experts(model: &mut Table) {
+    let languages = model.get("languages").and_then(Value::as_array).cloned().unwrap_or_default();
+    let moe = model.get_mut("moe").and_then(Value::as_table_mut);
+    if let Some(experts) = moe.and_then(|moe| moe.get_mut("expert_of_language")).and_then(Value::as_table_mut) {
+        experts.retain(|name, _| languages.iter().any(|language| language.as_str() == Some(name)));
+    }
+}
+
+/// Languages of the training shards, sorted, from the file names.
+fn shard_languages(shards: &Path) -> Result<Vec<String>> {
+    let paths = shard::shard_paths(shards, "train").context("data.shards")?;
+    let stems = paths.iter().filter_map(|path| path.file_stem()?.to_str());
+    let mut names: Vec<String> =
+        stems.map(|stem| stem.rsplit_once('-').map_or(stem, |(name, _)| name).to_owned()).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// The table with something valid where [`complete`] fills in later.
+fn with_placeholders(table: &Table) -> Table {
+    let mut table = table.clone();
+    if let Some(model) = table.get_mut("model").and_then(Value::as_table_mut) {
+        model.entry("vocab_size").or_insert(Value::Integer(1024));
+        if is_empty_list(model.get("languages")) {
+            drop_absent_experts(model);
+        }
+    }
+    table
+}
+
+fn is_empty_list(value: Option<&Value>) -> bool {
+    value.is_none_or(|value| value.as_array().is_some_and(|list| list.is_empty()))
+}
+
+fn data_path(table: &Table, key: &str) -> Option<String> {
+    let path = table.get("data")?.get(key)?.as_str()?;
+    (!path.is_empty()).then(|| path.to_owned())
+}
+
+fn section<'a>(table: &'a mut Table, name: &str) -> Result<&'a mut Table> {
+    let value = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
+    value.as_table_mut().with_context(|| format!("{name}: expected a section"))
+}
+
+/// The resolved configuration of a run folder.
+///
+/// # Errors
+/// No `run.toml`, or one that makes no run.
+pub fn read_run_config(run_folder: &Path) -> Result<RunConfig> {
+    let path = run_folder.join("run.toml");
+    config::resolve(&config::read(&path)?, &path.display().to_string())
+}

@@ -1,0 +1,263 @@
+//! `RunConfig`: everything that decides what a run computes. A preset or a file, then `--set path=value`, validated once.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use multicoder_model::ModelConfig;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::schedule::{ScheduleConfig, ScheduleKind};
+
+/// Presets by name, smallest first.
+pub const PRESETS: [(&str, &str); 2] =
+    [("smoke", include_str!("../presets/smoke.toml")), ("starter", include_str!("../presets/starter.toml"))];
+
+/// A complete training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Seed of the initial weights and of the order of the data.
+    pub seed: u64,
+    /// Optimizer steps.
+    pub n_steps: u64,
+    /// Wall-clock budget in hours, 0 for none: the decay then begins early enough for the run to end in time.
+    pub max_hours: f64,
+    /// What the loader reads and how it packs it.
+    pub data: DataConfig,
+    /// AdamW and clipping.
+    pub optimizer: OptimizerConfig,
+    /// Learning rate over the run.
+    pub schedule: ScheduleConfig,
+    /// Validation during the run.
+    pub eval: EvalConfig,
+    /// When to save and how much to keep.
+    pub checkpoint: CheckpointConfig,
+    /// What is reported.
+    pub metrics: MetricsConfig,
+    /// The network. `vocab_size` and `languages` may be left out: they follow from the tokenizer and the shards.
+    pub model: ModelConfig,
+}
+
+/// What the loader reads and how it packs sequences.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Folder with `train/` and `valid/` shards.
+    pub shards: String,
+    /// `tokenizer.json`.
+    pub tokenizer: String,
+    /// Languages to train on; empty for all that the shards and the tokenizer have.
+    pub languages: Vec<String>,
+    /// Predicted tokens a sequence (L).
+    pub sequence_tokens: usize,
+    /// Tokens an optimizer step, over all micro-steps.
+    pub batch_tokens: usize,
+    /// Tokens of one forward and backward pass: bounds memory, not results (up to rounding).
+    pub micro_batch_tokens: usize,
+    /// Languages are drawn with probability ~ bytes^(1/T): 1 is proportional, large is uniform.
+    pub language_temperature: f64,
+    /// Text is cut into pieces of about this many tokens before it is shuffled.
+    pub window_tokens: usize,
+    /// Fraction of pieces trained as fill in the middle.
+    pub fim_frac: f64,
+    /// Largest share of a piece that a suffix may take, in bytes.
+    pub fim_suffix_max_frac: f64,
+    /// Fraction of pieces without their language token.
+    pub tag_dropout_frac: f64,
+    /// Whether suffix tokens count in the loss.
+    pub count_suffix: bool,
+}
+
+/// AdamW (Loshchilov and Hutter 2019) and gradient clipping.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay of matrices (norms and biases have none).
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 for no clipping.
+    pub clip_norm: f64,
+}
+
+/// Validation during the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Steps between evaluations; 0 for none.
+    pub every_steps: u64,
+    /// Validation sequences a language.
+    pub sequences_per_language: usize,
+}
+
+/// When to save.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 for one at the end only.
+    pub every_steps: u64,
+    /// Checkpoints kept, the newest ones.
+    pub keep: usize,
+}
+
+/// What is reported.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Steps between lines on standard error when it is not a terminal.
+    pub log_every_steps: u64,
+}
+
+/// The text of a preset.
+///
+/// # Errors
+/// An unknown name; the message lists the known ones.
+pub fn preset(name: &str) -> Result<&'static str> {
+    PRESETS.iter().find(|(known, _)| *known == name).map(|(_, text)| *text).ok_or_else(|| {
+        let known = PRESETS.map(|(known, _)| known);
+        anyhow!("--preset {name}: unknown preset{}; expected one of {}", did_you_mean(name, &known), known.join(", "))
+    })
+}
+
+/// Parses TOML into a table that [`set`] and [`resolve`] work on. `origin` names it in errors.
+///
+/// # Errors
+/// Text that is no TOML.
+pub fn parse(text: &str, origin: &str) -> Result<Table> {
+    text.parse::<Table>().map_err(|e| anyhow!("{origin}: {e}"))
+}
+
+/// Applies one `path=value`, where the value is TOML or, failing that, a string.
+///
+/// # Errors
+/// No `=`, or a path through something that is no table. Unknown keys are found by [`resolve`].
+pub fn set(table: &mut Table, assignment: &str) -> Result<()> {
+    let (path, text) = assignment
+        .split_once('=')
+        .ok_or_else(|| anyhow!("--set {assignment}: expected path=value, such as model.d_model=256"))?;
+    let value = format!("value = {text}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("value"))
+        .unwrap_or_else(|| Value::String(text.to_owned()));
+    let (parents, key) = path.rsplit_once('.').map_or((None, path), |(parents, key)| (Some(parents), key));
+    let mut at = table;
+    for part in parents.iter().flat_map(|parents| parents.split('.')) {
+        let next = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        at = next.as_table_mut().ok_or_else(|| anyhow!("--set {assignment}: {part} is a value, not a section"))?;
+    }
+    at.insert(key.to_owned(), value);
+    Ok(())
+}
+
+/// Turns the table into a validated configuration. `origin` names it in errors.
+///
+/// # Errors
+/// A key that is unknown (the message lists the valid ones at that level), missing, of the wrong type, or a value that makes no run.
+pub fn resolve(table: &Table, origin: &str) -> Result<RunConfig> {
+    let config: RunConfig = RunConfig::deserialize(Value::Table(table.clone()))
+        .map_err(|e| anyhow!("{origin}: {}", explain(&e.to_string())))?;
+    config.validate().with_context(|| origin.to_owned())?;
+    Ok(config)
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// Unreadable file or no TOML.
+pub fn read(path: &Path) -> Result<Table> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    parse(&text, &path.display().to_string())
+}
+
+impl RunConfig {
+    /// Sequences of one optimizer step.
+    pub fn batch_sequences(&self) -> usize {
+        self.data.batch_tokens / self.data.sequence_tokens
+    }
+
+    /// Sequences of one micro-step.
+    pub fn micro_batch_sequences(&self) -> usize {
+        (self.data.micro_batch_tokens / self.data.sequence_tokens).clamp(1, self.batch_sequences())
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).context("configuration cannot be written as TOML")
+    }
+
+    fn validate(&self) -> Result<()> {
+        let d = &self.data;
+        ensure!(self.n_steps > 0, "n_steps = 0: expected at least 1");
+        ensure!(d.sequence_tokens >= 16, "data.sequence_tokens = {}: expected at least 16", d.sequence_tokens);
+        if d.sequence_tokens > self.model.context_tokens {
+            let context = self.model.context_tokens;
+            bail!("data.sequence_tokens = {}: expected at most model.context_tokens = {context}", d.sequence_tokens);
+        }
+        if d.batch_tokens < d.sequence_tokens || d.batch_tokens % d.sequence_tokens != 0 {
+            let unit = d.sequence_tokens;
+            bail!("data.batch_tokens = {}: expected a multiple of data.sequence_tokens = {unit}", d.batch_tokens);
+        }
+        ensure!(d.language_temperature > 0.0, "data.language_temperature: expected a number above 0");
+        ensure!(d.window_tokens >= 16, "data.window_tokens = {}: expected at least 16", d.window_tokens);
+        let o = &self.optimizer;
+        ensure!(o.eps > 0.0 && o.clip_norm >= 0.0 && o.weight_decay >= 0.0, "optimizer: expected eps > 0, others >= 0");
+        let s = &self.schedule;
+        ensure!(s.lr > 0.0, "schedule.lr = {}: expected a number above 0", s.lr);
+        ensure!(self.checkpoint.keep > 0, "checkpoint.keep = 0: expected at least 1");
+        for (name, value) in [
+            ("data.fim_frac", d.fim_frac),
+            ("data.fim_suffix_max_frac", d.fim_suffix_max_frac),
+            ("data.tag_dropout_frac", d.tag_dropout_frac),
+            ("schedule.decay_frac", s.decay_frac),
+            ("schedule.final_lr_frac", s.final_lr_frac),
+            ("optimizer.beta1", o.beta1),
+            ("optimizer.beta2", o.beta2),
+        ] {
+            ensure!((0.0..=1.0).contains(&value), "{name} = {value}: expected 0 to 1");
+        }
+        ensure!(self.max_hours >= 0.0, "max_hours = {}: expected 0 (no limit) or more", self.max_hours);
+        if self.max_hours > 0.0 && s.kind != ScheduleKind::Wsd {
+            bail!("max_hours = {}: expected schedule.kind = \"wsd\", whose end can be moved", self.max_hours);
+        }
+        Ok(())
+    }
+}
+
+/// Adds a suggestion to serde's message about an unknown key or variant.
+fn explain(message: &str) -> String {
+    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let unknown = message.contains("unknown field") || message.contains("unknown variant");
+    match names.split_first() {
+        Some((got, valid)) if unknown => format!("{}{}", message.trim_end(), did_you_mean(got, valid)),
+        _ => message.trim_end().to_owned(),
+    }
+}
+
+fn did_you_mean(got: &str, valid: &[&str]) -> String {
+    let nearest = valid.iter().map(|name| (edit_distance(got, name), name)).min();
+    match nearest {
+        Some((distance, name)) if distance <= 1 + got.len() / 3 => format!(" (did you mean `{name}`?)"),
+        _ => String::new(),
+    }
+}
+
+/// Levenshtein distance in characters.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

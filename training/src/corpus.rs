@@ -1,0 +1,61 @@
+//! Packages in, Parquet shards out: named packages are fetched through the ordinary clients, then filtered, masked,
+//! de-duplicated, split by package and capped: `manifest` → `fetch` (`licence`, `lock`) → `input` → `stage` (`walk`, `filter`,
+//! `mask`, `decontaminate`) → `build` (`minhash`, `dedup`, `budget`) → `report`.
+
+use std::path::{Path, PathBuf};
+
+pub mod budget;
+pub mod build;
+pub mod decontaminate;
+pub mod dedup;
+pub mod fetch;
+pub mod filter;
+pub mod input;
+pub mod licence;
+pub mod lock;
+pub mod manifest;
+pub mod mask;
+pub mod minhash;
+pub mod report;
+pub mod stage;
+pub mod walk;
+
+/// What went wrong while fetching or building a corpus.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    /// A manifest, lock or stage file says something impossible; the message names field, value and expectation.
+    #[error("{path}: {message}")]
+    Format { path: PathBuf, message: String },
+    /// A client program failed; the message carries the end of what it printed.
+    #[error("{0}")]
+    Client(String),
+    /// Reading or writing shards failed.
+    #[error(transparent)]
+    Shard(#[from] crate::data::shard::Error),
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A closure for `map_err` that names `path`.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        let path = path.to_owned();
+        move |source| Error::Io { path, source }
+    }
+
+    /// A format error of `path`.
+    pub(crate) fn format(path: &Path, message: impl Into<String>) -> Error {
+        Error::Format { path: path.to_owned(), message: message.into() }
+    }
+}
+
+/// Writes `bytes` beside `path` and renames, so that the file is whole or absent.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let part = path.with_extension("part");
+    std::fs::write(&part, bytes).map_err(Error::io(&part))?;
+    std::fs::rename(&part, path).map_err(Error::io(path))
+}

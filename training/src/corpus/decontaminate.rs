@@ -1,0 +1,165 @@
+//! Benchmarks out of the corpus: hashes of 13-token windows of benchmark texts, and which of them a file contains.
+//!
+//! Tokens are `[A-Za-z0-9_]+` or one other visible character, lower case; 13 of them joined by a space are hashed with
+//! FNV-1a 64. A window that occurs in several packages is boilerplate, which the build decides, not this file.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Error, Result};
+
+/// Tokens of a window.
+const WINDOW_TOKENS: usize = 13;
+
+/// Hashes of all windows of a set of benchmarks.
+#[derive(Default)]
+pub struct Benchmarks {
+    hashes: HashSet<u64>,
+}
+
+impl Benchmarks {
+    /// Reads every `.jsonl`, `.jsonl.gz` (all strings of every record) and `.u64le` (ready hashes) file below `dir`.
+    ///
+    /// # Errors
+    /// Unreadable or malformed files, or none at all.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let mut benchmarks = Self::default();
+        let mut n_files = 0;
+        for file in super::walk::files_of_folder(dir)? {
+            let name = file.inner.to_lowercase();
+            if name.ends_with(".u64le") {
+                let bytes = fs::read(&file.path).map_err(Error::io(&file.path))?;
+                let words = bytes.chunks_exact(8).filter_map(|chunk| chunk.try_into().ok().map(u64::from_le_bytes));
+                benchmarks.hashes.extend(words);
+            } else if name.ends_with(".jsonl") || name.ends_with(".jsonl.gz") {
+                benchmarks.add_records(&file.path)?;
+            } else {
+                continue;
+            }
+            n_files += 1;
+        }
+        if n_files == 0 {
+            return Err(Error::format(dir, "no .jsonl, .jsonl.gz or .u64le file; expected benchmark files"));
+        }
+        Ok(benchmarks)
+    }
+
+    fn add_records(&mut self, path: &PathBuf) -> Result<()> {
+        let text = if path.extension().is_some_and(|e| e == "gz") {
+            let unpacked = Command::new("gzip").arg("-dc").arg(path).output().map_err(Error::io(path))?;
+            String::from_utf8_lossy(&unpacked.stdout).into_owned()
+        } else {
+            fs::read_to_string(path).map_err(Error::io(path))?
+        };
+        for (idx, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let record: serde_json::Value =
+                serde_json::from_str(line).map_err(|e| Error::format(path, format!("line {}: {e}", idx + 1)))?;
+            self.add_value(&record);
+        }
+        Ok(())
+    }
+
+    fn add_value(&mut self, value: &serde_json::Value) {
+        match value {
+            serde_json::Value::String(text) => self.hashes.extend(window_hashes(text)),
+            serde_json::Value::Array(values) => values.iter().for_each(|value| self.add_value(value)),
+            serde_json::Value::Object(fields) => fields.values().for_each(|value| self.add_value(value)),
+            _ => {}
+        }
+    }
+
+    /// Number of windows.
+    pub fn len(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// Whether there is nothing to compare with.
+    pub fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+    }
+
+    /// A number that is the same for the same benchmarks.
+    pub fn fingerprint(&self) -> u64 {
+        self.hashes.iter().fold(self.hashes.len() as u64, |sum, hash| sum.wrapping_add(*hash))
+    }
+
+    /// The windows of `text` that occur in a benchmark, each once.
+    pub fn hits(&self, text: &str) -> Vec<u64> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        let mut hits: Vec<u64> = window_hashes(text).into_iter().filter(|hash| self.hashes.contains(hash)).collect();
+        hits.sort_unstable();
+        hits.dedup();
+        hits
+    }
+}
+
+/// FNV-1a 64 of every window of 13 tokens.
+pub fn window_hashes(text: &str) -> Vec<u64> {
+    let lower = text.to_lowercase();
+    let tokens = tokens(&lower);
+    tokens.windows(WINDOW_TOKENS).map(hash_window).collect()
+}
+
+fn hash_window(window: &[&str]) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    for (idx, token) in window.iter().enumerate() {
+        if idx > 0 {
+            hash = step(hash, b' ');
+        }
+        hash = token.bytes().fold(hash, step);
+    }
+    hash
+}
+
+fn tokens(text: &str) -> Vec<&str> {
+    let mut tokens = Vec::new();
+    let mut word_begin = None;
+    for (at, c) in text.char_indices() {
+        if c.is_ascii_alphanumeric() || c == '_' {
+            word_begin.get_or_insert(at);
+            continue;
+        }
+        if let Some(begin) = word_begin.take() {
+            tokens.push(&text[begin..at]);
+        }
+        if !c.is_whitespace() {
+            tokens.push(&text[at..at + c.len_utf8()]);
+        }
+    }
+    if let Some(begin) = word_begin {
+        tokens.push(&text[begin..]);
+    }
+    tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_and_hash_are_as_specified() {
+        assert_eq!(tokens("ab_1+=(é x)"), ["ab_1", "+", "=", "(", "é", "x", ")"]);
+        // FNV-1a 64 of "a" and of "foobar", from the definition's test vectors.
+        assert_eq!(hash_window(&["a"]), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(hash_window(&["foobar"]), 0x8594_4171_f739_67e8);
+    }
+
+    #[test]
+    fn a_shared_passage_is_found_in_any_layout_and_case() {
+        let dir = tempfile::tempdir().unwrap();
+        let solution = "def add(left, right): total = left + right; return total * factor";
+        let record = serde_json::json!({"task": 1, "parts": [{"solution": solution}]});
+        fs::write(dir.path().join("x.jsonl"), format!("{record}\n")).unwrap();
+        let benchmarks = Benchmarks::read(dir.path()).unwrap();
+        let leaked = format!("import x\n{}", solution.replace(' ', "\n   ").to_uppercase());
+        assert!(!benchmarks.hits(&leaked).is_empty());
+        assert!(benchmarks.hits("def sub(left, right):\n    return left - right\n").is_empty());
+        fs::write(dir.path().join("x.jsonl"), "{").unwrap();
+        assert!(Benchmarks::read(dir.path()).is_err());
+    }
+}

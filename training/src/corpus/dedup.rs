@@ -1,0 +1,123 @@
+//! Which of several equal or nearly equal files stays. Clusters reach across splits: a copy in training of something in
+//! the test split is what goes.
+
+use std::collections::HashMap;
+
+use super::filter::Drop;
+use super::minhash::{Signature, THRESHOLD};
+
+/// What is compared of a document. Smaller `rank` stays: split first (test, valid, train), then package and path.
+pub struct Candidate {
+    /// Position in the order of preference; unique.
+    pub rank: usize,
+    /// Hash of the whole text.
+    pub text_hash: u128,
+    /// MinHash of the text.
+    pub signature: Signature,
+}
+
+/// For each candidate, why it goes, or `None` when it stays. Exactly one of every cluster stays: the least rank.
+pub fn duplicates(candidates: &[Candidate]) -> Vec<Option<Drop>> {
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    order.sort_by_key(|&idx| candidates[idx].rank);
+    let mut drops = vec![None; candidates.len()];
+    let mut seen = HashMap::new();
+    let mut originals = Vec::new();
+    for idx in order {
+        if seen.insert(candidates[idx].text_hash, idx).is_some() {
+            drops[idx] = Some(Drop::ExactDuplicate);
+        } else {
+            originals.push(idx);
+        }
+    }
+    // `originals` is in order of rank, so the smaller position is the one that stays.
+    let mut clusters = Clusters::new(originals.len());
+    for band_idx in 0..super::minhash::N_BANDS {
+        join_band(&mut clusters, candidates, &originals, band_idx);
+    }
+    for (position, &idx) in originals.iter().enumerate() {
+        if clusters.root(position) != position {
+            drops[idx] = Some(Drop::NearDuplicate);
+        }
+    }
+    drops
+}
+
+/// Joins every document of a bucket with the first of the bucket that it resembles.
+fn join_band(clusters: &mut Clusters, candidates: &[Candidate], originals: &[usize], band_idx: usize) {
+    let mut buckets: HashMap<u64, Vec<usize>> = HashMap::new();
+    for (position, &idx) in originals.iter().enumerate() {
+        let Some(band) = candidates[idx].signature.bands().nth(band_idx) else { continue };
+        let bucket = buckets.entry(band).or_default();
+        for &earlier in bucket.iter() {
+            if clusters.root(earlier) == clusters.root(position) {
+                break;
+            }
+            let other = &candidates[originals[earlier]].signature;
+            if candidates[idx].signature.similarity(other) >= THRESHOLD {
+                clusters.join(earlier, position);
+                break;
+            }
+        }
+        bucket.push(position);
+    }
+}
+
+/// Union-find whose root is the smallest member.
+struct Clusters {
+    parent: Vec<usize>,
+}
+
+impl Clusters {
+    fn new(n: usize) -> Self {
+        Self { parent: (0..n).collect() }
+    }
+
+    fn root(&mut self, mut member: usize) -> usize {
+        while self.parent[member] != member {
+            self.parent[member] = self.parent[self.parent[member]];
+            member = self.parent[member];
+        }
+        member
+    }
+
+    fn join(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.root(a), self.root(b));
+        self.parent[a.max(b)] = a.min(b);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(rank: usize, text: &str) -> Candidate {
+        Candidate {
+            rank,
+            text_hash: xxhash_rust::xxh3::xxh3_128(text.as_bytes()),
+            signature: Signature::of(text),
+        }
+    }
+
+    fn words(range: std::ops::Range<usize>) -> String {
+        range.map(|n| format!("w{n} ")).collect()
+    }
+
+    #[test]
+    fn the_least_rank_of_a_cluster_stays() {
+        // Training (rank 5, 6), valid (3), test (1): the copies go, whatever the order of input.
+        let all = [
+            candidate(5, &words(0..500)),
+            candidate(1, &words(5..505)),
+            candidate(6, &words(9000..9500)),
+            candidate(3, &words(0..500)),
+        ];
+        assert_eq!(duplicates(&all), [Some(Drop::ExactDuplicate), None, None, Some(Drop::NearDuplicate)]);
+    }
+
+    #[test]
+    fn clusters_are_transitive() {
+        let all = [candidate(0, &words(0..500)), candidate(1, &words(60..560)), candidate(2, &words(120..620))];
+        assert_eq!(duplicates(&all), [None, Some(Drop::NearDuplicate), Some(Drop::NearDuplicate)]);
+    }
+}

@@ -1,0 +1,150 @@
+//! What a build reads: fetched packages, plain folders, git checkouts, each with the languages that are taken from it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use multicoder_grammars::LanguageId;
+
+use super::lock::Locked;
+use super::manifest::{Manifest, PackageOfLanguages, PackageSplit};
+use super::walk::{SourceFile, files_of_folder, files_of_git};
+use super::{Error, Result, fetch, licence};
+
+/// One tree of source files.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Unique: `pypi/flask`, `folder/ours`.
+    pub key: String,
+    /// With its version: `flask-3.1.0`.
+    pub package: String,
+    /// `pypi`, `npm`, `crate`, `deb`, `debsrc`, `folder` or `git`.
+    pub source: String,
+    /// SPDX expression, or `own`.
+    pub licence: String,
+    /// Its split, or divided by module.
+    pub split: PackageSplit,
+    /// Folder on disk.
+    pub root: PathBuf,
+    /// Only paths that contain one of these; all when empty.
+    pub include: Vec<String>,
+    /// What is taken: detected language to the name under which it is kept.
+    pub languages: BTreeMap<LanguageId, String>,
+    /// Changes whenever the content may have changed.
+    pub content: String,
+}
+
+/// The inputs of a build and those that cannot be used.
+#[derive(Default)]
+pub struct Inputs {
+    /// Sorted by key.
+    pub usable: Vec<Input>,
+    /// Packages of the manifest that were not fetched.
+    pub missing: Vec<String>,
+    /// Packages whose licence is not allowed or not known, with what was found.
+    pub forbidden: Vec<(String, String)>,
+}
+
+impl Inputs {
+    /// The packages of `manifest` that lie fetched under `dir`.
+    ///
+    /// # Errors
+    /// A section of the manifest whose language the table of languages does not know.
+    pub fn of_manifest(manifest: &Manifest, dir: &Path) -> Result<Self> {
+        let mut inputs = Self::default();
+        for listed in manifest.packages() {
+            let key = format!("{}/{}", listed.package.source.name(), listed.package.name);
+            let Some(locked) = fetch::fetched(dir, listed.package.source, &listed.package.name) else {
+                inputs.missing.push(key);
+                continue;
+            };
+            let licence = listed.package.licence.clone().unwrap_or_else(|| locked.licence.clone());
+            if licence::allowed(&licence) {
+                inputs.usable.push(input_of(manifest, &listed, &locked, key, licence, dir)?);
+            } else {
+                inputs.forbidden.push((key, licence));
+            }
+        }
+        Ok(inputs)
+    }
+
+    /// Adds one's own code: a plain folder, or a git checkout of which only tracked files count.
+    pub fn add_own(&mut self, name: &str, root: &Path, is_git: bool, split: PackageSplit, names: &[String]) -> Result<()> {
+        let source = if is_git { "git" } else { "folder" };
+        let languages: BTreeMap<LanguageId, String> = if names.is_empty() {
+            LanguageId::all().filter(|id| id.has_grammar()).map(|id| (id, id.name().to_owned())).collect()
+        } else {
+            let known = |name: &String| Ok((language(name)?, name.clone()));
+            names.iter().map(known).collect::<Result<_>>()?
+        };
+        self.usable.push(Input {
+            key: format!("{source}/{name}"),
+            package: name.to_owned(),
+            source: source.to_owned(),
+            licence: "own".to_owned(),
+            split,
+            root: root.to_owned(),
+            include: Vec::new(),
+            languages,
+            content: String::new(),
+        });
+        self.usable.sort_by(|a, b| a.key.cmp(&b.key));
+        if let Some(pair) = self.usable.windows(2).find(|pair| pair[0].key == pair[1].key) {
+            return Err(Error::Client(format!("two inputs are called {}; give one another NAME=PATH", pair[0].key)));
+        }
+        Ok(())
+    }
+}
+
+impl Input {
+    /// The files to look at.
+    pub fn files(&self) -> Result<Vec<SourceFile>> {
+        let files = if self.source == "git" { files_of_git(&self.root)? } else { files_of_folder(&self.root)? };
+        let wanted = |path: &str| {
+            let anchored = format!("/{path}");
+            self.include.is_empty() || self.include.iter().any(|part| anchored.contains(part))
+        };
+        Ok(files.into_iter().filter(|file| wanted(&file.inner)).collect())
+    }
+
+    /// The language to assume where a file does not decide: the only or first one of the package.
+    pub fn prior(&self) -> Option<LanguageId> {
+        let cpp = self.languages.keys().find(|id| id.name() == "cpp");
+        cpp.or_else(|| self.languages.keys().next()).copied()
+    }
+}
+
+fn language(name: &str) -> Result<LanguageId> {
+    LanguageId::by_name(name).ok_or_else(|| {
+        let known: Vec<&str> = LanguageId::all().map(LanguageId::name).collect();
+        Error::Client(format!("unknown language `{name}`; known are {}", known.join(", ")))
+    })
+}
+
+fn input_of(
+    manifest: &Manifest,
+    listed: &PackageOfLanguages,
+    locked: &Locked,
+    key: String,
+    licence: String,
+    dir: &Path,
+) -> Result<Input> {
+    let mut languages = BTreeMap::new();
+    for name in &listed.languages {
+        let accepts = manifest.language.get(name).map(|section| section.accepts.as_slice()).unwrap_or_default();
+        for accepted in std::iter::once(name).chain(accepts) {
+            languages.entry(language(accepted)?).or_insert_with(|| name.clone());
+        }
+    }
+    let package = &listed.package;
+    Ok(Input {
+        key,
+        package: format!("{}-{}", package.name, locked.version),
+        source: package.source.name().to_owned(),
+        licence,
+        split: package.split,
+        root: fetch::package_folder(dir, package.source, &package.name).join("tree"),
+        include: package.include.clone(),
+        languages,
+        content: locked.sha256.clone(),
+    })
+}

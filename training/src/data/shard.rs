@@ -1,0 +1,413 @@
+//! Parquet shards of source documents: `DIR/<split>/<language>-NNNN.parquet`, one row a file, zstd.
+//!
+//! Columns, all UTF-8 and required: text, language, path, package, source, licence, split, sha256 (hex, of the text).
+//! Shards are written beside their place and renamed, so a shard that exists is whole.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::column::reader::ColumnReader;
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::properties::WriterProperties;
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+use sha2::{Digest, Sha256};
+
+/// Column names in file order.
+pub const COLUMNS: [&str; 8] = ["text", "language", "path", "package", "source", "licence", "split", "sha256"];
+
+const SCHEMA: &str = "message document {
+  required binary text (utf8); required binary language (utf8); required binary path (utf8);
+  required binary package (utf8); required binary source (utf8); required binary licence (utf8);
+  required binary split (utf8); required binary sha256 (utf8); }";
+
+/// Text bytes gathered before a row group is written; also about what a reader holds at once.
+const ROW_GROUP_BYTES: usize = 8 << 20;
+/// Text bytes of one shard file, after which the next number begins.
+const SHARD_BYTES: usize = 64 << 20;
+
+/// What went wrong with a shard.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    /// The file is not the Parquet that we write.
+    #[error("{path}: {source}")]
+    Parquet { path: PathBuf, source: parquet::errors::ParquetError },
+    /// A column is absent or of another type.
+    #[error("{path}: column `{column}` must be required UTF-8 text, {found}")]
+    Column { path: PathBuf, column: &'static str, found: String },
+    /// There is nothing to read.
+    #[error("{path}: no shards of split `{split}` (expected {path}/{split}/<language>-NNNN.parquet)")]
+    NoShards { path: PathBuf, split: String },
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// One source file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Document {
+    /// The whole text, UTF-8, newlines as in the file.
+    pub text: String,
+    /// Name of the language as in `multicoder_grammars::LANGUAGES`.
+    pub language: String,
+    /// Path inside the package, `/` between its parts.
+    pub path: String,
+    /// Name of the package, with its version: `flask-3.1.0`.
+    pub package: String,
+    /// How the package came: `pypi`, `npm`, `crate`, `deb`, `debsrc`, `folder`, `git`.
+    pub source: String,
+    /// Licence of the package, SPDX where known.
+    pub licence: String,
+    /// `train`, `valid` or `test`.
+    pub split: String,
+}
+
+impl Document {
+    /// Hex SHA-256 of the text.
+    pub fn sha256(&self) -> String {
+        hex(&Sha256::digest(self.text.as_bytes()))
+    }
+
+    fn column(&self, idx: usize) -> Vec<u8> {
+        let value = match idx {
+            0 => &self.text,
+            1 => &self.language,
+            2 => &self.path,
+            3 => &self.package,
+            4 => &self.source,
+            5 => &self.licence,
+            6 => &self.split,
+            _ => return self.sha256().into_bytes(),
+        };
+        value.clone().into_bytes()
+    }
+}
+
+/// Lower-case hexadecimal of `bytes`.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes the documents of one split and one language, in the order given.
+pub struct ShardWriter {
+    folder: PathBuf,
+    language: String,
+    n_shards: usize,
+    rows: Vec<Document>,
+    row_bytes: usize,
+    open: Option<OpenShard>,
+}
+
+struct OpenShard {
+    part: PathBuf,
+    path: PathBuf,
+    writer: SerializedFileWriter<File>,
+    text_bytes: usize,
+}
+
+impl ShardWriter {
+    /// Starts `dir/split/language-0000.parquet`; nothing is on disk until the first document.
+    pub fn create(dir: &Path, split: &str, language: &str) -> Result<Self> {
+        let folder = dir.join(split);
+        fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+        let language = language.to_owned();
+        Ok(Self { folder, language, n_shards: 0, rows: Vec::new(), row_bytes: 0, open: None })
+    }
+
+    /// Adds one document.
+    pub fn push(&mut self, document: Document) -> Result<()> {
+        self.row_bytes += document.text.len();
+        self.rows.push(document);
+        if self.row_bytes >= ROW_GROUP_BYTES {
+            self.flush_rows()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left and puts the last shard in its place; returns the number of shards.
+    pub fn finish(mut self) -> Result<usize> {
+        self.flush_rows()?;
+        self.close_shard()?;
+        Ok(self.n_shards)
+    }
+
+    fn flush_rows(&mut self) -> Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let rows = std::mem::take(&mut self.rows);
+        let row_bytes = std::mem::take(&mut self.row_bytes);
+        if self.open.is_none() {
+            self.open = Some(self.open_shard()?);
+        }
+        if let Some(shard) = &mut self.open {
+            shard.write(&rows)?;
+            shard.text_bytes += row_bytes;
+            if shard.text_bytes >= SHARD_BYTES {
+                self.close_shard()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open_shard(&self) -> Result<OpenShard> {
+        OpenShard::create(self.folder.join(format!("{}-{:04}.parquet", self.language, self.n_shards)), 9)
+    }
+
+    fn close_shard(&mut self) -> Result<()> {
+        let Some(shard) = self.open.take() else { return Ok(()) };
+        shard.close()?;
+        self.n_shards += 1;
+        Ok(())
+    }
+}
+
+/// Writes `documents` as one Parquet file at `path`, fast rather than small.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_file(path: &Path, documents: Vec<Document>) -> Result<()> {
+    let mut shard = OpenShard::create(path.to_owned(), 1)?;
+    let mut rows = Vec::new();
+    let mut row_bytes = 0;
+    for document in documents {
+        row_bytes += document.text.len();
+        rows.push(document);
+        if row_bytes >= ROW_GROUP_BYTES {
+            shard.write(&rows)?;
+            rows.clear();
+            row_bytes = 0;
+        }
+    }
+    if !rows.is_empty() {
+        shard.write(&rows)?;
+    }
+    shard.close()
+}
+
+impl OpenShard {
+    fn create(path: PathBuf, zstd_level: i32) -> Result<Self> {
+        let part = path.with_extension("parquet.part");
+        let file = File::create(&part).map_err(|source| Error::Io { path: part.clone(), source })?;
+        let parquet_error = |source| Error::Parquet { path: part.clone(), source };
+        let schema = Arc::new(parse_message_type(SCHEMA).map_err(parquet_error)?);
+        let level = ZstdLevel::try_new(zstd_level).map_err(parquet_error)?;
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(level))
+            .set_created_by("multicoder".to_owned())
+            .build();
+        let writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(parquet_error)?;
+        Ok(OpenShard { part, path, writer, text_bytes: 0 })
+    }
+
+    fn write(&mut self, rows: &[Document]) -> Result<()> {
+        let path = &self.part;
+        write_row_group(&mut self.writer, rows).map_err(|source| Error::Parquet { path: path.clone(), source })
+    }
+
+    fn close(self) -> Result<()> {
+        let Self { part, path, writer, .. } = self;
+        writer.close().map_err(|source| Error::Parquet { path: part.clone(), source })?;
+        fs::rename(&part, &path).map_err(|source| Error::Io { path, source })
+    }
+}
+
+fn write_row_group(writer: &mut SerializedFileWriter<File>, rows: &[Document]) -> parquet::errors::Result<()> {
+    let mut group = writer.next_row_group()?;
+    let mut idx = 0;
+    while let Some(mut column) = group.next_column()? {
+        let values: Vec<ByteArray> = rows.iter().map(|row| ByteArray::from(row.column(idx))).collect();
+        column.typed::<ByteArrayType>().write_batch(&values, None, None)?;
+        column.close()?;
+        idx += 1;
+    }
+    group.close()?;
+    Ok(())
+}
+
+/// Paths of the shards of `split` under `dir`, sorted.
+///
+/// # Errors
+/// [`Error::NoShards`] when the folder is absent or holds none.
+pub fn shard_paths(dir: &Path, split: &str) -> Result<Vec<PathBuf>> {
+    let missing = || Error::NoShards { path: dir.to_owned(), split: split.to_owned() };
+    let entries = fs::read_dir(dir.join(split)).map_err(|_| missing())?;
+    let mut paths: Vec<PathBuf> =
+        entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "parquet")).collect();
+    paths.sort();
+    if paths.is_empty() { Err(missing()) } else { Ok(paths) }
+}
+
+/// All documents of `split` (`train`, `valid`, `test`) under `dir`, by shard name, then by row; one row group in memory.
+///
+/// # Errors
+/// [`Error::NoShards`] at once; a broken shard yields its error as an item and is left.
+pub fn read_split(dir: &Path, split: &str) -> Result<impl Iterator<Item = Result<Document>> + use<>> {
+    Ok(shard_paths(dir, split)?.into_iter().flat_map(|path| match ShardReader::open(&path) {
+        Ok(reader) => Box::new(reader) as Box<dyn Iterator<Item = Result<Document>>>,
+        Err(error) => Box::new(std::iter::once(Err(error))),
+    }))
+}
+
+/// The documents of one shard file.
+pub struct ShardReader {
+    path: PathBuf,
+    file: SerializedFileReader<File>,
+    column_idx: [usize; 7],
+    next_group: usize,
+    rows: std::vec::IntoIter<Document>,
+}
+
+impl ShardReader {
+    /// Opens a shard and checks its columns (sha256 is not read back).
+    ///
+    /// # Errors
+    /// Unreadable file, not Parquet, or a column absent.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let file = SerializedFileReader::new(file).map_err(|source| Error::Parquet { path: path.to_owned(), source })?;
+        let schema = file.metadata().file_metadata().schema_descr_ptr();
+        let mut column_idx = [0; 7];
+        for (slot, name) in column_idx.iter_mut().zip(COLUMNS) {
+            let found = schema.columns().iter().position(|column| column.name() == name);
+            *slot = found.ok_or_else(|| Error::Column {
+                path: path.to_owned(),
+                column: name,
+                found: "but it is absent".to_owned(),
+            })?;
+        }
+        Ok(Self { path: path.to_owned(), file, column_idx, next_group: 0, rows: Vec::new().into_iter() })
+    }
+
+    fn read_group(&mut self) -> Result<Vec<Document>> {
+        let parquet_error = |source| Error::Parquet { path: self.path.clone(), source };
+        let group = self.file.get_row_group(self.next_group).map_err(parquet_error)?;
+        let n_rows = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
+        let mut documents = vec![Document::default(); n_rows];
+        for (slot, name) in COLUMNS.iter().take(self.column_idx.len()).enumerate() {
+            let values = read_column(group.as_ref(), self.column_idx[slot], n_rows).map_err(parquet_error)?;
+            let bad = |found: String| Error::Column { path: self.path.clone(), column: name, found };
+            let values = values.ok_or_else(|| bad("but it has another type".to_owned()))?;
+            if values.len() != n_rows {
+                return Err(bad(format!("but it has {} values in {n_rows} rows", values.len())));
+            }
+            for (document, value) in documents.iter_mut().zip(values) {
+                let text = String::from_utf8(value.data().to_vec()).map_err(|e| bad(format!("but: {e}")))?;
+                *document.field(slot) = text;
+            }
+        }
+        Ok(documents)
+    }
+}
+
+impl Document {
+    fn field(&mut self, slot: usize) -> &mut String {
+        match slot {
+            0 => &mut self.text,
+            1 => &mut self.language,
+            2 => &mut self.path,
+            3 => &mut self.package,
+            4 => &mut self.source,
+            5 => &mut self.licence,
+            _ => &mut self.split,
+        }
+    }
+}
+
+fn read_column(
+    group: &dyn RowGroupReader,
+    idx: usize,
+    n_rows: usize,
+) -> parquet::errors::Result<Option<Vec<ByteArray>>> {
+    let ColumnReader::ByteArrayColumnReader(mut reader) = group.get_column_reader(idx)? else { return Ok(None) };
+    let mut values = Vec::with_capacity(n_rows);
+    while values.len() < n_rows {
+        let (n_read, _, _) = reader.read_records(n_rows - values.len(), None, None, &mut values)?;
+        if n_read == 0 {
+            break;
+        }
+    }
+    Ok(Some(values))
+}
+
+impl Iterator for ShardReader {
+    type Item = Result<Document>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(document) = self.rows.next() {
+                return Some(Ok(document));
+            }
+            if self.next_group >= self.file.num_row_groups() {
+                return None;
+            }
+            match self.read_group() {
+                Ok(rows) => self.rows = rows.into_iter(),
+                Err(error) => {
+                    self.next_group = self.file.num_row_groups();
+                    return Some(Err(error));
+                }
+            }
+            self.next_group += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(n: usize) -> Document {
+        Document {
+            text: format!("let x = {n};\n// größer\n").repeat(n + 1),
+            language: "rust".into(),
+            path: format!("src/{n}.rs"),
+            package: "demo-1.0".into(),
+            source: "crate".into(),
+            licence: "MIT".into(),
+            split: "train".into(),
+        }
+    }
+
+    #[test]
+    fn documents_come_back_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::create(dir.path(), "train", "rust").unwrap();
+        let documents: Vec<_> = (0..50).map(document).collect();
+        for d in &documents {
+            writer.push(d.clone()).unwrap();
+        }
+        assert_eq!(writer.finish().unwrap(), 1);
+        let back: Vec<_> = read_split(dir.path(), "train").unwrap().collect::<Result<_>>().unwrap();
+        assert_eq!(back, documents);
+    }
+
+    #[test]
+    fn large_input_makes_several_row_groups_and_shards() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::create(dir.path(), "train", "c").unwrap();
+        let text = "int a;\n".repeat(150_000);
+        for n in 0..70 {
+            writer.push(Document { text: text.clone(), path: n.to_string(), ..Document::default() }).unwrap();
+        }
+        assert_eq!(writer.finish().unwrap(), 2);
+        let paths: Vec<_> = read_split(dir.path(), "train").unwrap().map(|d| d.unwrap().path).collect();
+        assert_eq!(paths, (0..70).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn absent_split_and_broken_shard_are_clear_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(read_split(dir.path(), "test"), Err(Error::NoShards { .. })));
+        fs::create_dir(dir.path().join("test")).unwrap();
+        fs::write(dir.path().join("test/c-0000.parquet"), b"not parquet").unwrap();
+        let first = read_split(dir.path(), "test").unwrap().next().unwrap();
+        assert!(first.unwrap_err().to_string().contains("c-0000.parquet"));
+    }
+}

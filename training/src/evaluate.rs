@@ -1,0 +1,137 @@
+//! How good a model is on text it was never trained on, language by language, beside an n-gram model on the same text.
+//!
+//! Bits per byte and token accuracy over whole files; line completion (CodeXGLUE rules) with and without the text after the
+//! line. The same bytes and the same carets for both systems.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use multicoder_model::{CodeLm, Tokenizer};
+use serde::{Deserialize, Serialize};
+
+pub mod baseline;
+pub mod metric;
+pub mod neural;
+pub mod sample;
+pub mod summary;
+pub mod token_store;
+
+use metric::{LineScore, TextScore};
+use sample::SampleOptions;
+pub use summary::{Evaluation, LanguageRow, ModelInfo, SystemRow};
+
+/// What is measured, and on what.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EvalOptions {
+    /// Folder of Parquet shards.
+    pub shards: PathBuf,
+    /// `test` or `valid`.
+    pub split: String,
+    /// Only these languages; empty for all of the split.
+    pub languages: Vec<String>,
+    /// Text scored per language, in bytes.
+    pub max_bytes_per_language: usize,
+    /// Line completions per language.
+    pub n_lines: usize,
+    /// Longest line completion, in tokens.
+    pub max_line_tokens: usize,
+    /// Of a line completion's prompt, tokens of the text after the line.
+    pub suffix_tokens: usize,
+    /// Of the sample and the bootstrap.
+    pub seed: u64,
+    /// Resamples behind each interval.
+    pub n_resamples: usize,
+    /// Whether the baseline is measured too.
+    pub ngram: bool,
+    /// Longest n-gram, in tokens.
+    pub ngram_order: usize,
+    /// Folder in which tokens and scores of the baseline are kept.
+    pub ngram_cache: PathBuf,
+}
+
+/// What one system scored on one language, unit by unit, in the order of the sample.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SystemOutput {
+    /// One a file.
+    pub texts: Vec<TextScore>,
+    /// One a line, from the text before the caret alone.
+    pub lines: Vec<LineScore>,
+    /// One a line, with the text after the line; empty for a system that cannot use it.
+    pub lines_with_suffix: Vec<LineScore>,
+}
+
+/// A model to be measured.
+#[derive(Clone, Copy)]
+pub struct Candidate<'a> {
+    /// The decoder.
+    pub lm: &'a CodeLm,
+    /// What stands in the report.
+    pub info: &'a ModelInfo,
+}
+
+/// Measures `candidate` (or, with none, the baseline alone) on the sample that `options` draw.
+///
+/// # Errors
+/// Missing shards or languages; errors of the model.
+pub fn evaluate(candidate: Option<Candidate<'_>>, tokenizer: &Tokenizer, options: &EvalOptions) -> Result<Evaluation> {
+    ensure!(candidate.is_some() || options.ngram, "nothing to measure: neither a model nor the n-gram baseline");
+    let started = Instant::now();
+    let samples = sample::draw(
+        &options.shards,
+        &options.split,
+        &SampleOptions {
+            languages: &options.languages,
+            max_bytes_per_language: options.max_bytes_per_language,
+            n_lines: options.n_lines,
+            seed: options.seed,
+        },
+    )?;
+    let baseline = options.ngram.then(|| baseline::evaluate(tokenizer, &samples, options)).transpose()?;
+    let mut outputs = Vec::new();
+    if let Some(candidate) = candidate {
+        let n_units = samples.iter().map(|sample| sample.texts.len() + 2 * sample.lines.len()).sum::<usize>();
+        let bar = progress_bar(n_units as u64, "model");
+        for sample in &samples {
+            bar.set_message(format!("model: {}", sample.language));
+            outputs.push(neural::score(candidate.lm, tokenizer, sample, options, &bar)?);
+        }
+        bar.finish_and_clear();
+    }
+    let model = candidate.map(|candidate| (candidate.info.clone(), outputs));
+    Ok(summary::summarise(&samples, model, baseline, options, started.elapsed()))
+}
+
+/// A bar on standard error that shows at least every second, or nothing where that is no terminal.
+fn progress_bar(length: u64, message: &'static str) -> ProgressBar {
+    let bar = if length == 0 { ProgressBar::no_length() } else { ProgressBar::new(length) };
+    if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {human_pos}/{human_len} {msg}") {
+        bar.set_style(style);
+    }
+    bar.set_message(message);
+    bar.enable_steady_tick(Duration::from_secs(1));
+    bar
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn options() -> EvalOptions {
+        EvalOptions {
+            shards: PathBuf::from("shards"),
+            split: "test".to_owned(),
+            languages: Vec::new(),
+            max_bytes_per_language: 20_000,
+            n_lines: 10,
+            max_line_tokens: 24,
+            suffix_tokens: 32,
+            seed: 1,
+            n_resamples: 200,
+            ngram: true,
+            ngram_order: 4,
+            ngram_cache: PathBuf::from("cache"),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The n-gram column: trains on the training split, fits its weights on the valid split, scores the samples.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context, Result, anyhow};
+use multicoder_model::{PromptBudget, Tokenizer, fim};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::metric::{LineScore, TextScore, line_score};
+use super::sample::LanguageSample;
+use super::token_store::TokenStore;
+use super::{EvalOptions, SystemOutput, progress_bar};
+use crate::ngram::{Documents, KneserNey, Mixture, Weights, complete_line, mixture, vocabulary_by_bytes};
+
+/// Valid text from which the mixture weights of a language are fitted, in tokens.
+const FIT_TOKENS: usize = 150_000;
+/// Text before a caret that a line completion looks at, in tokens.
+const LINE_PREFIX_TOKENS: usize = 16_384;
+/// Changed whenever the same corpus would give other figures, so that kept results are not used again.
+const VERSION: u32 = 1;
+
+/// What the baseline was made of; stands in the report.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct BaselineInfo {
+    /// Longest n-gram, in tokens.
+    pub order: usize,
+    /// How it predicts, in words.
+    pub method: String,
+    /// Tokens of the training split, all languages.
+    pub n_train_tokens: usize,
+    /// Distinct n-grams of the model of all languages.
+    pub n_ngrams_all: usize,
+}
+
+/// What the baseline scored, by language.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct BaselineOutput {
+    /// What it was made of.
+    pub info: BaselineInfo,
+    /// By language name.
+    pub languages: BTreeMap<String, SystemOutput>,
+}
+
+/// Trains, fits and scores; or returns what an earlier call with the same corpus, tokenizer and options kept.
+///
+/// # Errors
+/// Missing or broken shards; an order that does not fit the vocabulary.
+pub fn evaluate(tokenizer: &Tokenizer, samples: &[LanguageSample], options: &EvalOptions) -> Result<BaselineOutput> {
+    let store = TokenStore::open(&options.ngram_cache, &options.shards, tokenizer)?;
+    let kept = store.path(&format!("{:016x}.scores.json", identity(samples, options)));
+    if let Ok(text) = fs::read_to_string(&kept) {
+        return serde_json::from_str(&text).with_context(|| format!("{}: delete it and try again", kept.display()));
+    }
+    let bar = progress_bar(0, "tokenizing for the n-gram baseline, bytes");
+    let tell = |n_bytes| bar.inc(n_bytes);
+    let train = store.load(&options.shards, "train", tokenizer, &tell)?;
+    let valid = store.load(&options.shards, "valid", tokenizer, &tell).unwrap_or_default();
+    bar.finish_and_clear();
+    let output = train_and_score(tokenizer, samples, &train, &valid, options)?;
+    fs::write(&kept, serde_json::to_string(&output)?).with_context(|| kept.display().to_string())?;
+    Ok(output)
+}
+
+fn identity(samples: &[LanguageSample], options: &EvalOptions) -> u64 {
+    let mut identity = format!("{VERSION} {} {FIT_TOKENS}", options.ngram_order);
+    for sample in samples {
+        identity += &format!(" {} {:?}", sample.language, sample.lines);
+        sample.texts.iter().for_each(|text| identity += &format!(" {:x}", xxh3_64(text.as_bytes())));
+    }
+    xxh3_64(identity.as_bytes())
+}
+
+fn train_and_score(
+    tokenizer: &Tokenizer,
+    samples: &[LanguageSample],
+    train: &BTreeMap<String, Documents>,
+    valid: &BTreeMap<String, Documents>,
+    options: &EvalOptions,
+) -> Result<BaselineOutput> {
+    let order = options.ngram_order;
+    let start = tokenizer.special().end_of_text;
+    let fit = |documents: &Documents| {
+        KneserNey::train(documents, order, tokenizer.vocab_size(), start).map_err(|reason| anyhow!(reason))
+    };
+    let bar = progress_bar(samples.len() as u64, "n-grams");
+    bar.set_message("n-grams of all languages");
+    let mut together = Documents::default();
+    train.values().for_each(|documents| together.extend(documents));
+    let all = fit(&together)?;
+    let info = BaselineInfo {
+        order,
+        method: "interpolated modified Kneser-Ney without cut-offs, one model per language mixed with one over all \
+                 languages, and an in-file cache of contexts up to 8 tokens; weights fitted by EM on the valid split"
+            .to_owned(),
+        n_train_tokens: together.n_tokens(),
+        n_ngrams_all: all.n_ngrams(),
+    };
+    drop(together);
+    let mut output = BaselineOutput { info, languages: BTreeMap::new() };
+    for sample in samples {
+        bar.set_message(format!("n-grams: {}", sample.language));
+        let none = Documents::default();
+        let language = fit(train.get(&sample.language).unwrap_or(&none))?;
+        let held_out = head(valid.get(&sample.language).unwrap_or(&none), FIT_TOKENS);
+        let weights = mixture::fit(&language, &all, &held_out);
+        let scorer = Scorer { tokenizer, language: &language, all: &all, weights: &weights };
+        output.languages.insert(sample.language.clone(), scorer.score(sample, options)?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(output)
+}
+
+/// Every k-th document, so that about `n_tokens` are taken from all over.
+fn head(documents: &Documents, n_tokens: usize) -> Documents {
+    let stride = documents.n_tokens().div_ceil(n_tokens).max(1);
+    let mut taken = Documents::default();
+    for document in documents.iter().step_by(stride) {
+        let room = n_tokens - taken.n_tokens();
+        taken.push(&document[..document.len().min(room).min(n_tokens / 8)]);
+        if taken.n_tokens() >= n_tokens {
+            break;
+        }
+    }
+    taken
+}
+
+struct Scorer<'a> {
+    tokenizer: &'a Tokenizer,
+    language: &'a KneserNey,
+    all: &'a KneserNey,
+    weights: &'a Weights,
+}
+
+impl Scorer<'_> {
+    fn mixture(&self) -> Mixture<'_> {
+        Mixture { language: self.language, all: self.all, weights: self.weights }
+    }
+
+    fn score(&self, sample: &LanguageSample, options: &EvalOptions) -> Result<SystemOutput> {
+        let texts = sample.texts.iter().map(|text| self.text_score(text)).collect::<Result<_>>()?;
+        let vocabulary = vocabulary_by_bytes(self.tokenizer);
+        let lines = sample.lines.iter().map(|case| {
+            let (before, truth, _) = sample.parts(case);
+            self.line(before, truth, &vocabulary, options.max_line_tokens)
+        });
+        Ok(SystemOutput { texts, lines: lines.collect::<Result<_>>()?, lines_with_suffix: Vec::new() })
+    }
+
+    fn text_score(&self, text: &str) -> Result<TextScore> {
+        let mut predictor = self.mixture().start();
+        let mut score = TextScore { n_bytes: text.len() as u64, ..TextScore::default() };
+        for token in self.tokenizer.encode(text)? {
+            score.n_correct += u64::from(predictor.best() == token);
+            score.bits -= predictor.step(token).log2();
+            score.n_tokens += 1;
+        }
+        Ok(score)
+    }
+
+    fn line(&self, before: &str, truth: &str, vocabulary: &[u32], max_new_tokens: usize) -> Result<LineScore> {
+        let budget = PromptBudget { max_tokens: LINE_PREFIX_TOKENS, suffix_tokens: 0 };
+        let prompt = fim::prompt(self.tokenizer, None, before, "", &budget)?;
+        let mut predictor = self.mixture().start();
+        let special = self.tokenizer.special().end_of_text;
+        prompt.ids.iter().filter(|&&id| id != special).for_each(|&id| {
+            predictor.skip(id);
+        });
+        let bytes = complete_line(&mut predictor, self.tokenizer, vocabulary, &prompt.heal, max_new_tokens);
+        Ok(line_score(&String::from_utf8_lossy(&bytes), truth))
+    }
+}

@@ -1,0 +1,26 @@
+//! Text in, checkpoint out: corpus, tokenizer, loader, trainer, optimizer, evaluation. Modules in reading order.
+
+pub mod commands;
+
+pub mod config;
+pub mod corpus;
+pub mod data;
+
+pub mod run;
+pub mod step;
+
+pub mod checkpoint;
+pub mod dry_run;
+pub mod interrupt;
+pub mod memory;
+pub mod metrics;
+pub mod optimizer;
+pub mod parallel;
+pub mod rng;
+pub mod schedule;
+pub mod validate;
+pub mod weights;
+
+pub mod evaluate;
+pub mod ngram;
+pub mod report;

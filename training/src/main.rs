@@ -1,0 +1,42 @@
+//! The `multicoder` command: arguments in, exit code out. One row a subcommand; the work is in `multicoder_training`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use multicoder_training::commands;
+
+/// Builds corpora, trains PL-MoE code models, measures them and packs them into one file.
+#[derive(Parser)]
+#[command(name = "multicoder", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch packages, build Parquet shards of source text, report on them.
+    Corpus(commands::corpus::Args),
+    /// Learn a tokenizer from the shards.
+    Tokenizer(commands::tokenizer::Args),
+    /// Train a model; resume, dry run, warm start.
+    Train(commands::train::Args),
+    /// Measure a model by language on text it never saw, beside an n-gram model.
+    Eval(commands::eval::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Corpus(args) => commands::corpus::run(args),
+        Command::Tokenizer(args) => commands::tokenizer::run(args),
+        Command::Train(args) => commands::train::run(args),
+        Command::Eval(args) => commands::eval::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

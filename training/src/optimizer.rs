@@ -1,0 +1,3 @@
+//! Optimizers: what happens to parameters once their gradients are known.
+
+pub mod adamw;

@@ -1,0 +1,5 @@
+//! Results for people: the table on the terminal, the curve as a picture, the model card.
+
+pub mod loss_curve;
+pub mod model_card;
+pub mod table;
