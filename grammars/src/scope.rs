@@ -9,6 +9,9 @@ use crate::syntax::{SyntaxTree, kind};
 /// Nodes looked at before giving up; a file of some ten thousand lines has more, and its far names matter little.
 const MAX_NODES: usize = 50_000;
 
+/// Children looked at where a function's parameters are sought; they stand near its beginning.
+const MAX_CHILDREN: usize = 100;
+
 impl SyntaxTree {
     /// Names visible from a caret at `offset`, without repetition: first those before it in its own blocks, from the
     /// nearest backwards, then those declared further down outside of its blocks. The insides and the parameters of
@@ -53,13 +56,21 @@ impl SyntaxTree {
         for node in path.iter().skip(1).filter(|node| !kind::is_body(node)) {
             let mut level = vec![*node];
             for _depth in 0..3 {
-                let children = level.iter().flat_map(|parent| parent.children(&mut parent.walk()).collect::<Vec<_>>());
-                level = children.filter(|child| !kind::is_body(child) && !on_path.contains(&child.id())).collect();
+                let children = level.iter().flat_map(|parent| first_children(parent));
+                level = children
+                    .take(MAX_CHILDREN)
+                    .filter(|child| !kind::is_body(child) && !on_path.contains(&child.id()))
+                    .collect();
                 found.extend(level.iter().filter(|child| kind::is_parameters(child)).map(Node::id));
             }
         }
         found
     }
+}
+
+/// The first children of a node; a table of data may have a hundred thousand.
+fn first_children<'tree>(parent: &Node<'tree>) -> Vec<Node<'tree>> {
+    parent.children(&mut parent.walk()).take(MAX_CHILDREN).collect()
 }
 
 fn is_around(node: &Node, offset: usize) -> bool {

@@ -1,8 +1,8 @@
 //! What the editor says it can do, and what the server says in return.
 
 use tower_lsp::gen_lsp_types::{
-    ClientCapabilities, CompletionOptions, ExecuteCommandOptions, InitializeParams, InitializeResult, ServerCapabilities,
-    ServerInfo, TextDocumentSyncKind, TextDocumentSyncOptions,
+    ClientCapabilities, CompletionOptions, ExecuteCommandOptions, InitializeParams, InitializeResult,
+    ServerCapabilities, ServerInfo, TextDocumentSyncKind, TextDocumentSyncOptions,
 };
 
 use crate::config::{MenuItems, Settings};
@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn announces_inline_completion_as_true() {
-        let result = serde_json::to_value(initialize_result(&Session { offers_menu: true, ..Session::default() })).unwrap();
+        let result =
+            serde_json::to_value(initialize_result(&Session { offers_menu: true, ..Session::default() })).unwrap();
         let capabilities = &result["capabilities"];
         assert_eq!(capabilities["inlineCompletionProvider"], json!(true));
         assert_eq!(capabilities["textDocumentSync"]["change"], json!(2));

@@ -122,7 +122,10 @@ pub fn run(request: &Request, completer: &mut dyn Completer, cancelled: &dyn Fn(
         timed_out.set(start.elapsed() > options.timeout);
         timed_out.get() || trim::is_enough(bytes, &around, options.max_lines)
     };
-    let mut written = completer.write(&ask, &mut enough, cancelled).map_err(|error| match error {
+    // A prompt that takes too long is given up between two layers; what is computed of it stays for the next request.
+    let cancelled_or_late = || cancelled() || start.elapsed() > options.timeout;
+    let mut written = completer.write(&ask, &mut enough, &cancelled_or_late).map_err(|error| match error {
+        CompleterError::Cancelled if !cancelled() => Reason::UnfinishedLine.because("out of time"),
         CompleterError::Cancelled => Silence::from(Reason::Cancelled),
         CompleterError::Failed(why) => Reason::EngineFailed.because(why),
     })?;

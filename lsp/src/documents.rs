@@ -143,10 +143,7 @@ mod tests {
     }
 
     fn range(start: (u32, u32), end: (u32, u32)) -> Range {
-        Range {
-            start: Position { line: start.0, character: start.1 },
-            end: Position { line: end.0, character: end.1 },
-        }
+        Range { start: Position { line: start.0, character: start.1 }, end: Position { line: end.0, character: end.1 } }
     }
 
     #[test]

@@ -6,12 +6,55 @@ use glob::{MatchOptions, Pattern};
 
 /// Patterns of files that hold secrets. One without a slash is matched against the file's name, another against its whole path.
 pub const DEFAULT_PATTERNS: &[&str] = &[
-    ".env*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.p8", "*.der", "*.jks", "*.keystore", "*.kdb", "*.kdbx", "*.ppk",
-    "*.asc", "*.gpg", "*.pgp", "*.age", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".npmrc", ".pypirc",
-    ".pgpass", ".htpasswd", ".git-credentials", ".dockercfg", "credentials", "credentials.json", "credentials.toml",
-    "secrets.json", "secrets.yaml", "secrets.yml", "secrets.toml", "*.secret", "*.token", "*.tfvars", "*.tfstate",
-    "service-account*.json", "known_hosts", "authorized_keys", "shadow", "**/.ssh/*", "**/.gnupg/**", "**/.aws/*",
-    "**/.kube/config", "**/.docker/config.json",
+    ".env*",
+    "*.env",
+    "*.pem",
+    "*.key",
+    "*.p12",
+    "*.pfx",
+    "*.p8",
+    "*.der",
+    "*.jks",
+    "*.keystore",
+    "*.kdb",
+    "*.kdbx",
+    "*.ppk",
+    "*.asc",
+    "*.gpg",
+    "*.pgp",
+    "*.age",
+    "id_rsa*",
+    "id_dsa*",
+    "id_ecdsa*",
+    "id_ed25519*",
+    ".netrc",
+    "_netrc",
+    ".npmrc",
+    ".pypirc",
+    ".pgpass",
+    ".htpasswd",
+    ".git-credentials",
+    ".dockercfg",
+    "credentials",
+    "credentials.json",
+    "credentials.toml",
+    "secrets.json",
+    "secrets.yaml",
+    "secrets.yml",
+    "secrets.toml",
+    "*.secret",
+    "*.token",
+    "*.tfvars",
+    "*.tfstate",
+    "service-account*.json",
+    "known_hosts",
+    "authorized_keys",
+    "shadow",
+    "**/.ssh/*",
+    "**/.gnupg/**",
+    "**/.aws/*",
+    "**/.kube/config",
+    "**/.docker/config.json",
 ];
 
 const MATCH: MatchOptions =
@@ -55,12 +98,32 @@ mod tests {
     fn secrets_are_excluded_by_default() {
         let exclusions = Exclusions::new(true, &[]).unwrap();
         for path in [
-            "/p/.env", "/p/.env.local", "/p/.envrc", "/p/prod.env", "/p/server.PEM", "/h/.ssh/config", "/h/.ssh/id_rsa", "id_ed25519",
-            "/h/.aws/credentials", "/p/private.key", "/h/.npmrc", "C:\\p\\.env", "/h/.gnupg/a/b",
+            "/p/.env",
+            "/p/.env.local",
+            "/p/.envrc",
+            "/p/prod.env",
+            "/p/server.PEM",
+            "/h/.ssh/config",
+            "/h/.ssh/id_rsa",
+            "id_ed25519",
+            "/h/.aws/credentials",
+            "/p/private.key",
+            "/h/.npmrc",
+            "C:\\p\\.env",
+            "/h/.gnupg/a/b",
         ] {
             assert!(exclusions.excludes(Path::new(path)).is_some(), "{path}");
         }
-        for path in ["/p/env.rs", "/p/environment.py", "/p/secrets.py", "/p/keys.rs", "/p/pem.go", "", "/p/monkey.c", "/p/id.rs"] {
+        for path in [
+            "/p/env.rs",
+            "/p/environment.py",
+            "/p/secrets.py",
+            "/p/keys.rs",
+            "/p/pem.go",
+            "",
+            "/p/monkey.c",
+            "/p/id.rs",
+        ] {
             assert_eq!(exclusions.excludes(Path::new(path)), None, "{path}");
         }
     }

@@ -17,6 +17,7 @@ pub mod engine;
 pub mod exclude;
 mod handlers;
 pub mod lifecycle;
+pub mod model_completer;
 pub mod position;
 pub mod prompt;
 pub mod reason;

@@ -1,1 +1,61 @@
-fn main() {}
+//! The program: without a command it serves one editor on standard input and output.
+
+mod commands;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{complete, completions, doctor, serve};
+
+/// Completes code in any editor that speaks the Language Server Protocol, with the model inside this program.
+///
+/// Without a command: serve one editor on standard input and output.
+#[derive(Debug, Parser)]
+#[command(name = "multicoder-lsp", version)]
+struct Cli {
+    /// Use this model instead of the embedded one: a .gguf file made by `multicoder pack`, or a checkpoint folder.
+    #[arg(long, value_name = "PATH", global = true)]
+    model: Option<PathBuf>,
+    /// Taken for granted; editors that pass it may.
+    #[arg(long, hide = true)]
+    stdio: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Complete one place of a file and print the line.
+    Complete(complete::Args),
+    /// Say what model, device, languages and speed there are, and what each editor must set.
+    Doctor(doctor::Args),
+    /// Print the completion script of a shell.
+    Completions(completions::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr();
+    let result = match cli.command {
+        None => serve::run(cli.model),
+        Some(Command::Complete(args)) => complete::run(&args, cli.model.as_deref()),
+        Some(Command::Doctor(args)) => doctor::run(&args, cli.model.as_deref()),
+        Some(Command::Completions(args)) => completions::run::<Cli>(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("multicoder-lsp: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Logs go to standard error: standard output is the protocol's. `MULTICODER_LOG=debug` shows every decision.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MULTICODER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}

@@ -19,10 +19,17 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The encoding to use with a client that offers `offered`: UTF-8 where it may be, since that is how the text is kept.
+    /// The encoding to use with a client that offers `offered`: UTF-8 where it may be, since that is how the text is kept; else the
+    /// protocol's default, unless that is the one thing that is not offered.
     pub fn choose(offered: Option<&[PositionEncodingKind]>) -> Encoding {
-        let offered = offered.unwrap_or_default();
-        if offered.contains(&PositionEncodingKind::UTF8) { Encoding::Utf8 } else { Encoding::Utf16 }
+        let offers = |kind| offered.unwrap_or_default().contains(&kind);
+        if offers(PositionEncodingKind::UTF8) {
+            Encoding::Utf8
+        } else if offers(PositionEncodingKind::UTF32) && !offers(PositionEncodingKind::UTF16) {
+            Encoding::Utf32
+        } else {
+            Encoding::Utf16
+        }
     }
 
     /// The protocol's name for it.
@@ -133,8 +140,20 @@ mod tests {
 
     fn any_text() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
-            Just("\n"), Just("\r\n"), Just("\r"), Just("a"), Just("fn x()"), Just("\u{e9}"), Just("e\u{301}"), Just("\u{1f600}"),
-            Just("\u{2028}"), Just("\u{85}"), Just("\t"), Just("\u{5b57}"), Just("\u{fffd}"), Just("\u{b}")
+            Just("\n"),
+            Just("\r\n"),
+            Just("\r"),
+            Just("a"),
+            Just("fn x()"),
+            Just("\u{e9}"),
+            Just("e\u{301}"),
+            Just("\u{1f600}"),
+            Just("\u{2028}"),
+            Just("\u{85}"),
+            Just("\t"),
+            Just("\u{5b57}"),
+            Just("\u{fffd}"),
+            Just("\u{b}")
         ];
         proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
     }
@@ -183,7 +202,11 @@ mod tests {
     #[test]
     fn prefers_utf8_and_falls_back_to_the_default() {
         assert_eq!(Encoding::choose(Some(&[PositionEncodingKind::UTF32, PositionEncodingKind::UTF8])), Encoding::Utf8);
-        assert_eq!(Encoding::choose(Some(&[PositionEncodingKind::UTF16])), Encoding::Utf16);
+        assert_eq!(
+            Encoding::choose(Some(&[PositionEncodingKind::UTF32, PositionEncodingKind::UTF16])),
+            Encoding::Utf16
+        );
+        assert_eq!(Encoding::choose(Some(&[PositionEncodingKind::UTF32])), Encoding::Utf32);
         assert_eq!(Encoding::choose(None), Encoding::Utf16);
     }
 }

@@ -66,6 +66,9 @@ pub fn trim(bytes: &[u8], finish: Finish, around: &Around<'_>, max_lines: usize)
     }
     let text = without_repeated_lines(text, around)?;
     let text = brackets::without_overlap(text, around.line_after());
+    if text.trim().is_empty() {
+        return Err(Reason::RepeatsFollowing);
+    }
     let text = brackets::balanced(text, around);
     let text = if around.line_after().starts_with(char::is_whitespace) || !around.is_mid_line() {
         text.trim_end()
@@ -284,7 +287,8 @@ mod tests {
             if let Ok(answer) = trim(written.as_bytes(), Finish::EndOfText, &around, max_lines) {
                 prop_assert!(!answer.trim().is_empty());
                 prop_assert!(!suffix.trim_start().starts_with(answer.trim()), "{:?}", answer);
-                prop_assert!(answer.chars().any(|c| !")]}>;,:'\"`".contains(c) && !c.is_whitespace()));
+                let says_something = |c: char| !")]}>;,:'\"`".contains(c) && !c.is_whitespace();
+                prop_assert!(answer.chars().any(says_something));
                 prop_assert!(written.starts_with(&answer));
                 prop_assert!(!(around.is_mid_line() && answer.contains('\n')));
                 prop_assert!(answer.lines().filter(|line| !line.trim().is_empty()).count() <= max_lines);

@@ -21,7 +21,8 @@ mod tests {
     fn names_are_well_formed_and_differ() {
         let names: std::collections::BTreeSet<String> = (0..1000).map(|_| super::new()).collect();
         assert_eq!(names.len(), 1000);
-        let is_valid = |name: &String| name.len() == 36 && name.as_bytes()[14] == b'4' && b"89ab".contains(&name.as_bytes()[19]);
+        let is_valid =
+            |name: &String| name.len() == 36 && name.as_bytes()[14] == b'4' && b"89ab".contains(&name.as_bytes()[19]);
         assert!(names.iter().all(is_valid));
     }
 }

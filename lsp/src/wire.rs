@@ -171,7 +171,9 @@ fn check(body: &[u8]) -> Result<(), (Fault, Option<Id>)> {
     let id = value.get("id").and_then(|id| Id::deserialize(id).ok());
     let reason = match &value {
         Value::Array(_) => "a batch; the protocol has one object a message".to_string(),
-        Value::Object(fields) if !fields.contains_key("jsonrpc") => "field jsonrpc is absent, expected \"2.0\"".to_string(),
+        Value::Object(fields) if !fields.contains_key("jsonrpc") => {
+            "field jsonrpc is absent, expected \"2.0\"".to_string()
+        }
         Value::Object(_) => "fields method, id, params, result or error have the wrong type".to_string(),
         _ => "expected an object".to_string(),
     };
@@ -260,7 +262,13 @@ mod tests {
     #[tokio::test]
     async fn bad_messages_are_replaced_and_the_next_one_is_read() {
         let bad = [
-            "{\"jsonrpc\":", "[]", "1", r#"{"jsonrpc":"2.0","method":4,"id":9}"#, r#"{"method":"x"}"#, "", "{\"a\":\"\u{1}\"}",
+            "{\"jsonrpc\":",
+            "[]",
+            "1",
+            r#"{"jsonrpc":"2.0","method":4,"id":9}"#,
+            r#"{"method":"x"}"#,
+            "",
+            "{\"a\":\"\u{1}\"}",
         ];
         for body in bad {
             let (out, _) = pass((text_of(body) + &text_of(GOOD)).as_bytes()).await;

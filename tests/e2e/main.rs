@@ -2,3 +2,5 @@
 
 #[cfg(unix)]
 mod neovim;
+#[cfg(unix)]
+mod training;

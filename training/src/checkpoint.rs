@@ -179,7 +179,12 @@ fn verify(path: &Path) -> Result<()> {
         let file = path.join(name);
         let bytes = fs::read(&file).with_context(|| format!("{}: cannot read", file.display()))?;
         let got = bytes.len() as u64;
-        ensure!(got == entry.bytes, "{}: {got} bytes, expected {}: the file is truncated or was changed", file.display(), entry.bytes);
+        ensure!(
+            got == entry.bytes,
+            "{}: {got} bytes, expected {}: the file is truncated or was changed",
+            file.display(),
+            entry.bytes
+        );
         if hash(&bytes) != entry.xxh3 {
             bail!("{}: content differs from what was written (xxh3 expected {})", file.display(), entry.xxh3);
         }

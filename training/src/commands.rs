@@ -1,6 +1,7 @@
 //! The subcommands of `multicoder`, one file each: `Args` (what clap parses) and `run(Args)`.
 
 pub mod corpus;
+pub mod eval;
+pub mod pack;
 pub mod tokenizer;
 pub mod train;
-pub mod eval;

@@ -192,6 +192,7 @@ impl RunConfig {
     }
 
     fn validate(&self) -> Result<()> {
+        self.model.validate()?;
         let d = &self.data;
         ensure!(self.n_steps > 0, "n_steps = 0: expected at least 1");
         ensure!(d.sequence_tokens >= 16, "data.sequence_tokens = {}: expected at least 16", d.sequence_tokens);
@@ -229,14 +230,17 @@ impl RunConfig {
     }
 }
 
-/// Adds a suggestion to serde's message about an unknown key or variant.
+/// Puts the path first in the message of the TOML reader, and adds a suggestion where a key or variant is unknown.
 fn explain(message: &str) -> String {
+    let (message, path) = message.trim_end().split_once("\nin `").unwrap_or((message.trim_end(), ""));
+    let path = path.trim_end_matches('`');
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let unknown = message.contains("unknown field") || message.contains("unknown variant");
-    match names.split_first() {
-        Some((got, valid)) if unknown => format!("{}{}", message.trim_end(), did_you_mean(got, valid)),
-        _ => message.trim_end().to_owned(),
-    }
+    let hint = match names.split_first() {
+        Some((got, valid)) if unknown => did_you_mean(got, valid),
+        _ => String::new(),
+    };
+    if path.is_empty() { format!("{message}{hint}") } else { format!("{path}: {message}{hint}") }
 }
 
 fn did_you_mean(got: &str, valid: &[&str]) -> String {
@@ -260,4 +264,66 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn smoke() -> Table {
+        let mut table = parse(preset("smoke").unwrap(), "smoke").unwrap();
+        set(&mut table, "model.vocab_size=512").unwrap();
+        table
+    }
+
+    fn error_of(assignment: &str) -> String {
+        let mut table = smoke();
+        set(&mut table, assignment)
+            .map_or_else(|e| format!("{e:#}"), |()| format!("{:#}", resolve(&table, "smoke").unwrap_err()))
+    }
+
+    #[test]
+    fn every_preset_is_a_complete_run_and_survives_toml() {
+        for (name, text) in PRESETS {
+            let mut table = parse(text, name).unwrap();
+            table["model"].as_table_mut().unwrap().remove("moe").map(drop).unwrap();
+            let config = resolve(&table, name).unwrap();
+            let again = resolve(&parse(&config.to_toml().unwrap(), name).unwrap(), name).unwrap();
+            assert_eq!(config, again, "{name}");
+            assert_eq!(config.data.batch_tokens % config.data.sequence_tokens, 0);
+        }
+    }
+
+    #[test]
+    fn set_is_typed() {
+        let mut table = smoke();
+        for assignment in ["schedule.lr=1e-4", "data.shards=some/folder", "data.languages=[\"lua\"]", "n_steps=7"] {
+            set(&mut table, assignment).unwrap();
+        }
+        let config = resolve(&table, "smoke").unwrap();
+        assert_eq!((config.schedule.lr, config.n_steps), (1e-4, 7));
+        assert_eq!((config.data.shards.as_str(), config.data.languages), ("some/folder", vec!["lua".to_owned()]));
+    }
+
+    #[test]
+    fn wrong_keys_and_values_are_named_with_what_was_expected() {
+        let unknown = error_of("model.d_modle=3");
+        for part in ["smoke: model: unknown field `d_modle`", "`n_layers`", "did you mean `d_model`?"] {
+            assert!(unknown.contains(part), "{unknown}");
+        }
+        assert!(error_of("optimiser.beta1=0.5").contains("did you mean `optimizer`?"));
+        assert!(error_of("model.d_model=abc").contains("model.d_model: invalid type: string \"abc\", expected usize"));
+        assert!(error_of("schedule.kind=wds").contains("did you mean `wsd`?"));
+        assert!(error_of("model.n_heads=3").contains("n_kv_heads"));
+        assert!(error_of("data.batch_tokens=100").contains("a multiple of data.sequence_tokens"));
+        assert!(error_of("data.fim_frac=1.5").contains("expected 0 to 1"));
+        assert!(error_of("n_steps").contains("expected path=value"));
+        assert!(error_of("seed.x=1").contains("seed is a value"));
+        assert!(preset("smok").unwrap_err().to_string().contains("did you mean `smoke`?"));
+    }
+
+    #[test]
+    fn distances_are_those_of_levenshtein() {
+        assert_eq!([edit_distance("kitten", "sitting"), edit_distance("", "ab"), edit_distance("a", "a")], [3, 2, 0]);
+    }
 }

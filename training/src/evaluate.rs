@@ -117,6 +117,64 @@ fn progress_bar(length: u64, message: &'static str) -> ProgressBar {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::data::shard::{Document, ShardWriter};
+    use candle_core::Device;
+    use multicoder_model::ModelConfig;
+    use multicoder_model::tokenizer::TokenizerOptions;
+
+    fn write_shards(dir: &std::path::Path) -> Vec<String> {
+        let mut texts = Vec::new();
+        for (language, line) in [("lua", "local x_N = f(N, y)\n"), ("python", "x_N = g(N)  # N\n")] {
+            for split in ["train", "valid", "test"] {
+                let mut writer = ShardWriter::create(dir, split, language).unwrap();
+                for n in 0..12 {
+                    let text: String = (0..20).map(|k| line.replace('N', &(n * k % 17).to_string())).collect();
+                    texts.push(text.clone());
+                    let (path, package) = (n.to_string(), split.to_owned());
+                    let (language, split) = (language.to_owned(), split.to_owned());
+                    writer.push(Document { text, language, path, package, split, ..Document::default() }).unwrap();
+                }
+                writer.finish().unwrap();
+            }
+        }
+        texts
+    }
+
+    #[test]
+    fn both_systems_are_measured_on_the_same_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let texts = write_shards(dir.path());
+        let languages = vec!["lua".to_owned(), "python".to_owned()];
+        let tokenizer_options = TokenizerOptions { vocab_size: 400, languages: languages.clone(), min_frequency: 2 };
+        let tokenizer = Tokenizer::train(texts.iter().map(String::as_str), &tokenizer_options).unwrap();
+        let vocab_size = tokenizer.vocab_size();
+        let config: ModelConfig = serde_json::from_value(serde_json::json!({
+            "vocab_size": vocab_size, "d_model": 32, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1,
+            "d_head": 32, "d_ff": 32, "context_tokens": 64, "languages": languages,
+        }))
+        .unwrap();
+        let lm = CodeLm::init(&config, 1, &Device::Cpu).unwrap();
+        let options = EvalOptions {
+            shards: dir.path().to_owned(),
+            ngram_cache: dir.path().join("ngram"),
+            max_bytes_per_language: 2000,
+            n_lines: 4,
+            ..options()
+        };
+        let info = ModelInfo::default();
+        let first = evaluate(Some(Candidate { lm: &lm, info: &info }), &tokenizer, &options).unwrap();
+        for row in &first.languages {
+            let (model, ngram) = (row.model.unwrap(), row.ngram.unwrap());
+            assert!((1500..=2000).contains(&row.n_bytes) && row.n_lines == 4, "{row:?}");
+            assert!(ngram.bits_per_byte < 0.5 * model.bits_per_byte, "{row:?}");
+            assert!(row.difference.unwrap().bits_per_byte.unwrap().low > 0.0, "{row:?}");
+            assert!(model.line_exact_match_with_suffix.is_some() && ngram.line_exact_match_with_suffix.is_none());
+        }
+        assert_eq!(first.n_languages_fewer_bits, Some(0));
+        let kept = evaluate(None, &tokenizer, &options).unwrap();
+        let bits = |evaluation: &Evaluation| evaluation.macro_average.ngram.unwrap().bits_per_byte;
+        assert_eq!(bits(&first), bits(&kept));
+    }
 
     pub(crate) fn options() -> EvalOptions {
         EvalOptions {

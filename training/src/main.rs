@@ -23,6 +23,8 @@ enum Command {
     Train(commands::train::Args),
     /// Measure a model by language on text it never saw, beside an n-gram model.
     Eval(commands::eval::Args),
+    /// Pack a checkpoint into the one file that is served, and write its model card.
+    Pack(commands::pack::Args),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Command::Tokenizer(args) => commands::tokenizer::run(args),
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
+        Command::Pack(args) => commands::pack::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

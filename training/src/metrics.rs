@@ -3,7 +3,6 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -50,7 +49,7 @@ impl Metrics {
         self.record("train", step, fields)?;
         let smooth = self.smooth_tokens_per_s.map_or(tokens_per_s, |smooth| 0.95 * smooth + 0.05 * tokens_per_s);
         self.smooth_tokens_per_s = Some(smooth);
-        let eta_s = (n_steps - step.min(n_steps)) as f64 * report.n_tokens as f64 / smooth;
+        let eta_s = n_steps.saturating_sub(step + 1) as f64 * report.n_tokens as f64 / smooth;
         let line = format!("loss {:.4}  lr {lr:.2e}  {smooth:.0} tokens/s  eta {}", report.loss, duration(eta_s));
         match &self.progress {
             Some(bar) => {
@@ -118,11 +117,10 @@ fn progress_bar(n_steps: u64, next_step: u64) -> ProgressBar {
 }
 
 fn duration(seconds: f64) -> String {
-    let text = format!("{:?}", Duration::from_secs(seconds as u64));
-    let (h, m) = (seconds as u64 / 3600, seconds as u64 / 60 % 60);
-    match (h, m) {
-        (0, 0) => text,
-        (0, m) => format!("{m}m{:02}s", seconds as u64 % 60),
+    let s = seconds as u64;
+    match (s / 3600, s / 60 % 60) {
+        (0, 0) => format!("{s}s"),
+        (0, m) => format!("{m}m{:02}s", s % 60),
         (h, m) => format!("{h}h{m:02}m"),
     }
 }
@@ -169,6 +167,6 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        assert_eq!(["5s", "2m05s", "3h02m"], [duration(5.4), duration(125.0), duration(3.0 * 3600.0 + 130.0)].map(|d| d));
+        assert_eq!(["5s", "2m05s", "3h02m"], [duration(5.4), duration(125.0), duration(3.0 * 3600.0 + 130.0)]);
     }
 }

@@ -33,7 +33,13 @@ pub enum Start {
 ///
 /// # Errors
 /// Data, files or a loss that is not finite; the checkpoints written so far stay.
-pub fn run(config: &RunConfig, tokenizer: &Arc<Tokenizer>, start: Start, device: &Device, out: &Path) -> Result<PathBuf> {
+pub fn run(
+    config: &RunConfig,
+    tokenizer: &Arc<Tokenizer>,
+    start: Start,
+    device: &Device,
+    out: &Path,
+) -> Result<PathBuf> {
     let mesh = Mesh::Single;
     let mut lm = CodeLm::init(&config.model, config.seed, device)?;
     let mut optimizer = AdamW::new(&config.optimizer, lm.parameters())?;
@@ -130,29 +136,37 @@ fn load_validation(
     ValidationSet::load(config, tokenizer, &options.language_indices, &options.device).map(Some)
 }
 
-/// Wall time of the run over all its stretches.
+/// Weight of the newest step in the running mean of seconds a step.
+const NEWEST_STEP_FRAC: f64 = 0.02;
+
+/// Wall time of the run over all its stretches, and how fast it goes now.
 struct Clock {
     start: Instant,
     before_s: f64,
+    last_s: f64,
+    s_per_step: Option<f64>,
 }
 
 impl Clock {
     fn start(before_s: f64) -> Clock {
-        Clock { start: Instant::now(), before_s }
+        Clock { start: Instant::now(), before_s, last_s: before_s, s_per_step: None }
     }
 
     fn elapsed_s(&self) -> f64 {
         self.before_s + self.start.elapsed().as_secs_f64()
     }
 
-    /// Moves the end of the run when `max_hours` would otherwise cut its decay off.
+    /// Counts a step; moves the end of the run when `max_hours` would otherwise cut its decay off.
     fn end_in_time(&mut self, config: &RunConfig, state: &mut RunState, metrics: &Metrics) {
+        let elapsed_s = self.elapsed_s();
+        let newest = elapsed_s - self.last_s;
+        let mean = self.s_per_step.map_or(newest, |mean| mean + NEWEST_STEP_FRAC * (newest - mean));
+        (self.last_s, self.s_per_step) = (elapsed_s, Some(mean));
         if config.max_hours == 0.0 {
             return;
         }
-        let max_s = config.max_hours * 3600.0;
-        let n_steps = n_steps_by_clock(&config.schedule, state.n_steps, state.step, self.elapsed_s(), max_s);
-        if let Some(n_steps) = n_steps {
+        let left_s = config.max_hours * 3600.0 - elapsed_s;
+        if let Some(n_steps) = n_steps_by_clock(&config.schedule, state.n_steps, state.step, mean, left_s) {
             metrics.note(&format!("the clock ends this run at step {n_steps} of {}", state.n_steps));
             state.n_steps = n_steps;
         }

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// A run may overrun its clock by this share of its steps before its end is moved once more.
+const CLOCK_SLACK_FRAC: f64 = 0.02;
+
 /// The shape of the learning rate over a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -53,28 +56,26 @@ pub fn decay_start(schedule: &ScheduleConfig, n_steps: u64) -> u64 {
     n_steps - (n_steps as f64 * schedule.decay_frac).round() as u64
 }
 
-/// The number of steps at which a `wsd` run must end so that the clock stops it at `max_s` seconds with its decay complete.
+/// The number of steps at which a `wsd` run must end so that the clock stops it with its decay complete, `left_s` seconds from now at
+/// `s_per_step` seconds a step.
 ///
-/// Returns `None` while the choice can wait (the decay of the longest affordable run has not begun) or when the planned `n_steps`
-/// ends in time anyway. `step` steps took `elapsed_s` seconds.
+/// Returns `None` while the choice can wait (the decay of the longest affordable run has not begun) and when the planned `n_steps` end
+/// in time or nearly so.
 pub fn n_steps_by_clock(
     schedule: &ScheduleConfig,
     n_steps: u64,
     step: u64,
-    elapsed_s: f64,
-    max_s: f64,
+    s_per_step: f64,
+    left_s: f64,
 ) -> Option<u64> {
-    if step == 0 {
-        return None;
-    }
-    let left = ((max_s - elapsed_s) / (elapsed_s / step as f64)).max(0.0) as u64;
-    let affordable = step + left;
-    if affordable >= n_steps || step < decay_start(schedule, affordable) {
+    let affordable = step + (left_s.max(0.0) / s_per_step.max(1e-9)) as u64;
+    let in_time = affordable as f64 >= n_steps as f64 * (1.0 - CLOCK_SLACK_FRAC);
+    if in_time || step < decay_start(schedule, affordable) {
         return None;
     }
     // The decay begins now, whatever was lost to a slow spell: its length is the planned fraction of the steps done so far.
-    let done_frac = 1.0 - schedule.decay_frac;
-    let full_decay = if done_frac > 0.0 { (step as f64 / done_frac).round() as u64 } else { affordable };
+    let stable_frac = 1.0 - schedule.decay_frac;
+    let full_decay = if stable_frac > 0.0 { (step as f64 / stable_frac).round() as u64 } else { affordable };
     Some(full_decay.min(affordable).max(step).min(n_steps))
 }
 
@@ -132,11 +133,14 @@ mod tests {
     fn the_clock_ends_a_run_with_its_decay() {
         let s = schedule(ScheduleKind::Wsd);
         // One second a step, 100 s allowed, 1000 steps planned: decay starts at step 80 and the run ends at 100.
-        assert_eq!(n_steps_by_clock(&s, 1000, 79, 79.0, 100.0), None);
-        assert_eq!(n_steps_by_clock(&s, 1000, 80, 80.0, 100.0), Some(100));
-        // The plan ends in time: nothing to change.
-        assert_eq!(n_steps_by_clock(&s, 90, 80, 80.0, 100.0), None);
+        assert_eq!(n_steps_by_clock(&s, 1000, 79, 1.0, 21.0), None);
+        assert_eq!(n_steps_by_clock(&s, 1000, 80, 1.0, 20.0), Some(100));
+        // The plan ends in time, or nearly: nothing to change.
+        assert_eq!(n_steps_by_clock(&s, 90, 80, 1.0, 20.0), None);
+        assert_eq!(n_steps_by_clock(&s, 100, 90, 1.0, 9.5), None);
+        // A slow spell in the decay shortens it.
+        assert_eq!(n_steps_by_clock(&s, 100, 90, 2.0, 10.0), Some(95));
         // Time is over: end now.
-        assert_eq!(n_steps_by_clock(&s, 1000, 50, 120.0, 100.0), Some(50));
+        assert_eq!(n_steps_by_clock(&s, 1000, 50, 1.0, -3.0), Some(50));
     }
 }

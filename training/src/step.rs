@@ -89,7 +89,11 @@ pub fn step(
     report.loss = mesh.sum(report.loss)?;
     report.grad_norm = global_norm(&gradients)?;
     if !mesh.all(report.loss.is_finite() && report.grad_norm.is_finite())? {
-        bail!("loss {} and gradient norm {}: expected finite numbers; no weight was changed", report.loss, report.grad_norm);
+        bail!(
+            "loss {} and gradient norm {}: expected finite numbers; no weight was changed",
+            report.loss,
+            report.grad_norm
+        );
     }
     let clipped = options.clip_norm > 0.0 && report.grad_norm > options.clip_norm;
     let scale = if clipped { options.clip_norm / report.grad_norm } else { 1.0 };
@@ -103,7 +107,8 @@ pub fn step(
 pub fn to_batch(sequences: &[Sequence], language_indices: &[u32], device: &Device) -> Result<Batch> {
     let b = sequences.len();
     let l = sequences.first().map_or(0, |sequence| sequence.x_L.len());
-    let flat = |ids: fn(&Sequence) -> &Vec<u32>| -> Vec<u32> { sequences.iter().flat_map(|s| ids(s)).copied().collect() };
+    let flat =
+        |ids: fn(&Sequence) -> &Vec<u32>| -> Vec<u32> { sequences.iter().flat_map(|s| ids(s)).copied().collect() };
     let x_BL = Tensor::from_vec(flat(|sequence| &sequence.x_L), (b, l), device)?;
     let y_BL = Tensor::from_vec(flat(|sequence| &sequence.y_L), (b, l), device)?;
     let language_BL =

@@ -53,7 +53,7 @@ fn comment_lines_of_samples_are_comments_and_the_rest_is_not_all_comment() {
             let is_comment = markers.iter().any(|marker| line.trim_start().starts_with(marker));
             if is_comment && !line.starts_with("#!") && !line.starts_with("{-#") {
                 // Not at the very end: there a block comment may be closed.
-                let caret = (line_start + line.trim_end().len() - 3).max(marker_start + 2);
+                let caret = (line_start + line.trim_end().len()).saturating_sub(3).max(marker_start + 2);
                 assert!(tree.in_comment(caret), "{}: {line:?} is a comment", path.display());
                 assert!(!tree.in_string(caret), "{}: {line:?} is no string", path.display());
                 assert!(!tree.in_comment(marker_start), "{}: before {line:?} is no comment", path.display());

@@ -45,7 +45,10 @@ impl Word {
         let len = text.chars_at(caret_char).reversed().take_while(is_word).count();
         let start = caret_char - len;
         let place = |char_idx| position::position_of(text, char_idx, encoding);
-        Word { range: Range { start: place(start), end: place(caret_char) }, text: text.slice(start..caret_char).to_string() }
+        Word {
+            range: Range { start: place(start), end: place(caret_char) },
+            text: text.slice(start..caret_char).to_string(),
+        }
     }
 }
 
@@ -58,7 +61,11 @@ fn item(answer: &Answer, word: Word) -> CompletionItem {
         detail: Some(format!("multicoder, {:.0} %", answer.probability * 100.0)),
         sort_text: Some("0".to_string()),
         // What stands before the caret: an item must begin so for editors to keep it.
-        filter_text: Some(if word.text.is_empty() { new_text.clone() } else { word.text.clone() + answer.text.trim_end() }),
+        filter_text: Some(if word.text.is_empty() {
+            new_text.clone()
+        } else {
+            word.text.clone() + answer.text.trim_end()
+        }),
         insert_text_format: Some(InsertTextFormat::PlainText),
         insert_text_mode: Some(InsertTextMode::AsIs),
         text_edit: Some(TextEdit { range: word.range, new_text }.into()),

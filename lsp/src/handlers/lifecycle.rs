@@ -51,7 +51,9 @@ async fn report_loading(state: Arc<State>) {
             progress = Some(state.client.progress(token, "multicoder: loading the model").begin().await);
         }
     }
-    let Ok(loaded) = loading.wait_for(|loading| !is_running(loading)).await.map(|loading| loading.clone()) else { return };
+    let Ok(loaded) = loading.wait_for(|loading| !is_running(loading)).await.map(|loading| loading.clone()) else {
+        return;
+    };
     if let Some(progress) = progress {
         progress.finish().await;
     }

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tower_lsp::gen_lsp_types::{
-    ConfigurationItem, DidChangeConfigurationParams, ExecuteCommandParams, Registration,
-};
+use tower_lsp::gen_lsp_types::{ConfigurationItem, DidChangeConfigurationParams, ExecuteCommandParams, Registration};
 use tower_lsp::jsonrpc::{Error, Result};
 
 use crate::capabilities::ACCEPTED_COMMAND;
@@ -57,7 +55,8 @@ fn merge(state: &State, value: &Value) {
         MenuItems::Never => state.session().offers_menu,
     };
     if after != before && needs_restart {
-        messages.push(format!("{SECTION}.completionItems: counts from the next start; set it in initializationOptions"));
+        messages
+            .push(format!("{SECTION}.completionItems: counts from the next start; set it in initializationOptions"));
     }
     state.warn(messages);
 }

@@ -108,7 +108,8 @@ fn run_fetch(args: FetchArgs) -> anyhow::Result<()> {
     let beside = args.manifest.with_extension("lock");
     let lock = args.lock.or_else(|| beside.exists().then_some(beside));
     let options = FetchOptions { out: args.out.clone(), lock, n_jobs: args.jobs };
-    let report = fetch::fetch(&manifest, &options).with_context(|| format!("corpus fetch into {}", args.out.display()))?;
+    let report =
+        fetch::fetch(&manifest, &options).with_context(|| format!("corpus fetch into {}", args.out.display()))?;
     print_fetch(&report);
     if args.strict && !report.failed.is_empty() {
         bail!("{} packages failed and --strict was given", report.failed.len());

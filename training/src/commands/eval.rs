@@ -9,13 +9,14 @@ use clap::ValueEnum;
 use multicoder_model::{Bundle, Tokenizer};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::checkpoint;
 use crate::evaluate::{self, Candidate, EvalOptions, Evaluation, ModelInfo};
 use crate::report::table;
 
 /// Arguments of `multicoder eval`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkpoint folder or a .gguf file; without it only the n-gram baseline is measured.
+    /// A checkpoint folder, a run folder (its newest checkpoint) or a .gguf file; without it only the n-gram baseline is measured.
     #[arg(long, value_name = "PATH", required_unless_present = "tokenizer")]
     model: Option<PathBuf>,
     /// The tokenizer.json of the baseline when no model is given.
@@ -89,8 +90,9 @@ pub fn run(args: Args) -> Result<()> {
                 DeviceKind::Cpu => Device::Cpu,
                 DeviceKind::Cuda => Device::new_cuda(0).context("--device cuda")?,
             };
-            let bundle = Bundle::load(path, &device)?;
-            let info = model_info(path, &bundle)?;
+            let path = newest_model(path)?;
+            let bundle = Bundle::load(&path, &device)?;
+            let info = model_info(&path, &bundle)?;
             let candidate = Candidate { lm: &bundle.lm, info: &info };
             evaluate::evaluate(Some(candidate), &bundle.tokenizer, &options)?
         }
@@ -103,6 +105,17 @@ pub fn run(args: Args) -> Result<()> {
         fs::write(path, text).with_context(|| path.display().to_string())?;
     }
     Ok(())
+}
+
+/// `path` itself, or the newest checkpoint when it is the folder of a run.
+///
+/// # Errors
+/// A run folder that cannot be listed.
+pub(super) fn newest_model(path: &Path) -> Result<PathBuf> {
+    if !path.is_dir() || path.join("config.json").exists() {
+        return Ok(path.to_owned());
+    }
+    Ok(checkpoint::list(path)?.pop().unwrap_or_else(|| path.to_owned()))
 }
 
 fn options(args: &Args) -> EvalOptions {

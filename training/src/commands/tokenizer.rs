@@ -99,8 +99,7 @@ fn read_texts(shards: &Path) -> Result<Vec<(String, Vec<String>)>> {
 
 /// About `sample_bytes` of text: whole documents in a seeded order, each language up to its quota.
 fn sample(texts: &[(String, Vec<String>)], sample_bytes: usize, temperature: f64) -> Vec<&str> {
-    let available: Vec<usize> =
-        texts.iter().map(|(_, documents)| documents.iter().map(String::len).sum()).collect();
+    let available: Vec<usize> = texts.iter().map(|(_, documents)| documents.iter().map(String::len).sum()).collect();
     let mut sample = Vec::new();
     for ((_, documents), quota) in texts.iter().zip(quotas(&available, sample_bytes, temperature)) {
         let mut left = quota;

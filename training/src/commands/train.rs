@@ -55,7 +55,10 @@ pub fn run(args: Args) -> Result<()> {
     memory::keep_pages();
     let device = device()?;
     let checkpoint = find_checkpoint(&args, &device)?;
-    let (mut table, origin) = base_config(&args, checkpoint.as_ref())?;
+    let (mut table, mut origin) = base_config(&args, checkpoint.as_ref())?;
+    if !args.set.is_empty() {
+        origin += &format!(" with --set {}", args.set.join(" --set "));
+    }
     apply_arguments(&mut table, &args)?;
     // The keys are checked before the files that they name are opened.
     config::resolve(&with_placeholders(&table), &origin)?;

@@ -36,7 +36,7 @@ pub struct BuildOptions {
     pub benchmarks: Option<PathBuf>,
 }
 
-/// A windows of a benchmark that so many packages share is boilerplate.
+/// A window of a benchmark that so many packages share is boilerplate.
 const BOILERPLATE_PACKAGES: usize = 3;
 
 /// One kept file on its way through the second half.
@@ -58,10 +58,11 @@ pub fn build(inputs: &Inputs, manifest: Option<&Manifest>, options: &BuildOption
         .map(|m| m.language.iter().map(|(name, s)| (name.clone(), (s.budget_mb * 1e6) as u64)).collect())
         .unwrap_or_default();
     let benchmarks = options.benchmarks.as_deref().map(Benchmarks::read).transpose()?.unwrap_or_default();
-    let staged = stage_all(inputs, &budgets, &benchmarks, options)?;
+    let staged = stage_all(inputs, &budgets, options)?;
+    let marks = marks(inputs, &benchmarks, options)?;
     let mut rows = split_rows(inputs, &staged);
-    drop_benchmarks(&mut rows, &staged);
-    drop_duplicates(&mut rows, inputs, &staged, options)?;
+    drop_benchmarks(&mut rows, &marks);
+    drop_duplicates(&mut rows, &staged, &marks);
     drop_over_budget(&mut rows, &staged, &budgets, options);
     let report = report_of(inputs, &staged, &rows);
     if rows.iter().all(|row| row.drop.is_some()) {
@@ -87,21 +88,12 @@ fn with_bar<T: Sync, R: Send>(items: &[T], what: &str, work: impl Fn(&T) -> Resu
     results
 }
 
-fn stage_all(
-    inputs: &Inputs,
-    budgets: &BTreeMap<String, u64>,
-    benchmarks: &Benchmarks,
-    options: &BuildOptions,
-) -> Result<Vec<Staged>> {
+fn stage_all(inputs: &Inputs, budgets: &BTreeMap<String, u64>, options: &BuildOptions) -> Result<Vec<Staged>> {
     // Half as much again as the caps together: duplicates and benchmarks still take their part.
     let limit = |budget: u64| (budget + options.test_bytes + options.valid_bytes).saturating_mul(3) / 2;
     let limits = budgets.iter().map(|(name, budget)| (name.clone(), limit(*budget))).collect();
-    let stage_options = StageOptions {
-        folder: &options.stage,
-        limits: &limits,
-        default_limit: limit(options.default_train_bytes),
-        benchmarks,
-    };
+    let stage_options =
+        StageOptions { folder: &options.stage, limits: &limits, default_limit: limit(options.default_train_bytes) };
     let stage_one = |input: &Input| stage::stage(input, &stage_options);
     with_bar(&inputs.usable, "filter", stage_one)
 }
@@ -124,47 +116,51 @@ fn split_rows(inputs: &Inputs, staged: &[Staged]) -> Vec<Row> {
     rows
 }
 
-fn drop_benchmarks(rows: &mut [Row], staged: &[Staged]) {
+/// What the comparison needs of a text.
+struct Mark {
+    signature: Signature,
+    /// Windows shared with a benchmark.
+    hits: Vec<u64>,
+}
+
+/// The marks of every staged file, by input and row.
+fn marks(inputs: &Inputs, benchmarks: &Benchmarks, options: &BuildOptions) -> Result<Vec<Vec<Mark>>> {
+    let of_text = |text: &str| Mark { signature: Signature::of(text), hits: benchmarks.hits(text) };
+    with_bar(&inputs.usable, "compare", |input| {
+        documents(input, options)?.map(|document| Ok(of_text(&document?.text))).collect()
+    })
+}
+
+fn drop_benchmarks(rows: &mut [Row], marks: &[Vec<Mark>]) {
     let mut packages_of_hit: HashMap<u64, HashSet<usize>> = HashMap::new();
-    for (input_idx, staged) in staged.iter().enumerate() {
-        for hit in staged.files.iter().flat_map(|file| &file.hits) {
+    for (input_idx, marks) in marks.iter().enumerate() {
+        for hit in marks.iter().flat_map(|mark| &mark.hits) {
             packages_of_hit.entry(*hit).or_default().insert(input_idx);
         }
     }
     for row in rows {
-        let hits = &staged[row.input_idx].files[row.row_idx].hits;
+        let hits = &marks[row.input_idx][row.row_idx].hits;
         if hits.iter().any(|hit| packages_of_hit[hit].len() < BOILERPLATE_PACKAGES) {
             row.drop = Some(Drop::Benchmark);
         }
     }
 }
 
-fn drop_duplicates(rows: &mut [Row], inputs: &Inputs, staged: &[Staged], options: &BuildOptions) -> Result<()> {
-    let signatures = signatures(inputs, options)?;
+fn drop_duplicates(rows: &mut [Row], staged: &[Staged], marks: &[Vec<Mark>]) {
     let left: Vec<usize> = (0..rows.len()).filter(|&rank| rows[rank].drop.is_none()).collect();
-    let candidates: Vec<Candidate> = left
-        .iter()
-        .map(|&rank| {
-            let row = &rows[rank];
-            let file = &staged[row.input_idx].files[row.row_idx];
-            Candidate {
-                rank,
-                text_hash: u128::from_str_radix(&file.text_hash, 16).unwrap_or_default(),
-                signature: signatures[row.input_idx][row.row_idx].clone(),
-            }
-        })
-        .collect();
+    let candidate = |&rank: &usize| {
+        let row = &rows[rank];
+        let text_hash = &staged[row.input_idx].files[row.row_idx].text_hash;
+        Candidate {
+            rank,
+            text_hash: u128::from_str_radix(text_hash, 16).unwrap_or_default(),
+            signature: marks[row.input_idx][row.row_idx].signature.clone(),
+        }
+    };
+    let candidates: Vec<Candidate> = left.iter().map(candidate).collect();
     for (rank, drop) in left.into_iter().zip(duplicates(&candidates)) {
         rows[rank].drop = drop;
     }
-    Ok(())
-}
-
-fn signatures(inputs: &Inputs, options: &BuildOptions) -> Result<Vec<Vec<Signature>>> {
-    let of_input = |input: &Input| -> Result<Vec<Signature>> {
-        documents(input, options)?.map(|document| Ok(Signature::of(&document?.text))).collect()
-    };
-    with_bar(&inputs.usable, "compare", of_input)
 }
 
 fn documents(input: &Input, options: &BuildOptions) -> Result<impl Iterator<Item = Result<Document>> + use<>> {

@@ -1,7 +1,8 @@
 //! Benchmarks out of the corpus: hashes of 13-token windows of benchmark texts, and which of them a file contains.
 //!
 //! Tokens are `[A-Za-z0-9_]+` or one other visible character, lower case; 13 of them joined by a space are hashed with
-//! FNV-1a 64. A window that occurs in several packages is boilerplate, which the build decides, not this file.
+//! FNV-1a 64. Windows with few words (loops, lists of numbers) tell nothing and are not looked for. A window that occurs
+//! in several packages is boilerplate, which the build decides, not this file.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,6 +13,8 @@ use super::{Error, Result};
 
 /// Tokens of a window.
 const WINDOW_TOKENS: usize = 13;
+/// Least number of different words of two letters or more in a window that is looked for.
+const MIN_WORDS: usize = 6;
 
 /// Hashes of all windows of a set of benchmarks.
 #[derive(Default)]
@@ -80,17 +83,15 @@ impl Benchmarks {
         self.hashes.is_empty()
     }
 
-    /// A number that is the same for the same benchmarks.
-    pub fn fingerprint(&self) -> u64 {
-        self.hashes.iter().fold(self.hashes.len() as u64, |sum, hash| sum.wrapping_add(*hash))
-    }
-
     /// The windows of `text` that occur in a benchmark, each once.
     pub fn hits(&self, text: &str) -> Vec<u64> {
         if self.is_empty() {
             return Vec::new();
         }
-        let mut hits: Vec<u64> = window_hashes(text).into_iter().filter(|hash| self.hashes.contains(hash)).collect();
+        let lower = text.to_lowercase();
+        let tokens = tokens(&lower);
+        let telling = tokens.windows(WINDOW_TOKENS).filter(|window| is_telling(window));
+        let mut hits: Vec<u64> = telling.map(hash_window).filter(|hash| self.hashes.contains(hash)).collect();
         hits.sort_unstable();
         hits.dedup();
         hits
@@ -102,6 +103,13 @@ pub fn window_hashes(text: &str) -> Vec<u64> {
     let lower = text.to_lowercase();
     let tokens = tokens(&lower);
     tokens.windows(WINDOW_TOKENS).map(hash_window).collect()
+}
+
+/// Whether a window holds enough different words to be more than syntax.
+fn is_telling(window: &[&str]) -> bool {
+    let is_word = |token: &str| token.len() >= 2 && token.starts_with(|c: char| c.is_ascii_alphabetic());
+    let is_new = |idx: usize| !window[..idx].contains(&window[idx]);
+    (0..window.len()).filter(|&idx| is_word(window[idx]) && is_new(idx)).count() >= MIN_WORDS
 }
 
 fn hash_window(window: &[&str]) -> u64 {
@@ -153,11 +161,13 @@ mod tests {
     fn a_shared_passage_is_found_in_any_layout_and_case() {
         let dir = tempfile::tempdir().unwrap();
         let solution = "def add(left, right): total = left + right; return total * factor";
-        let record = serde_json::json!({"task": 1, "parts": [{"solution": solution}]});
+        let loops = "for (int i = 0; i < n; i++) { x[i] = 0; } for (int i = 0; i < n; i++) { y[i] = 0; }";
+        let record = serde_json::json!({"task": 1, "parts": [{"solution": solution}, loops]});
         fs::write(dir.path().join("x.jsonl"), format!("{record}\n")).unwrap();
         let benchmarks = Benchmarks::read(dir.path()).unwrap();
         let leaked = format!("import x\n{}", solution.replace(' ', "\n   ").to_uppercase());
         assert!(!benchmarks.hits(&leaked).is_empty());
+        assert!(benchmarks.hits(loops).is_empty(), "loops are no passage");
         assert!(benchmarks.hits("def sub(left, right):\n    return left - right\n").is_empty());
         fs::write(dir.path().join("x.jsonl"), "{").unwrap();
         assert!(Benchmarks::read(dir.path()).is_err());

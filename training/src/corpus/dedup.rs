@@ -92,11 +92,7 @@ mod tests {
     use super::*;
 
     fn candidate(rank: usize, text: &str) -> Candidate {
-        Candidate {
-            rank,
-            text_hash: xxhash_rust::xxh3::xxh3_128(text.as_bytes()),
-            signature: Signature::of(text),
-        }
+        Candidate { rank, text_hash: xxhash_rust::xxh3::xxh3_128(text.as_bytes()), signature: Signature::of(text) }
     }
 
     fn words(range: std::ops::Range<usize>) -> String {

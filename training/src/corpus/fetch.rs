@@ -156,13 +156,14 @@ fn fetch_one(
     apt: Option<&Apt>,
 ) -> Result<(Locked, Vec<String>)> {
     let mut warnings = Vec::new();
-    let locked = lock.get(package.source, &package.name).filter(|l| package.version.is_none() || package.version.as_ref() == Some(&l.version));
+    let locked = lock
+        .get(package.source, &package.name)
+        .filter(|l| package.version.is_none() || package.version.as_ref() == Some(&l.version));
     let newest = Wanted { package, version: package.version.clone(), suite: None };
     let found = match locked {
         None => download_and_unpack(&newest, options, apt)?,
         Some(locked) => {
-            let pinned =
-                Wanted { package, version: Some(locked.version.clone()), suite: locked.suite.clone() };
+            let pinned = Wanted { package, version: Some(locked.version.clone()), suite: locked.suite.clone() };
             match download_and_unpack(&pinned, options, apt) {
                 Ok(found) if found.sha256 != locked.sha256 => {
                     return Err(Error::Client(format!(

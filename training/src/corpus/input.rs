@@ -68,7 +68,14 @@ impl Inputs {
     }
 
     /// Adds one's own code: a plain folder, or a git checkout of which only tracked files count.
-    pub fn add_own(&mut self, name: &str, root: &Path, is_git: bool, split: PackageSplit, names: &[String]) -> Result<()> {
+    pub fn add_own(
+        &mut self,
+        name: &str,
+        root: &Path,
+        is_git: bool,
+        split: PackageSplit,
+        names: &[String],
+    ) -> Result<()> {
         let source = if is_git { "git" } else { "folder" };
         let languages: BTreeMap<LanguageId, String> = if names.is_empty() {
             LanguageId::all().filter(|id| id.has_grammar()).map(|id| (id, id.name().to_owned())).collect()

@@ -10,7 +10,7 @@ use super::manifest::Source;
 const ALLOWED: &[&str] = &[
     "0bsd", "apache-1.1", "apache-2.0", "artistic", "artistic-1.0", "artistic-1.0-perl", "artistic-2.0", "blueoak-1.0.0",
     "boost", "bsd", "bsd-1-clause", "bsd-2-clause", "bsd-3-clause", "bsd-4-clause-uc", "bsl-1.0", "bzip2-1.0.6", "cc0-1.0", "curl", "expat",
-    "hpnd", "isc", "libpng", "libpng-2.0", "libtiff", "mit", "mit-0", "mit-cmu", "ms-pl", "ncsa", "openssl", "php-3.01", "postgresql", "psf-2.0",
+    "hpnd", "ijg", "isc", "libpng", "libpng-2.0", "libtiff", "mit", "mit-0", "mit-cmu", "ms-pl", "ncsa", "openssl", "php-3.01", "postgresql", "psf-2.0",
     "public-domain", "python-2.0", "ruby", "tcl", "tcl-tk", "unicode-3.0", "unicode-dfs-2016", "unlicense", "upl-1.0", "vim",
     "w3c", "wtfpl", "x11", "zlib", "zpl-2.1",
 ];
@@ -51,7 +51,8 @@ pub fn allowed(expression: &str) -> bool {
     if flat.is_empty() {
         return false;
     }
-    flat.split(" or ").any(|alternative| alternative.replace(", ", " and ").split(" and ").all(one_allowed))
+    one_allowed(&flat)
+        || flat.split(" or ").any(|alternative| alternative.replace(", ", " and ").split(" and ").all(one_allowed))
 }
 
 fn one_allowed(name: &str) -> bool {
@@ -205,7 +206,8 @@ pub fn head_forbids(head: &str) -> bool {
     let words = lower.split(|c: char| c.is_whitespace() || "#*/;-%\"".contains(c)).filter(|word| !word.is_empty());
     let flat = words.collect::<Vec<_>>().join(" ");
     let copyleft = ["gnu general public license", "gnu lesser general public", "gnu affero", "mozilla public license"];
-    let alternative = ["artistic", "mit license", "bsd license", "apache license", "dual", "alternatively", "same terms as perl"];
+    let alternative =
+        ["artistic", "mit license", "bsd license", "apache license", "dual", "alternatively", "same terms as perl"];
     copyleft.iter().any(|name| flat.contains(name)) && !alternative.iter().any(|name| flat.contains(name))
 }
 
@@ -216,12 +218,24 @@ mod tests {
     #[test]
     fn expressions() {
         for good in [
-            "MIT", "MIT OR Apache-2.0", "Apache-2.0 WITH LLVM-exception", "(MIT AND BSD-3-Clause)", "Expat", "Artistic or GPL-1+",
-            "MIT/Apache-2.0", "GPL-1+ or Artistic", "Apache License, Version 2.0", "BSD License", "Unlicense OR MIT", "Zlib",
+            "MIT",
+            "MIT OR Apache-2.0",
+            "Apache-2.0 WITH LLVM-exception",
+            "(MIT AND BSD-3-Clause)",
+            "Expat",
+            "Artistic or GPL-1+",
+            "MIT/Apache-2.0",
+            "GPL-1+ or Artistic",
+            "Apache License, Version 2.0",
+            "BSD License",
+            "Unlicense OR MIT",
+            "Zlib",
         ] {
             assert!(allowed(good), "{good}");
         }
-        for bad in ["GPL-3.0-only", "MIT AND GPL-2+", "MPL-2.0", "", "BUSL-1.1", "LGPL-2.1 with exception", "UNLICENSED"] {
+        for bad in
+            ["GPL-3.0-only", "MIT AND GPL-2+", "MPL-2.0", "", "BUSL-1.1", "LGPL-2.1 with exception", "UNLICENSED"]
+        {
             assert!(!allowed(bad), "{bad}");
         }
     }

@@ -40,7 +40,8 @@ pub fn shingles(text: &str) -> Vec<u64> {
         .filter(|word| !word.is_empty())
         .map(|word| xxh3_64(word.as_bytes()))
         .collect();
-    let mix = |window: &[u64]| window.iter().fold(0u64, |h, w| (h.rotate_left(13) ^ w).wrapping_mul(0x9fb2_1c65_1e98_df25));
+    let mix =
+        |window: &[u64]| window.iter().fold(0u64, |h, w| (h.rotate_left(13) ^ w).wrapping_mul(0x9fb2_1c65_1e98_df25));
     let mut all: Vec<u64> = words.windows(SHINGLE_WORDS).map(mix).collect();
     if all.is_empty() {
         all.push(mix(&words));

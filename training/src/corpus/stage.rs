@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::budget::taking_order;
-use super::decontaminate::Benchmarks;
 use super::filter::{self, Drop};
 use super::input::Input;
 use super::walk::SourceFile;
@@ -60,9 +59,6 @@ pub struct StagedFile {
     pub bytes: u64,
     /// Hash of the text.
     pub text_hash: String,
-    /// Windows shared with a benchmark.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub hits: Vec<u64>,
 }
 
 /// One staged input.
@@ -85,8 +81,6 @@ pub struct StageOptions<'a> {
     pub limits: &'a BTreeMap<String, u64>,
     /// Limit of languages that `limits` does not name.
     pub default_limit: u64,
-    /// Benchmarks to look for.
-    pub benchmarks: &'a Benchmarks,
 }
 
 /// Path of the staged documents of an input.
@@ -122,7 +116,7 @@ fn read_staged(json: &Path) -> Option<Staged> {
 
 /// Everything on which the outcome depends; one's own folders by names, sizes and times of their files.
 fn key_of(input: &Input, files: &[SourceFile], options: &StageOptions<'_>) -> String {
-    let mut text = format!("{RULES_VERSION} {input:?} {:x}", options.benchmarks.fingerprint());
+    let mut text = format!("{RULES_VERSION} {input:?}");
     for name in input.languages.values() {
         text += &format!(" {}", options.limits.get(name).copied().unwrap_or(options.default_limit));
     }
@@ -154,7 +148,7 @@ fn take(input: &Input, mut files: Vec<SourceFile>, options: &StageOptions<'_>) -
         if input.languages.values().all(full) {
             break;
         }
-        let judged: Vec<Judged> = block.par_iter().map(|file| judge(input, file, options)).collect::<Result<_>>()?;
+        let judged: Vec<Judged> = block.par_iter().map(|file| judge(input, file)).collect::<Result<_>>()?;
         for judged in judged {
             kept.add(judged, &limit_of);
         }
@@ -190,7 +184,7 @@ enum Judged {
     Kept { file: StagedFile, document: Document, masked: bool },
 }
 
-fn judge(input: &Input, file: &SourceFile, options: &StageOptions<'_>) -> Result<Judged> {
+fn judge(input: &Input, file: &SourceFile) -> Result<Judged> {
     let Ok(meta) = file.path.metadata() else { return Ok(Judged::OtherLanguage) };
     let bytes = meta.len();
     if bytes > filter::MAX_FILE_BYTES {
@@ -211,7 +205,7 @@ fn judge(input: &Input, file: &SourceFile, options: &StageOptions<'_>) -> Result
     Ok(match clean(&file.inner, &content, id) {
         Err(reason) => Judged::Dropped { language: language.clone(), reason, bytes },
         Ok((text, masked)) => {
-            let (file, document) = staged_file(input, file, language, text, options.benchmarks);
+            let (file, document) = staged_file(input, file, language, text);
             Judged::Kept { file, document, masked }
         }
     })
@@ -228,19 +222,12 @@ fn clean(path: &str, content: &[u8], language: LanguageId) -> std::result::Resul
     })
 }
 
-fn staged_file(
-    input: &Input,
-    file: &SourceFile,
-    language: &str,
-    text: String,
-    benchmarks: &Benchmarks,
-) -> (StagedFile, Document) {
+fn staged_file(input: &Input, file: &SourceFile, language: &str, text: String) -> (StagedFile, Document) {
     let staged = StagedFile {
         path: file.inner.clone(),
         language: language.to_owned(),
         bytes: text.len() as u64,
         text_hash: format!("{:032x}", xxh3_128(text.as_bytes())),
-        hits: benchmarks.hits(&text),
     };
     let document = Document {
         text,

@@ -134,3 +134,151 @@ fn next_batch(packer: &mut Packer, n_sequences: usize) -> Result<Batch> {
     let n_counted = sequences.iter().map(Sequence::n_counted).sum();
     Ok(Batch { sequences, n_counted, cursor_after: packer.cursor().clone() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::data::packer::{IGNORE_ID, LanguageCursor};
+    use crate::data::shard::{Document, ShardWriter};
+    use multicoder_model::tokenizer::TokenizerOptions;
+
+    struct Corpus {
+        _dir: tempfile::TempDir,
+        config: RunConfig,
+        tokenizer: Arc<Tokenizer>,
+    }
+
+    fn corpus(sets: &[&str]) -> Corpus {
+        let dir = tempfile::tempdir().unwrap();
+        let text = |language: &str, n: usize| {
+            (0..20 + n % 9).map(|k| format!("{language} name_{n}_{k} = call({k}, größe)\n")).collect::<String>()
+        };
+        let mut texts = Vec::new();
+        for (language, n_files) in [("lua", 4), ("python", 60)] {
+            let mut writer = ShardWriter::create(dir.path(), "train", language).unwrap();
+            for n in 0..n_files {
+                let (text, language) = (text(language, n), language.to_owned());
+                texts.push(text.clone());
+                writer.push(Document { text, language, ..Document::default() }).unwrap();
+            }
+            writer.finish().unwrap();
+        }
+        let languages = vec!["lua".to_owned(), "python".to_owned()];
+        let options = TokenizerOptions { vocab_size: 400, languages, min_frequency: 2 };
+        let tokenizer = Arc::new(Tokenizer::train(texts.iter(), &options).unwrap());
+        let mut table = config::parse(config::preset("smoke").unwrap(), "smoke").unwrap();
+        for set in sets {
+            config::set(&mut table, set).unwrap();
+        }
+        let shards = format!("data.shards={}", dir.path().display());
+        for set in [&shards, "data.languages=[\"lua\", \"python\"]", "model.languages=[\"lua\", \"python\"]"] {
+            config::set(&mut table, set).unwrap();
+        }
+        Corpus { _dir: dir, config: config::resolve(&table, "smoke").unwrap(), tokenizer }
+    }
+
+    fn batches(loader: &mut Loader, n: usize) -> Vec<Vec<Sequence>> {
+        (0..n).map(|_| loader.next_batch().unwrap().sequences).collect()
+    }
+
+    #[test]
+    fn a_cursor_continues_exactly_whatever_was_prepared_ahead() {
+        let corpus = corpus(&[]);
+        let mut unbroken = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        let expected = batches(&mut unbroken, 8);
+        let mut first = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        batches(&mut first, 3);
+        let saved = serde_json::to_string(first.cursor()).unwrap();
+        let mut second = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        second.seek(serde_json::from_str(&saved).unwrap(), first.texts().fingerprint).unwrap();
+        assert_eq!(batches(&mut second, 5), expected[3..]);
+        assert_eq!(second.cursor(), unbroken.cursor());
+    }
+
+    #[test]
+    fn another_corpus_is_refused() {
+        let corpus = corpus(&[]);
+        let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        let (cursor, fingerprint) = (loader.cursor().clone(), loader.texts().fingerprint);
+        let message = loader.seek(cursor, fingerprint ^ 1).unwrap_err().to_string();
+        assert!(message.contains("not that of the checkpoint"), "{message}");
+    }
+
+    #[test]
+    fn plain_sequences_of_an_epoch_hold_every_window_once() {
+        let corpus = corpus(&["data.fim_frac=0", "data.tag_dropout_frac=1"]);
+        let loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        let start = loader.cursor().clone();
+        let data = &corpus.config.data;
+        let mut packer = Packer::new(loader.texts.clone(), corpus.tokenizer.clone(), data, 1, start).unwrap();
+        let mut text = String::new();
+        while packer.cursor().languages[0].epoch == 0 {
+            let sequence = packer.sequence_of(0).unwrap();
+            let first = corpus.tokenizer.decode(&sequence.x_L[..1]);
+            let counted: Vec<u32> = sequence.y_L.iter().copied().filter(|&id| id != IGNORE_ID).collect();
+            text += &(first + &corpus.tokenizer.decode(&counted));
+        }
+        let lines_of = |text: &str| {
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines.dedup();
+            lines
+        };
+        let all = loader.texts.languages[0].documents.concat();
+        let (seen, all) = (lines_of(&text), lines_of(&all));
+        let missing = all.iter().filter(|line| seen.binary_search(line).is_err()).count();
+        assert_eq!(missing, 0, "of {} lines", all.len());
+    }
+
+    #[test]
+    fn targets_follow_inputs_and_structure_does_not_count() {
+        let corpus = corpus(&["data.fim_frac=1", "data.count_suffix=false"]);
+        let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        let special = corpus.tokenizer.special().clone();
+        let fim = special.fim.unwrap();
+        let mut n_middles = 0;
+        for sequence in batches(&mut loader, 4).concat() {
+            assert_eq!(sequence.x_L.len(), corpus.config.data.sequence_tokens);
+            for (idx, &target) in sequence.y_L.iter().enumerate().filter(|&(_, &target)| target != IGNORE_ID) {
+                assert!(![fim.prefix, fim.suffix, fim.middle].contains(&target));
+                assert!(target == special.end_of_text || !corpus.tokenizer.bytes_of(target).is_empty());
+                assert!(sequence.x_L.get(idx + 1).is_none_or(|&next| next == target));
+            }
+            // Between <|fim_suffix|> and <|fim_middle|> nothing counts.
+            let suffix = sequence.x_L.iter().position(|&id| id == fim.suffix);
+            let middle = sequence.x_L.iter().position(|&id| id == fim.middle);
+            if let (Some(suffix), Some(middle)) = (suffix, middle.filter(|&middle| suffix.is_some_and(|s| s < middle)))
+            {
+                assert!(sequence.y_L[suffix..middle].iter().all(|&target| target == IGNORE_ID));
+                n_middles += 1;
+            }
+            assert!(sequence.n_counted() > 0);
+        }
+        assert!(n_middles > 10, "{n_middles}");
+    }
+
+    #[test]
+    fn temperature_favours_the_rare_language() {
+        let proportional = Loader::open(&corpus(&["data.language_temperature=1.0"]).config, &corpus(&[]).tokenizer);
+        let warm = corpus(&["data.language_temperature=4.0"]);
+        let warm = Loader::open(&warm.config, &warm.tokenizer).unwrap().language_probs();
+        let proportional = proportional.unwrap().language_probs();
+        assert!(warm[0] > 2.0 * proportional[0] && warm[0] < 0.5, "{warm:?} {proportional:?}");
+        assert!((warm.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn short_epochs_repeat_in_another_order() {
+        let corpus = corpus(&[]);
+        let loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        let (texts, start) = (loader.texts.clone(), loader.cursor().clone());
+        let mut packer = Packer::new(texts, corpus.tokenizer.clone(), &corpus.config.data, 1, start).unwrap();
+        let mut cursors: Vec<LanguageCursor> = Vec::new();
+        for _ in 0..60 {
+            packer.sequence_of(0).unwrap();
+            cursors.push(packer.cursor().languages[0].clone());
+        }
+        assert!(cursors.last().unwrap().epoch >= 2, "{:?}", cursors.last());
+    }
+}

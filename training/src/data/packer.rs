@@ -202,19 +202,13 @@ impl Packer {
     }
 }
 
-fn fim_cut(
-    text: &str,
-    texts: &LanguageTexts,
-    config: &DataConfig,
-    rng: &mut Rng,
-) -> Option<std::ops::Range<usize>> {
+fn fim_cut(text: &str, texts: &LanguageTexts, config: &DataConfig, rng: &mut Rng) -> Option<std::ops::Range<usize>> {
     cut::suffix_start(text, texts.grammar, config.fim_suffix_max_frac, rng).map(|end| 0..end)
 }
 
 /// Probability of each language: bytes^(1/T), normalised; 0 for a language without text.
 pub fn language_probs(texts: &Texts, temperature: f64) -> Vec<f64> {
-    let weights: Vec<f64> =
-        texts.languages.iter().map(|texts| balanced_weight(texts.n_bytes, temperature)).collect();
+    let weights: Vec<f64> = texts.languages.iter().map(|texts| balanced_weight(texts.n_bytes, temperature)).collect();
     let total: f64 = weights.iter().sum();
     weights.iter().map(|weight| weight / total.max(f64::MIN_POSITIVE)).collect()
 }

@@ -271,7 +271,8 @@ impl ShardReader {
     /// Unreadable file, not Parquet, or a column absent.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        let file = SerializedFileReader::new(file).map_err(|source| Error::Parquet { path: path.to_owned(), source })?;
+        let file =
+            SerializedFileReader::new(file).map_err(|source| Error::Parquet { path: path.to_owned(), source })?;
         let schema = file.metadata().file_metadata().schema_descr_ptr();
         let mut column_idx = [0; 7];
         for (slot, name) in column_idx.iter_mut().zip(COLUMNS) {

@@ -96,8 +96,7 @@ pub fn bootstrap_macro(
         sum / languages.len() as f64
     };
     let value = mean(&mut |n| (0..n).collect());
-    let mut draws: Vec<f64> =
-        (0..n_resamples).map(|_| mean(&mut |n| (0..n).map(|_| rng.below(n)).collect())).collect();
+    let mut draws: Vec<f64> = (0..n_resamples).map(|_| mean(&mut |n| (0..n).map(|_| rng.below(n)).collect())).collect();
     draws.sort_by(f64::total_cmp);
     let at = |share: f64| draws[((draws.len() - 1) as f64 * share).round() as usize];
     Some(Interval { value, low: at(0.025), high: at(0.975) })

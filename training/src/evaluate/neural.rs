@@ -4,9 +4,9 @@
 use anyhow::Result;
 use candle_core::Tensor;
 use indicatif::ProgressBar;
-use multicoder_model::{GenerateOptions, Generator};
 use multicoder_model::{Batch, IGNORE_ID};
 use multicoder_model::{CodeLm, PromptBudget, Tokenizer, fim};
+use multicoder_model::{GenerateOptions, Generator};
 
 use super::metric::{TextScore, line_score};
 use super::sample::LanguageSample;
@@ -27,7 +27,8 @@ pub fn score(
     bar: &ProgressBar,
 ) -> Result<SystemOutput> {
     let texts = score_texts(lm, tokenizer, sample, bar)?;
-    let mut completer = Completer { lm, tokenizer, language: &sample.language, generator: Generator::new(lm)?, options };
+    let mut completer =
+        Completer { lm, tokenizer, language: &sample.language, generator: Generator::new(lm)?, options };
     let mut lines = Vec::new();
     let mut lines_with_suffix = Vec::new();
     for case in &sample.lines {
@@ -70,8 +71,7 @@ fn score_texts(
     sample: &LanguageSample,
     bar: &ProgressBar,
 ) -> Result<Vec<TextScore>> {
-    let encoded: Vec<Vec<u32>> =
-        sample.texts.iter().map(|text| Ok(tokenizer.encode(text)?)).collect::<Result<_>>()?;
+    let encoded: Vec<Vec<u32>> = sample.texts.iter().map(|text| Ok(tokenizer.encode(text)?)).collect::<Result<_>>()?;
     let context_tokens = lm.config().context_tokens;
     let mut queue: Vec<Window> = Vec::new();
     let mut scores = Vec::new();
@@ -150,15 +150,9 @@ impl Completer<'_> {
         let options = GenerateOptions { max_new_tokens };
         let mut at_line_end = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| new.contains(&b'\n'));
         let language = Some(self.language);
-        let generated = self.generator.generate(
-            self.lm,
-            self.tokenizer,
-            &prompt,
-            language,
-            &options,
-            &mut at_line_end,
-            &|| false,
-        )?;
+        let generated =
+            self.generator
+                .generate(self.lm, self.tokenizer, &prompt, language, &options, &mut at_line_end, &|| false)?;
         let text = String::from_utf8_lossy(&generated.bytes);
         Ok(text.split('\n').next().unwrap_or_default().to_owned())
     }

@@ -152,7 +152,8 @@ fn token_starts(line: &str) -> Vec<usize> {
     let mut starts = Vec::new();
     let mut in_word = false;
     for (at, c) in line.char_indices() {
-        if !c.is_whitespace() && !(in_word && is_word(c)) {
+        let goes_on = in_word && is_word(c);
+        if !c.is_whitespace() && !goes_on {
             starts.push(at);
         }
         in_word = is_word(c);

@@ -241,7 +241,8 @@ mod tests {
 
     fn output(bits: f64, matches: &[bool]) -> SystemOutput {
         let text = TextScore { n_bytes: 100, n_tokens: 30, bits, n_correct: 15 };
-        let line = |&exact_match: &bool| LineScore { exact_match, edit_similarity: if exact_match { 100.0 } else { 40.0 } };
+        let line =
+            |&exact_match: &bool| LineScore { exact_match, edit_similarity: if exact_match { 100.0 } else { 40.0 } };
         SystemOutput { texts: vec![text; 4], lines: matches.iter().map(line).collect(), lines_with_suffix: vec![] }
     }
 

@@ -40,6 +40,25 @@ impl Weights {
             cache_discount: 0.7,
         }
     }
+
+    /// The mean of several languages' weights, for one that has no held-out text; `None` of nothing.
+    pub fn mean(fitted: &[Weights]) -> Option<Self> {
+        let n = fitted.len() as f64;
+        let mean = |part: fn(&Weights) -> &Vec<Vec<f64>>| {
+            let mut sum = part(fitted.first()?).clone();
+            for (row, values) in sum.iter_mut().enumerate() {
+                for (column, value) in values.iter_mut().enumerate() {
+                    *value = fitted.iter().map(|weights| part(weights)[row][column]).sum::<f64>() / n;
+                }
+            }
+            Some(sum)
+        };
+        Some(Self {
+            language: mean(|weights| &weights.language)?,
+            cache: mean(|weights| &weights.cache)?,
+            cache_discount: fitted.iter().map(|weights| weights.cache_discount).sum::<f64>() / n,
+        })
+    }
 }
 
 /// The two trained models and their weights.
@@ -147,12 +166,9 @@ struct Sample {
     cache_bucket: Option<[usize; 2]>,
 }
 
-/// Fits the weights to held-out `documents` of the language. With none, constant weights (0.6 language, 0.4 cache).
+/// Fits the weights to held-out `documents` of the language.
 pub fn fit(language: &KneserNey, all: &KneserNey, documents: &Documents) -> Weights {
     let mut best = (f64::INFINITY, Weights::constant(language.order().max(all.order()), 0.6, 0.4));
-    if documents.n_tokens() == 0 {
-        return best.1;
-    }
     for discount in CACHE_DISCOUNTS {
         let samples = samples_of(language, all, documents, discount);
         let mut weights = Weights { cache_discount: discount, ..best.1.clone() };
@@ -293,5 +309,8 @@ mod tests {
         // Two tokens of three by the first part, one by the second: the weight is two thirds.
         let pairs = [(1.0, 0.0), (1.0, 0.0), (0.0, 1.0)].repeat(500);
         assert!((weight_of(&pairs, 0.5, 0.0) - 2.0 / 3.0).abs() < 1e-6);
+        let mean = Weights::mean(&[Weights::constant(3, 0.2, 0.5), Weights::constant(3, 0.4, 0.1)]).unwrap();
+        assert!((mean.language[2][0] - 0.3).abs() < 1e-12 && (mean.cache[8][2] - 0.3).abs() < 1e-12);
+        assert!(Weights::mean(&[]).is_none());
     }
 }

@@ -221,11 +221,11 @@ fn adjust_counts(levels: &mut [Level], unigram_of_token: &[u32]) {
         let mut n_left = vec![0u32; levels[n].token.len()];
         for (node, &suffix) in suffix_of.iter().enumerate() {
             let first = &levels[n].first_child;
-            for child in first[node] as usize..first[node + 1] as usize {
-                let token = levels[n + 1].token[child];
-                let found = find_child(levels, unigram_of_token, n - 1, suffix, token);
-                suffix_of_child[child] = found;
-                n_left[found as usize] += 1;
+            let children = first[node] as usize..first[node + 1] as usize;
+            let tokens = &levels[n + 1].token[children.clone()];
+            for (child, &token) in suffix_of_child[children].iter_mut().zip(tokens) {
+                *child = find_child(levels, unigram_of_token, n - 1, suffix, token);
+                n_left[*child as usize] += 1;
             }
         }
         for (count, &left) in levels[n].count.iter_mut().zip(&n_left) {

@@ -17,8 +17,7 @@ const BOTTOM: f64 = 44.0;
 /// Points drawn of one curve; more are averaged.
 const MAX_POINTS: usize = 400;
 /// Okabe and Ito's colours, told apart by everybody.
-const COLOURS: [&str; 8] =
-    ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00"];
+const COLOURS: [&str; 8] = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00"];
 
 /// The numbers of a run that the picture and the model card show.
 #[derive(Clone, Debug, Default)]
@@ -87,11 +86,8 @@ pub fn svg(curves: &RunCurves) -> String {
         width: 1.2,
     }];
     let macro_average = curves.valid.get("loss").map(|points| ("valid, macro", points.clone()));
-    let mut languages: Vec<(&str, Vec<(f64, f64)>)> = curves
-        .valid
-        .iter()
-        .filter_map(|(name, points)| Some((name.strip_prefix("loss/")?, points.clone())))
-        .collect();
+    let mut languages: Vec<(&str, Vec<(f64, f64)>)> =
+        curves.valid.iter().filter_map(|(name, points)| Some((name.strip_prefix("loss/")?, points.clone()))).collect();
     let last = |points: &[(f64, f64)]| points.last().map_or(0.0, |point| point.1);
     languages.sort_by(|a, b| last(&a.1).total_cmp(&last(&b.1)));
     if languages.len() > 6 {
@@ -138,7 +134,8 @@ fn draw(curves: &[Curve<'_>]) -> String {
         let _ = writeln!(svg, "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>", bottom + 18.0);
     }
     for (idx, curve) in curves.iter().enumerate() {
-        let path: Vec<String> = curve.points.iter().map(|point| format!("{:.1} {:.1}", x(point.0), y(point.1))).collect();
+        let path: Vec<String> =
+            curve.points.iter().map(|point| format!("{:.1} {:.1}", x(point.0), y(point.1))).collect();
         let (colour, width) = (curve.colour, curve.width);
         let path = path.join("L");
         let _ = writeln!(svg, "<path d=\"M{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"{width}\"/>");
@@ -148,7 +145,8 @@ fn draw(curves: &[Curve<'_>]) -> String {
         let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\">{label}</text>", from + 22.0, at + 4.0);
     }
     let _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"16\">loss, nats per token</text>");
-    let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">million tokens</text>", WIDTH - RIGHT, HEIGHT - 8.0);
+    let _ =
+        writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">million tokens</text>", WIDTH - RIGHT, HEIGHT - 8.0);
     svg + "</svg>\n"
 }
 
@@ -157,7 +155,16 @@ fn tick_step(range: f64) -> f64 {
     let rough = (range / 5.0).max(1e-6);
     let power = 10f64.powf(rough.log10().floor());
     let digit = rough / power;
-    power * if digit < 1.5 { 1.0 } else if digit < 3.5 { 2.0 } else if digit < 7.5 { 5.0 } else { 10.0 }
+    power
+        * if digit < 1.5 {
+            1.0
+        } else if digit < 3.5 {
+            2.0
+        } else if digit < 7.5 {
+            5.0
+        } else {
+            10.0
+        }
 }
 
 fn ticks(from: f64, to: f64, step: f64) -> impl Iterator<Item = f64> {
@@ -176,7 +183,9 @@ mod tests {
         let mut text = String::new();
         for step in 0..1000 {
             let loss = 3.0 + 6.0 / (1.0 + f64::from(step) / 50.0);
-            text += &format!("{{\"kind\":\"train\",\"step\":{step},\"loss\":{loss},\"n_tokens\":16384,\"elapsed_s\":2.5}}\n");
+            text += &format!(
+                "{{\"kind\":\"train\",\"step\":{step},\"loss\":{loss},\"n_tokens\":16384,\"elapsed_s\":2.5}}\n"
+            );
             if step % 250 == 0 {
                 text += &format!("{{\"kind\":\"valid\",\"step\":{step},\"loss\":{loss},\"loss/lua\":{loss}}}\n");
             }

@@ -1,7 +1,7 @@
 //! The evaluation as a table, for the terminal and as Markdown.
 
-use crate::evaluate::summary::{Differences, Evaluation, LanguageRow, SystemRow};
 use crate::evaluate::metric::Interval;
+use crate::evaluate::summary::{Differences, Evaluation, LanguageRow, SystemRow};
 
 /// Rows of equal length; the first is the heading. The first column is text, the others are numbers.
 pub type Cells = Vec<Vec<String>>;
@@ -28,7 +28,8 @@ pub fn evaluation_cells(evaluation: &Evaluation) -> Cells {
 }
 
 fn row_cells(row: &LanguageRow, model: bool, ngram: bool) -> Vec<String> {
-    let mut cells = vec![row.language.clone(), row.n_files.to_string(), kilobytes(row.n_bytes), row.n_lines.to_string()];
+    let mut cells =
+        vec![row.language.clone(), row.n_files.to_string(), kilobytes(row.n_bytes), row.n_lines.to_string()];
     let mut pair = |value: fn(&SystemRow) -> Option<f64>, decimals: usize, ngram: bool| {
         let show = |system: &Option<SystemRow>| {
             let value = system.as_ref().and_then(value).filter(|value| value.is_finite());
@@ -69,7 +70,10 @@ pub fn evaluation_notes(evaluation: &Evaluation) -> Vec<String> {
         note("line edit similarity", line_edit_similarity, 1);
     }
     if let Some(n) = evaluation.n_languages_fewer_bits {
-        notes.push(format!("fewer bits per byte than the n-gram model in {n} of {} languages", evaluation.languages.len()));
+        notes.push(format!(
+            "fewer bits per byte than the n-gram model in {n} of {} languages",
+            evaluation.languages.len()
+        ));
     }
     notes
 }
@@ -126,7 +130,9 @@ mod tests {
     use super::*;
 
     fn cells() -> Cells {
-        [["language", "bits"], ["c", "1.5"], ["macro average", "12.25"]].map(|row| row.map(str::to_owned).to_vec()).to_vec()
+        [["language", "bits"], ["c", "1.5"], ["macro average", "12.25"]]
+            .map(|row| row.map(str::to_owned).to_vec())
+            .to_vec()
     }
 
     #[test]

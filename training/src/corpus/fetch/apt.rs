@@ -149,10 +149,7 @@ mod tests {
     #[test]
     fn both_forms_of_sources_are_read() {
         let deb822 = "Types: deb\n# note\nURIs: http://mirror/debian\nSuites: x\nSigned-By: /k.gpg";
-        assert_eq!(
-            debian_stanza(deb822),
-            Some(("http://mirror/debian".into(), "Signed-By: /k.gpg\n".into()))
-        );
+        assert_eq!(debian_stanza(deb822), Some(("http://mirror/debian".into(), "Signed-By: /k.gpg\n".into())));
         assert_eq!(debian_stanza("deb [a=b] http://m/debian/ x main").unwrap().0, "http://m/debian/");
         assert_eq!(debian_stanza("Types: deb\nURIs: http://m/debian-security"), None);
     }

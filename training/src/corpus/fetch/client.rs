@@ -87,11 +87,8 @@ fn download_pypi(wanted: &Wanted<'_>, work: &Path) -> Result<Archive> {
     let path = only_file(work)?;
     let stem = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let stem = stem.trim_end_matches(".tar.gz").trim_end_matches(".zip").to_owned();
-    let version = if path.extension().is_some_and(|e| e == "whl") {
-        stem.split('-').nth(1)
-    } else {
-        stem.rsplit('-').next()
-    };
+    let version =
+        if path.extension().is_some_and(|e| e == "whl") { stem.split('-').nth(1) } else { stem.rsplit('-').next() };
     let version = version.unwrap_or_default().to_owned();
     Ok(Archive { path, version, suite: None })
 }

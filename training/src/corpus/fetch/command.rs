@@ -67,11 +67,8 @@ fn wait(child: &mut Child) -> Option<bool> {
 fn tail(stderr: &str, stdout: &str) -> String {
     let text = if stderr.trim().is_empty() { stdout } else { stderr };
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let errors: Vec<&str> = lines
-        .iter()
-        .copied()
-        .filter(|line| line.to_lowercase().contains("err") || line.starts_with("E:"))
-        .collect();
+    let errors: Vec<&str> =
+        lines.iter().copied().filter(|line| line.to_lowercase().contains("err") || line.starts_with("E:")).collect();
     let chosen = if errors.is_empty() { &lines } else { &errors };
     chosen[chosen.len().saturating_sub(2)..].join(" | ")
 }

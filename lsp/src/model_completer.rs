@@ -1,0 +1,261 @@
+//! The completer that is a model: the prompt, the generator and its cache.
+
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::Device;
+use multicoder_model::{
+    Bundle, Error, Finish as ModelFinish, GenerateOptions, Generated, Generator, ModelConfig, Prompt, PromptBudget, fim,
+};
+
+use crate::completer::{Ask, Completer, CompleterError, Finish, Loader, ModelInfo, Written};
+
+/// The model that is inside this program.
+#[cfg(embedded_model)]
+static STARTER: Option<&[u8]> = Some(include_bytes!("../model/starter.gguf"));
+#[cfg(not(embedded_model))]
+static STARTER: Option<&[u8]> = None;
+
+/// What the embedded model's origin is called.
+pub const EMBEDDED: &str = "embedded";
+
+/// Prompts are no longer than this, whatever the model could read: the processor has to read it first.
+const MAX_PROMPT_TOKENS: usize = 2048;
+
+/// A model and what it remembers of the last prompt.
+pub struct ModelCompleter {
+    bundle: Bundle,
+    generator: Generator,
+    info: ModelInfo,
+}
+
+/// Loads the model at `path`: a `.gguf` file of ours or a checkpoint folder; the embedded one for `None`.
+///
+/// # Errors
+/// A sentence that names the file and what is wrong with it.
+pub fn load_bundle(path: Option<&Path>) -> Result<Bundle, String> {
+    let loaded = match (path, STARTER) {
+        (Some(path), _) => Bundle::load(path, &Device::Cpu),
+        (None, Some(bytes)) => Bundle::from_gguf_bytes(bytes, EMBEDDED, &Device::Cpu),
+        (None, None) => return Err("this build carries no model; use --model PATH".to_string()),
+    };
+    loaded.map_err(|error| error.to_string())
+}
+
+/// A loader for [`crate::server::serve`].
+pub fn loader(path: Option<std::path::PathBuf>) -> Loader {
+    Box::new(move || {
+        let completer = ModelCompleter::new(load_bundle(path.as_deref())?).map_err(|error| error.to_string())?;
+        Ok(Box::new(completer) as Box<dyn Completer>)
+    })
+}
+
+impl ModelCompleter {
+    /// A completer over a loaded model.
+    ///
+    /// # Errors
+    /// The cache cannot be made.
+    pub fn new(bundle: Bundle) -> Result<ModelCompleter, Error> {
+        let generator = Generator::new(&bundle.lm)?;
+        let info = describe(&bundle);
+        Ok(ModelCompleter { bundle, generator, info })
+    }
+
+    /// The loaded model.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// Computes `prompt` from nothing and continues it by `max_new_tokens`, whatever they are. Returns the figures and the time that
+    /// the prompt and its first token took, in seconds.
+    ///
+    /// # Errors
+    /// What the model says.
+    pub fn measure(&mut self, prompt: &Prompt, max_new_tokens: usize) -> Result<(Generated, f64), Error> {
+        self.generator.clear();
+        let start = Instant::now();
+        let mut first_token_s = None;
+        let mut stop = |_: &[u8]| {
+            first_token_s.get_or_insert_with(|| start.elapsed().as_secs_f64());
+            false
+        };
+        let (lm, tokenizer) = (&self.bundle.lm, &self.bundle.tokenizer);
+        let options = GenerateOptions { max_new_tokens };
+        let out = self.generator.generate(lm, tokenizer, prompt, None, &options, &mut stop, &|| false)?;
+        let whole_s = start.elapsed().as_secs_f64();
+        Ok((out, first_token_s.unwrap_or(whole_s)))
+    }
+}
+
+impl Completer for ModelCompleter {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn write(
+        &mut self,
+        ask: &Ask<'_>,
+        enough: &mut dyn FnMut(&[u8]) -> bool,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Written, CompleterError> {
+        let (lm, tokenizer) = (&self.bundle.lm, &self.bundle.tokenizer);
+        let context_tokens = lm.config().context_tokens;
+        let max_new_tokens = ask.max_new_tokens.min(context_tokens / 4);
+        let max_tokens = (context_tokens - max_new_tokens).min(MAX_PROMPT_TOKENS);
+        let budget = PromptBudget { max_tokens, suffix_tokens: max_tokens / 4 };
+        let prompt = fim::prompt(tokenizer, ask.language, ask.prefix, ask.suffix, &budget).map_err(failed)?;
+        let n_healed = prompt.heal.len();
+        let mut stop = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| !new.is_empty() && enough(new));
+        let options = GenerateOptions { max_new_tokens };
+        let out = self
+            .generator
+            .generate(lm, tokenizer, &prompt, ask.language, &options, &mut stop, cancelled)
+            .map_err(failed)?;
+        Ok(Written {
+            expert: expert_of(lm.config(), ask.language),
+            prompt_tokens: prompt.ids.len(),
+            prefilled_tokens: out.prefilled_tokens,
+            bytes: out.bytes,
+            logprobs: out.logprobs,
+            finish: match out.finish {
+                ModelFinish::Stop => Finish::Stopped,
+                ModelFinish::EndOfText => Finish::EndOfText,
+                ModelFinish::MaxTokens | ModelFinish::ContextFull => Finish::Exhausted,
+            },
+        })
+    }
+
+    fn reset(&mut self) {
+        match Generator::new(&self.bundle.lm) {
+            Ok(fresh) => self.generator = fresh,
+            Err(error) => {
+                tracing::error!(%error, "no fresh cache; the old one is emptied");
+                self.generator.clear();
+            }
+        }
+    }
+}
+
+fn failed(error: Error) -> CompleterError {
+    match error {
+        Error::Cancelled => CompleterError::Cancelled,
+        other => CompleterError::Failed(other.to_string()),
+    }
+}
+
+/// The expert that a language chooses; `None` where no expert is chosen by language.
+fn expert_of(config: &ModelConfig, language: Option<&str>) -> Option<String> {
+    let moe = config.moe.as_ref()?;
+    if !moe.router.name().starts_with("pl_") {
+        return None;
+    }
+    let experts = config.expert_of_language();
+    let expert = experts.get(config.language_index(language) as usize);
+    Some(expert.map_or("of an unknown language".to_string(), usize::to_string))
+}
+
+fn describe(bundle: &Bundle) -> ModelInfo {
+    let info = &bundle.info;
+    let name = if info.name.is_empty() || info.name == EMBEDDED { "starter".to_string() } else { info.name.clone() };
+    ModelInfo {
+        name,
+        origin: info.origin.clone(),
+        device: "cpu".to_string(),
+        parameters: info.n_parameters,
+        active_parameters: info.n_active_parameters,
+        quantization: info.quantization.clone(),
+        checksum: info.checksum.clone(),
+        context_tokens: bundle.lm.config().context_tokens,
+        languages: info.languages.clone(),
+        load_time: std::time::Duration::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use multicoder_model::tokenizer::TokenizerOptions;
+    use multicoder_model::{BundleInfo, CodeLm, MoeConfig, RouterConfig, Tokenizer, config};
+    use std::collections::BTreeMap;
+
+    /// A tiny model with seeded random weights.
+    fn tiny() -> ModelCompleter {
+        let languages = vec!["lua".to_string(), "python".to_string()];
+        let options = TokenizerOptions { vocab_size: 300, languages: languages.clone(), min_frequency: 2 };
+        let tokenizer = Tokenizer::train(["def f(x):\n    return x\n"].into_iter().cycle().take(20), &options).unwrap();
+        let moe = MoeConfig {
+            layers: config::MoeLayers::EveryN(2),
+            n_experts: 2,
+            d_ff_expert: 16,
+            d_ff_shared: 0,
+            router: RouterConfig::all().remove(0),
+            expert_of_language: BTreeMap::new(),
+        };
+        let model = json_config(tokenizer.vocab_size(), &languages, &moe);
+        let lm = CodeLm::init(&model, 7, &Device::Cpu).unwrap();
+        let info = BundleInfo {
+            name: "tiny".to_string(),
+            origin: "test".to_string(),
+            n_parameters: model.n_parameters(),
+            n_active_parameters: model.n_active_parameters(),
+            languages,
+            quantization: "f32".to_string(),
+            checksum: String::new(),
+            goldens: Vec::new(),
+        };
+        ModelCompleter::new(Bundle::new(lm, tokenizer, info).unwrap()).unwrap()
+    }
+
+    fn json_config(vocab_size: usize, languages: &[String], moe: &MoeConfig) -> ModelConfig {
+        let value = serde_json::json!({
+            "vocab_size": vocab_size, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "d_ff": 48,
+            "context_tokens": 128, "languages": languages, "moe": moe,
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn write(completer: &mut ModelCompleter, prefix: &str) -> Written {
+        let ask = Ask { language: Some("python"), prefix, suffix: "\n", max_new_tokens: 8 };
+        completer.write(&ask, &mut |_| false, &|| false).unwrap()
+    }
+
+    #[test]
+    fn a_keystroke_prefills_only_what_changed() {
+        let mut completer = tiny();
+        let text = "def f(x):\n    return x\n\n\ndef g(y):\n    return ";
+        let first = write(&mut completer, text);
+        assert_eq!((first.prefilled_tokens, first.expert.as_deref()), (first.prompt_tokens, Some("1")));
+        for typed in ["y", "y,", "y, x"] {
+            let next = write(&mut completer, &format!("{text}{typed}"));
+            assert!(next.prefilled_tokens <= 4, "{} of {}", next.prefilled_tokens, next.prompt_tokens);
+        }
+        assert_eq!(write(&mut completer, text).bytes, first.bytes);
+        completer.reset();
+        let again = write(&mut completer, text);
+        assert_eq!((again.prefilled_tokens, again.bytes), (first.prompt_tokens, first.bytes));
+    }
+
+    #[test]
+    fn cancelling_leaves_it_usable() {
+        let mut completer = tiny();
+        let ask = Ask { language: None, prefix: "def f(", suffix: "", max_new_tokens: 8 };
+        let cancelled = completer.write(&ask, &mut |_| false, &|| true);
+        assert!(matches!(cancelled, Err(CompleterError::Cancelled)));
+        let after = write(&mut completer, "def f(");
+        assert_eq!(after.bytes, write(&mut tiny(), "def f(").bytes);
+        assert!(after.logprobs.iter().all(|logprob| *logprob <= 0.0));
+    }
+
+    #[test]
+    fn long_texts_fit_the_context() {
+        let mut completer = tiny();
+        let written = write(&mut completer, &"    value = call(1, 2)\n".repeat(500));
+        assert!(written.prompt_tokens <= 120, "{}", written.prompt_tokens);
+    }
+
+    #[test]
+    fn a_model_that_is_not_there_is_named() {
+        let error = load_bundle(Some(Path::new("none/such.gguf"))).err().unwrap();
+        assert!(error.contains("none/such.gguf"), "{error}");
+    }
+}
