@@ -144,8 +144,8 @@ impl Fault {
 
 /// The body's length in bytes according to a lower-cased header: that of the last length field, since garbage may precede it.
 fn body_len(header: &[u8]) -> Result<usize, Fault> {
-    let starts = (0..header.len()).filter(|&i| header[i..].starts_with(LENGTH_FIELD));
-    let Some(start) = starts.last() else { return Err(Fault::parse("a header without Content-Length")) };
+    let mut starts = (0..header.len()).filter(|&i| header[i..].starts_with(LENGTH_FIELD));
+    let Some(start) = starts.next_back() else { return Err(Fault::parse("a header without Content-Length")) };
     let field = &header[start + LENGTH_FIELD.len()..];
     let line = &field[..field.iter().position(|&b| b == b'\r').unwrap_or(field.len())];
     let text = String::from_utf8_lossy(line);

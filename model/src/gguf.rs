@@ -117,7 +117,9 @@ pub fn read_as(bytes: &[u8], origin: &str, trainable: bool, device: &Device) -> 
     info.goldens = goldens;
     let tokenizer = Tokenizer::from_json(text("tokenizer.huggingface.json")?)?;
     let mut tensors = HashMap::new();
-    for name in content.tensor_infos.keys() {
+    let mut names: Vec<&String> = content.tensor_infos.keys().collect();
+    names.sort_unstable();
+    for name in names {
         let tensor = content.tensor(&mut cursor, name, device).and_then(|tensor| tensor.dequantize(device));
         tensors.insert(name.clone(), tensor.map_err(|e| Error::corrupt(origin, format!("tensor {name}: {e}")))?);
     }

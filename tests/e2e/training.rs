@@ -164,13 +164,18 @@ fn evaluate_and_pack(workshop: &Workshop) -> Result<()> {
     Ok(())
 }
 
+/// Twenty steps teach a model little, so that it may well say nothing; but it is this model that is asked.
 fn complete_with(model: &Path) -> Result<()> {
+    let server = |arguments: &[&str]| -> Result<serde_json::Value> {
+        let mut command = Command::new(binary("multicoder-lsp")?);
+        let printed = succeed(command.args(arguments).args(["--json", "--model"]).arg(model))?.stdout;
+        serde_json::from_str(&printed).context(printed)
+    };
+    let doctor = server(&["doctor"])?;
+    ensure!(doctor["model"]["name"] == "packed" && doctor["model"]["languages"][2] == "rust", "{doctor}");
     let sample = repository_root().join("grammars/samples/rust.rs");
-    let mut complete = Command::new(binary("multicoder-lsp")?);
-    complete.arg("complete").arg(format!("{}:3:1", sample.display())).args(["--json", "--model"]).arg(model);
-    let answer = succeed(&mut complete)?.stdout;
-    let answer: serde_json::Value = serde_json::from_str(&answer).with_context(|| answer.clone())?;
-    ensure!(answer["language"] == "rust", "{answer}");
+    let answer = server(&["complete", &format!("{}:3:1", sample.display())])?;
+    ensure!(answer["line"] == 3 && (answer["text"].is_string() || answer["reason"].is_string()), "{answer}");
     Ok(())
 }
 

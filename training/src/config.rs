@@ -200,7 +200,7 @@ impl RunConfig {
             let context = self.model.context_tokens;
             bail!("data.sequence_tokens = {}: expected at most model.context_tokens = {context}", d.sequence_tokens);
         }
-        if d.batch_tokens < d.sequence_tokens || d.batch_tokens % d.sequence_tokens != 0 {
+        if d.batch_tokens < d.sequence_tokens || !d.batch_tokens.is_multiple_of(d.sequence_tokens) {
             let unit = d.sequence_tokens;
             bail!("data.batch_tokens = {}: expected a multiple of data.sequence_tokens = {unit}", d.batch_tokens);
         }

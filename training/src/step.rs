@@ -108,7 +108,7 @@ pub fn to_batch(sequences: &[Sequence], language_indices: &[u32], device: &Devic
     let b = sequences.len();
     let l = sequences.first().map_or(0, |sequence| sequence.x_L.len());
     let flat =
-        |ids: fn(&Sequence) -> &Vec<u32>| -> Vec<u32> { sequences.iter().flat_map(|s| ids(s)).copied().collect() };
+        |ids: fn(&Sequence) -> &Vec<u32>| -> Vec<u32> { sequences.iter().flat_map(ids).copied().collect() };
     let x_BL = Tensor::from_vec(flat(|sequence| &sequence.x_L), (b, l), device)?;
     let y_BL = Tensor::from_vec(flat(|sequence| &sequence.y_L), (b, l), device)?;
     let language_BL =

@@ -1,6 +1,6 @@
 //! A client of the protocol for tests: it speaks to the server in this process over two pipes in memory, answers what the server asks, and
 //! waits for messages with a deadline, never for a time.
-#![allow(dead_code, unreachable_pub, reason = "each suite uses a part of one driver")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each suite uses a part of one driver")]
 
 use std::collections::HashMap;
 use std::time::Duration;

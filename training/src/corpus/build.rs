@@ -1,6 +1,7 @@
 //! Building: stage every input, then judge all files together (benchmarks, duplicates across splits, budgets), then
 //! write the shards. The same inputs give the same shards, byte for byte.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -260,12 +261,11 @@ fn write_language(
         for (idx, document) in documents(input, options)?.enumerate() {
             let Some(split) = wanted(idx) else { continue };
             let document = Document { split: split.name().to_owned(), ..document? };
-            if !writers.contains_key(&split) {
-                writers.insert(split, ShardWriter::create(part, split.name(), language)?);
-            }
-            if let Some(writer) = writers.get_mut(&split) {
-                writer.push(document)?;
-            }
+            let writer = match writers.entry(split) {
+                Entry::Occupied(slot) => slot.into_mut(),
+                Entry::Vacant(slot) => slot.insert(ShardWriter::create(part, split.name(), language)?),
+            };
+            writer.push(document)?;
         }
     }
     writers.into_values().try_for_each(|writer| writer.finish().map(|_| ()).map_err(Error::from))

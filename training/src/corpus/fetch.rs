@@ -72,7 +72,7 @@ pub fn fetch(manifest: &Manifest, options: &FetchOptions) -> Result<FetchReport>
     };
     let packages: Vec<Package> = manifest.packages().into_iter().map(|listed| listed.package).collect();
     let mut report = FetchReport::default();
-    let mut lock = old.clone();
+    let mut lock = Lock::default();
     let mut todo = VecDeque::new();
     for package in packages {
         match fetched(&options.out, package.source, &package.name) {
@@ -80,7 +80,10 @@ pub fn fetch(manifest: &Manifest, options: &FetchOptions) -> Result<FetchReport>
                 report.n_present += 1;
                 lock.insert(locked);
             }
-            None => todo.push_back(package),
+            None => {
+                old.get(package.source, &package.name).into_iter().for_each(|locked| lock.insert(locked.clone()));
+                todo.push_back(package);
+            }
         }
     }
     let apt = set_up_apt(options, &todo, &mut report);
@@ -130,9 +133,6 @@ fn fetch_all(todo: VecDeque<Package>, lock: &Lock, options: &FetchOptions, apt: 
                     bar.set_message(label(&package));
                     let outcome = fetch_one(&package, lock, options, apt);
                     bar.inc(1);
-                    if let Err(error) = &outcome {
-                        bar.suspend(|| eprintln!("failed: {}: {error}", label(&package)));
-                    }
                     if let Ok(mut all) = outcomes.lock() {
                         all.push((package, outcome));
                     }

@@ -161,7 +161,8 @@ impl Kept {
         match judged {
             Judged::OtherLanguage => {}
             Judged::Dropped { language, reason, bytes } => self.count(language, reason, bytes),
-            Judged::Kept { file, document, masked } => {
+            Judged::Kept(kept) => {
+                let KeptFile { file, document, masked } = *kept;
                 let taken = self.bytes_by_language.entry(file.language.clone()).or_default();
                 if *taken >= limit_of(&file.language) {
                     return self.count(file.language, Drop::OverPackageLimit, file.bytes);
@@ -181,7 +182,13 @@ impl Kept {
 enum Judged {
     OtherLanguage,
     Dropped { language: String, reason: Drop, bytes: u64 },
-    Kept { file: StagedFile, document: Document, masked: bool },
+    Kept(Box<KeptFile>),
+}
+
+struct KeptFile {
+    file: StagedFile,
+    document: Document,
+    masked: bool,
 }
 
 fn judge(input: &Input, file: &SourceFile) -> Result<Judged> {
@@ -206,7 +213,7 @@ fn judge(input: &Input, file: &SourceFile) -> Result<Judged> {
         Err(reason) => Judged::Dropped { language: language.clone(), reason, bytes },
         Ok((text, masked)) => {
             let (file, document) = staged_file(input, file, language, text);
-            Judged::Kept { file, document, masked }
+            Judged::Kept(Box::new(KeptFile { file, document, masked }))
         }
     })
 }

@@ -160,7 +160,8 @@ impl Packer {
             let cut = if fim_piece { fim_cut(text, texts, &self.config, rng) } else { None };
             let is_fim = cut.is_some();
             let mut ids = fim::sequence(&self.tokenizer, tag, text, cut)?;
-            if !is_fim && !(whole && texts.ends_document(window)) {
+            let ends = is_fim || (whole && texts.ends_document(window));
+            if !ends {
                 // Text goes on after this piece: the end-of-text token would be a lie.
                 ids.pop();
             }
