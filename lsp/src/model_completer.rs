@@ -29,14 +29,19 @@ pub struct ModelCompleter {
     info: ModelInfo,
 }
 
+/// Where models are computed.
+pub fn device() -> Device {
+    Device::Cpu
+}
+
 /// Loads the model at `path`: a `.gguf` file of ours or a checkpoint folder; the embedded one for `None`.
 ///
 /// # Errors
 /// A sentence that names the file and what is wrong with it.
 pub fn load_bundle(path: Option<&Path>) -> Result<Bundle, String> {
     let loaded = match (path, STARTER) {
-        (Some(path), _) => Bundle::load(path, &Device::Cpu),
-        (None, Some(bytes)) => Bundle::from_gguf_bytes(bytes, EMBEDDED, &Device::Cpu),
+        (Some(path), _) => Bundle::load(path, &device()),
+        (None, Some(bytes)) => Bundle::from_gguf_bytes(bytes, EMBEDDED, &device()),
         (None, None) => return Err("this build carries no model; use --model PATH".to_string()),
     };
     loaded.map_err(|error| error.to_string())

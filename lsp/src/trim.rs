@@ -51,7 +51,7 @@ pub fn is_enough(bytes: &[u8], around: &Around<'_>, max_lines: usize) -> bool {
     if leading_newlines > MAX_LEADING_NEWLINES || around.is_mid_line() && leading_newlines > 0 {
         return true;
     }
-    cut_lines(text, around.max_lines(max_lines)).is_some()
+    cut_lines(text, around.max_lines(max_lines)).is_some() || is_repetitive(text)
 }
 
 /// The part of the answer that is worth showing.
@@ -60,6 +60,9 @@ pub fn is_enough(bytes: &[u8], around: &Around<'_>, max_lines: usize) -> bool {
 /// Why nothing is.
 pub fn trim(bytes: &[u8], finish: Finish, around: &Around<'_>, max_lines: usize) -> Result<String, Reason> {
     let text = without_control(valid_part(bytes));
+    if is_repetitive(text.trim()) {
+        return Err(Reason::Repetitive);
+    }
     let text = whole_lines(text, finish, around, max_lines)?;
     if text.trim().is_empty() {
         return Err(Reason::Empty);
@@ -85,13 +88,13 @@ fn verdict(text: &str, around: &Around<'_>) -> Result<(), Reason> {
     if shown.is_empty() {
         return Err(Reason::Empty);
     }
-    if shown.chars().all(|c| c.is_whitespace() || ")]}>;,:'\"`".contains(c)) {
+    if shown.chars().all(|c| c.is_whitespace() || ")]}>.;,:'\"`".contains(c)) {
         return Err(Reason::OnlyClosers);
     }
     if follows(shown, around) {
         return Err(Reason::RepeatsFollowing);
     }
-    if is_repetitive(shown) || repeats_lines_above(text, around) {
+    if repeats_lines_above(text, around) {
         return Err(Reason::Repetitive);
     }
     Ok(())
@@ -175,7 +178,9 @@ fn is_repetitive(text: &str) -> bool {
     (1..=16).any(|period| {
         let run = bytes.iter().rev().zip(bytes.iter().rev().skip(period)).take_while(|(a, b)| a == b).count() + period;
         // Rulers and indentation (`-----`, spaces) are one character over and over, and meant.
-        run >= LEAST_BYTES.max(period * TIMES) && bytes[bytes.len() - period..].iter().any(u8::is_ascii_alphanumeric)
+        let piece = &bytes[bytes.len().saturating_sub(period)..];
+        let says_something = piece.iter().any(|byte| byte.is_ascii_alphanumeric() || *byte != piece[0]);
+        run >= LEAST_BYTES.max(period * TIMES) && says_something
     })
 }
 
@@ -257,6 +262,7 @@ mod tests {
     #[test]
     fn loops_are_nothing() {
         check("x = |", "ab, ab, ab, ab, ab, ab, ab, ab, \n", Err(Reason::Repetitive));
+        check("x = |", "'    '    '    '    '    '    '    '", Err(Reason::Repetitive));
         check("a();\na();\n|", "a();\n", Err(Reason::Repetitive));
         check("// |", "-----------------------------\n", Ok("-----------------------------"));
     }
@@ -273,6 +279,7 @@ mod tests {
         let end = Around { prefix: "x", suffix: "\ny" };
         assert!(!is_enough(b"abc", &end, 1) && is_enough(b"abc\n", &end, 1));
         assert!(!is_enough(b"\n  ", &end, 1) && is_enough(b"\n  a\n", &end, 1) && is_enough(b"\n\n\n", &end, 1));
+        assert!(is_enough(b"a, a, a, a, a, a, a, a, a, ", &end, 1) && !is_enough(b"------------------------", &end, 1));
         assert!(!is_enough(b"a\nb", &end, 2) && is_enough(b"a\nb\n", &end, 2));
         let middle = Around { prefix: "f(", suffix: ")" };
         assert!(is_enough(b"\n", &middle, 4) && is_enough(b"a\n", &middle, 4));
@@ -287,7 +294,7 @@ mod tests {
             if let Ok(answer) = trim(written.as_bytes(), Finish::EndOfText, &around, max_lines) {
                 prop_assert!(!answer.trim().is_empty());
                 prop_assert!(!suffix.trim_start().starts_with(answer.trim()), "{:?}", answer);
-                let says_something = |c: char| !")]}>;,:'\"`".contains(c) && !c.is_whitespace();
+                let says_something = |c: char| !")]}>.;,:'\"`".contains(c) && !c.is_whitespace();
                 prop_assert!(answer.chars().any(says_something));
                 prop_assert!(written.starts_with(&answer));
                 prop_assert!(!(around.is_mid_line() && answer.contains('\n')));

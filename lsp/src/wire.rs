@@ -17,6 +17,8 @@ use tower_lsp::jsonrpc::{Error, ErrorCode, Id, Request, Response};
 pub(crate) const MALFORMED: &str = "multicoder/malformedMessage";
 
 const CHUNK_BYTES: usize = 64 * 1024;
+/// A buffer that once held a whole document is given back when it is larger than this.
+const KEPT_BYTES: usize = 1024 * 1024;
 /// A header longer than this is no header.
 const MAX_HEADER_BYTES: usize = 8 * 1024;
 /// A message longer than this is no message of an editor.
@@ -82,7 +84,10 @@ impl<R: AsyncRead + Unpin> AsyncRead for Frames<R> {
                 return Poll::Ready(Ok(()));
             }
             this.passed = 0;
-            this.checked.clear();
+            this.checked = Vec::new();
+            if this.raw.capacity() > KEPT_BYTES && this.raw.len() < CHUNK_BYTES {
+                this.raw.shrink_to(CHUNK_BYTES);
+            }
             if let Some(frame) = take_frame(&mut this.raw) {
                 this.checked = frame;
             } else if this.at_end {

@@ -1,9 +1,10 @@
 //! A real Neovim, 0.12 or newer: open a file, type, see ghost text, accept it. Skipped with a printed reason where there is none.
 
 use anyhow::{Context, Result, ensure};
-use multicoder_tests::program::{binary, run};
+use multicoder_tests::program::{language_server, run};
 use multicoder_tests::{repository_root, skipped};
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -25,11 +26,11 @@ fn find_neovim() -> Result<PathBuf, String> {
 }
 
 /// The editor's whole world in one folder, with the server first in the search path.
-fn neovim(program: &Path, home: &Path, server: &Path) -> Result<Command> {
+fn neovim(program: &Path, home: &Path) -> Result<Command> {
     let mut path = std::ffi::OsString::from(home);
     path.push(":");
     path.push(std::env::var_os("PATH").unwrap_or_default());
-    std::os::unix::fs::symlink(server, home.join("multicoder-lsp"))?;
+    put_server(&home.join("multicoder-lsp"))?;
     let root = repository_root();
     let mut command = Command::new(program);
     command.args(["--clean", "--headless", "-l"]).arg(root.join("tests/e2e/neovim.lua")).current_dir(home);
@@ -39,6 +40,15 @@ fn neovim(program: &Path, home: &Path, server: &Path) -> Result<Command> {
     command.env("PATH", path).env("MULTICODER_NVIM", program);
     command.env("MULTICODER_SNIPPET", root.join("editors/neovim/multicoder.lua"));
     Ok(command)
+}
+
+/// A program at `path` that starts the server under test, with its model.
+fn put_server(path: &Path) -> Result<()> {
+    let server = language_server()?;
+    let words = std::iter::once(server.get_program()).chain(server.get_args()).map(|word| word.to_string_lossy());
+    let words: Vec<String> = words.map(|word| format!("'{word}'")).collect();
+    std::fs::write(path, format!("#!/bin/sh\nexec {} \"$@\"\n", words.join(" ")))?;
+    Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?)
 }
 
 fn lines(value: &Value) -> Vec<String> {
@@ -57,7 +67,7 @@ fn ghost_text_is_shown_and_accepted() -> Result<()> {
     let home = tempfile::tempdir()?;
     let file = home.path().join("point.py");
     std::fs::write(&file, FILE_TEXT)?;
-    let mut command = neovim(&program, home.path(), &binary("multicoder-lsp")?)?;
+    let mut command = neovim(&program, home.path())?;
     command.env("MULTICODER_FILE", &file).env("MULTICODER_TYPED", TYPED);
     let output = run(&mut command, Duration::from_secs(180))?;
     ensure!(output.code == Some(0), "the script failed: {}", output.stderr);

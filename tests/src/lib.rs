@@ -10,6 +10,7 @@
 //! `cargo test --release` builds the binaries and runs everything; nothing here builds anything itself.
 
 pub mod client;
+pub mod editor;
 pub mod program;
 pub mod source;
 

@@ -58,6 +58,18 @@ pub fn kill(process_id: u32) {
     let _ = Command::new("kill").args(["-9", &process_id.to_string()]).status();
 }
 
+/// The language server, with the model inside it, or with the one that `MULTICODER_TEST_MODEL` names (a `.gguf` file or a folder).
+///
+/// # Errors
+/// Those of [`binary`].
+pub fn language_server() -> Result<Command> {
+    let mut command = Command::new(binary("multicoder-lsp")?);
+    if let Some(model) = std::env::var_os("MULTICODER_TEST_MODEL") {
+        command.arg("--model").arg(model);
+    }
+    Ok(command)
+}
+
 fn finished(output: &Output) -> Finished {
     Finished {
         code: output.status.code(),

@@ -24,8 +24,8 @@ pub mod walk;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {error}")]
+    Io { path: PathBuf, error: std::io::Error },
     /// A manifest, lock or stage file says something impossible; the message names field, value and expectation.
     #[error("{path}: {message}")]
     Format { path: PathBuf, message: String },
@@ -44,7 +44,7 @@ impl Error {
     /// A closure for `map_err` that names `path`.
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
         let path = path.to_owned();
-        move |source| Error::Io { path, source }
+        move |error| Error::Io { path, error }
     }
 
     /// A format error of `path`.

@@ -174,6 +174,23 @@ pub(crate) mod tests {
         let kept = evaluate(None, &tokenizer, &options).unwrap();
         let bits = |evaluation: &Evaluation| evaluation.macro_average.ngram.unwrap().bits_per_byte;
         assert_eq!(bits(&first), bits(&kept));
+
+        // With all weights zero every token is equally likely: log2(V) bits each.
+        for (_, parameter) in lm.parameters() {
+            parameter.set(&parameter.zeros_like().unwrap()).unwrap();
+        }
+        let options = EvalOptions { ngram: false, n_lines: 0, ..options };
+        let uniform = evaluate(Some(Candidate { lm: &lm, info: &info }), &tokenizer, &options).unwrap();
+        let samples = sample::draw(
+            &options.shards,
+            "test",
+            &SampleOptions { languages: &[], max_bytes_per_language: 2000, n_lines: 0, seed: options.seed },
+        );
+        for (row, sample) in uniform.languages.iter().zip(samples.unwrap()) {
+            let n_tokens: usize = sample.texts.iter().map(|text| tokenizer.encode(text).unwrap().len()).sum();
+            let expected = (vocab_size as f64).log2() * n_tokens as f64 / sample.n_bytes() as f64;
+            assert!((row.model.unwrap().bits_per_byte - expected).abs() < 1e-4 * expected, "{row:?}");
+        }
     }
 
     pub(crate) fn options() -> EvalOptions {

@@ -11,13 +11,6 @@ pub enum Mesh {
 }
 
 impl Mesh {
-    /// Whether this rank writes checkpoints and metrics.
-    pub fn is_first(self) -> bool {
-        match self {
-            Mesh::Single => true,
-        }
-    }
-
     /// Replaces each gradient by its sum over all ranks.
     pub fn sum_gradients(self, _gradients: &mut [Option<Tensor>]) -> Result<()> {
         match self {

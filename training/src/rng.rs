@@ -43,18 +43,6 @@ impl Rng {
         self.uniform() < frac
     }
 
-    /// An index drawn with probability proportional to `weights` (which must not all be zero).
-    pub fn weighted(&mut self, weights: &[f64]) -> usize {
-        let mut left = self.uniform() * weights.iter().sum::<f64>();
-        for (idx, weight) in weights.iter().enumerate() {
-            if left < *weight {
-                return idx;
-            }
-            left -= weight;
-        }
-        weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0)
-    }
-
     /// A random order of `0..n` (Fisher-Yates).
     pub fn permutation(&mut self, n: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..n as u32).collect();
@@ -83,16 +71,5 @@ mod tests {
         assert_ne!(order[..4], [0, 1, 2, 3]);
         order.sort_unstable();
         assert!(order.iter().enumerate().all(|(idx, value)| idx as u32 == *value));
-    }
-
-    #[test]
-    fn weighted_follows_the_weights() {
-        let mut rng = Rng::keyed(3, "w", &[]);
-        let mut counts = [0usize; 3];
-        for _ in 0..10_000 {
-            counts[rng.weighted(&[1.0, 0.0, 3.0])] += 1;
-        }
-        assert_eq!(counts[1], 0);
-        assert!((2_200..2_800).contains(&counts[0]), "{counts:?}");
     }
 }

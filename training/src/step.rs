@@ -5,6 +5,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 use multicoder_model::{Batch, CodeLm};
 
@@ -69,20 +70,12 @@ pub fn step(
     for sequences in batch.sequences.chunks(options.micro_batch_sequences) {
         let inputs = to_batch(sequences, &options.language_indices, &options.device)?;
         let output = lm.loss(&inputs, n_counted)?;
-        let mut grads = output.loss.backward()?;
-        for (sum, parameter) in gradients.iter_mut().zip(optimizer.parameters()) {
-            if let Some(gradient) = grads.remove(parameter) {
-                *sum = Some(match sum.take() {
-                    Some(sum) => (sum + gradient)?,
-                    None => gradient,
-                });
-            }
-        }
-        let share = sequences.len() as f64 / batch.sequences.len() as f64;
+        add_gradients(&mut gradients, &mut output.loss.backward()?, optimizer)?;
         report.loss += output.nll_sum / n_counted;
         report.aux_loss += output.aux_loss;
-        report.n_tokens += sequences.iter().map(|sequence| sequence.x_L.len()).sum::<usize>();
-        add_load(&mut report.load_E, &output.load_E, share as f32);
+        report.n_tokens += inputs.language_BL.len();
+        let share = sequences.len() as f32 / batch.sequences.len() as f32;
+        add_load(&mut report.load_E, &output.load_E, share);
     }
 
     mesh.sum_gradients(&mut gradients)?;
@@ -107,13 +100,24 @@ pub fn step(
 pub fn to_batch(sequences: &[Sequence], language_indices: &[u32], device: &Device) -> Result<Batch> {
     let b = sequences.len();
     let l = sequences.first().map_or(0, |sequence| sequence.x_L.len());
-    let flat =
-        |ids: fn(&Sequence) -> &Vec<u32>| -> Vec<u32> { sequences.iter().flat_map(ids).copied().collect() };
+    let flat = |ids: fn(&Sequence) -> &Vec<u32>| -> Vec<u32> { sequences.iter().flat_map(ids).copied().collect() };
     let x_BL = Tensor::from_vec(flat(|sequence| &sequence.x_L), (b, l), device)?;
     let y_BL = Tensor::from_vec(flat(|sequence| &sequence.y_L), (b, l), device)?;
     let language_BL =
         sequences.iter().flat_map(|sequence| std::iter::repeat_n(language_indices[sequence.language_idx], l)).collect();
     Ok(Batch { x_BL, y_BL, language_BL })
+}
+
+/// Adds the gradients of a micro-step; a parameter that the loss does not depend on keeps `None`.
+fn add_gradients(sums: &mut [Option<Tensor>], grads: &mut GradStore, optimizer: &AdamW) -> Result<()> {
+    for (sum, parameter) in sums.iter_mut().zip(optimizer.parameters()) {
+        let Some(gradient) = grads.remove(parameter) else { continue };
+        *sum = Some(match sum.take() {
+            Some(sum) => (sum + gradient)?,
+            None => gradient,
+        });
+    }
+    Ok(())
 }
 
 /// Euclidean norm over all gradients.

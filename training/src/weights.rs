@@ -10,7 +10,7 @@ use multicoder_model::CodeLm;
 /// Sets every parameter from the tensor of its name.
 ///
 /// # Errors
-/// A parameter whose tensor is missing or has another shape, named.
+/// A parameter whose tensor is missing or has another shape, named; tensors beyond the model's.
 pub fn set_all(lm: &CodeLm, tensors: &HashMap<String, Tensor>) -> Result<()> {
     for (name, parameter) in lm.parameters() {
         let tensor = tensors.get(name).with_context(|| format!("weight {name} is missing"))?;
@@ -22,6 +22,8 @@ pub fn set_all(lm: &CodeLm, tensors: &HashMap<String, Tensor>) -> Result<()> {
         );
         parameter.set(tensor).with_context(|| name.clone())?;
     }
+    let (got, expected) = (tensors.len(), lm.parameters().len());
+    ensure!(got == expected, "{got} weights, the configured model has {expected}");
     Ok(())
 }
 

@@ -131,7 +131,7 @@ fn caret_line(request: &Request) -> CaretLine {
     CaretLine { before: around.line_before().to_string(), after: around.line_after().to_string() }
 }
 
-fn print_json(args: &Args, outcome: &Result<Answer, Silence>) {
+fn json_text(args: &Args, outcome: &Result<Answer, Silence>) -> String {
     let place = &args.place;
     let mut object = json!({"file": place.file, "line": place.line, "column": place.column});
     let figures = match outcome {
@@ -149,29 +149,27 @@ fn print_json(args: &Args, outcome: &Result<Answer, Silence>) {
     if let (Some(object), serde_json::Value::Object(figures)) = (object.as_object_mut(), figures) {
         object.extend(figures);
     }
-    println!("{object:#}");
+    format!("{object:#}\n")
 }
 
-fn print_line(line: &CaretLine, outcome: &Result<Answer, Silence>) {
-    match outcome {
-        Ok(answer) => {
-            let (begin, end) = if std::io::stdout().is_terminal() { ("\x1b[3;36m", "\x1b[0m") } else { ("", "") };
-            println!("{}{begin}{}{end}{}", line.before, answer.text, line.after);
-            let by = answer.expert.as_ref().map_or(String::new(), |expert| format!(" \u{b7} expert {expert}"));
-            println!(
-                "-- {}{by} \u{b7} {} tokens after {} \u{b7} {:.0} ms \u{b7} probability {:.2}",
-                answer.language.unwrap_or("unknown language"),
-                answer.tokens,
-                answer.prompt_tokens,
-                answer.elapsed.as_secs_f64() * 1e3,
-                answer.probability,
-            );
-        }
-        Err(silence) => {
-            println!("{}{}", line.before, line.after);
-            println!("-- no completion: {silence}");
-        }
-    }
+/// The completed line, and below it how it came about.
+fn line_text(line: &CaretLine, outcome: &Result<Answer, Silence>) -> String {
+    let CaretLine { before, after } = line;
+    let answer = match outcome {
+        Ok(answer) => answer,
+        Err(silence) => return format!("{before}{after}\n-- no completion: {silence}\n"),
+    };
+    let (begin, end) = if std::io::stdout().is_terminal() { ("\x1b[3;36m", "\x1b[0m") } else { ("", "") };
+    let expert = answer.expert.as_ref().map_or(String::new(), |expert| format!(" \u{b7} expert {expert}"));
+    format!(
+        "{before}{begin}{}{end}{after}\n-- {}{expert} \u{b7} {} tokens after {} \u{b7} {:.0} ms \u{b7} probability {:.2}\n",
+        answer.text,
+        answer.language.unwrap_or("unknown language"),
+        answer.tokens,
+        answer.prompt_tokens,
+        answer.elapsed.as_secs_f64() * 1e3,
+        answer.probability,
+    )
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ pub(crate) struct Args {
 
 /// Prints the script for the program `C`.
 pub(crate) fn run<C: CommandFactory>(args: &Args) -> anyhow::Result<ExitCode> {
-    clap_complete::generate(args.shell, &mut C::command(), "multicoder-lsp", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut C::command(), "multicoder-lsp", &mut script);
+    super::print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use multicoder_grammars::{LANGUAGES, LanguageId};
+use multicoder_grammars::LanguageId;
 use multicoder_lsp::completer::{Completer, ModelInfo};
 use multicoder_lsp::config;
 use multicoder_lsp::model_completer::{ModelCompleter, load_bundle};
@@ -62,7 +62,7 @@ struct Report {
     prefill_tokens_per_s: f64,
     decode_tokens_per_s: f64,
     threads: usize,
-    /// Languages that the model has no expert for, but which are recognised.
+    /// Languages that are recognised but which the model was not trained on.
     languages_without_model: Vec<&'static str>,
     settings: String,
     editors: Vec<(&'static str, &'static str)>,
@@ -71,11 +71,7 @@ struct Report {
 /// Examines and prints. The exit code is 1 when the model does not answer as it did when it was packed.
 pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode> {
     let report = examine(model)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print_report(&report);
-    }
+    super::print(&if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report_text(&report) })?;
     Ok(if report.goldens_check == "ok" { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
@@ -123,28 +119,32 @@ fn speed(completer: &mut ModelCompleter) -> anyhow::Result<(f64, f64)> {
     Ok(best)
 }
 
-fn print_report(report: &Report) {
+fn report_text(report: &Report) -> String {
     let model = &report.model;
     let (all, active) = (model.parameters as f64 / 1e6, model.active_parameters as f64 / 1e6);
-    println!("multicoder-lsp {}", report.version);
-    println!("model       {} ({}), {}", model.name, model.origin, model.quantization);
-    println!(
-        "parameters  {all:.1} M, of which {active:.1} M for one language; context {} tokens",
-        model.context_tokens
-    );
-    println!("checksum    {}", if model.checksum.is_empty() { "none (a folder)" } else { &model.checksum });
-    println!("goldens     {} pairs: {}", report.goldens, report.goldens_check);
-    println!("device      {}, {} threads", model.device, report.threads);
-    println!(
-        "speed       {:.0} tokens/s read, {:.0} tokens/s written",
-        report.prefill_tokens_per_s, report.decode_tokens_per_s
-    );
-    println!("loaded in   {:.0} ms", report.load_ms);
-    println!("languages   {} of {}: {}", model.languages.len(), LANGUAGES.len(), model.languages.join(" "));
-    println!("without     {}", report.languages_without_model.join(" "));
-    println!("network     none: this program opens no socket");
-    println!("settings    {} (section \"{}\")", report.settings, config::SECTION);
-    for (editor, what) in &report.editors {
-        println!("\n{editor}\n    {what}");
+    let checksum = if model.checksum.is_empty() { "none (a folder)" } else { &model.checksum };
+    let (prefill, decode) = (report.prefill_tokens_per_s, report.decode_tokens_per_s);
+    let mut text = format!("multicoder-lsp {}\n", report.version);
+    for (name, value) in [
+        ("model", format!("{} ({}), {}", model.name, model.origin, model.quantization)),
+        (
+            "parameters",
+            format!("{all:.1} M, {active:.1} M of them for one language; context {} tokens", model.context_tokens),
+        ),
+        ("checksum", checksum.to_string()),
+        ("goldens", format!("{} pairs: {}", report.goldens, report.goldens_check)),
+        ("device", format!("{}, {} threads", model.device, report.threads)),
+        ("speed", format!("{prefill:.0} tokens/s read, {decode:.0} tokens/s written")),
+        ("loaded in", format!("{:.0} ms", report.load_ms)),
+        ("languages", format!("{}: {}", model.languages.len(), model.languages.join(" "))),
+        ("", format!("and {} more that are recognised (listed with --json)", report.languages_without_model.len())),
+        ("network", "none: this program opens no socket".to_string()),
+        ("settings", format!("{} (section \"{}\")", report.settings, config::SECTION)),
+    ] {
+        text += &format!("{name:11} {value}\n");
     }
+    for (editor, what) in &report.editors {
+        text += &format!("\n{editor}\n    {what}\n");
+    }
+    text
 }

@@ -10,7 +10,7 @@ use multicoder_model::{Bundle, Tokenizer};
 use toml::{Table, Value};
 
 use crate::checkpoint::{self, Checkpoint};
-use crate::config::{self, RunConfig};
+use crate::config;
 use crate::data::shard;
 use crate::run::Start;
 use crate::{dry_run, interrupt, memory};
@@ -208,13 +208,4 @@ fn data_path(table: &Table, key: &str) -> Option<String> {
 fn section<'a>(table: &'a mut Table, name: &str) -> Result<&'a mut Table> {
     let value = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
     value.as_table_mut().with_context(|| format!("{name}: expected a section"))
-}
-
-/// The resolved configuration of a run folder.
-///
-/// # Errors
-/// No `run.toml`, or one that makes no run.
-pub fn read_run_config(run_folder: &Path) -> Result<RunConfig> {
-    let path = run_folder.join("run.toml");
-    config::resolve(&config::read(&path)?, &path.display().to_string())
 }

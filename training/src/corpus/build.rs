@@ -37,8 +37,9 @@ pub struct BuildOptions {
     pub benchmarks: Option<PathBuf>,
 }
 
-/// A window of a benchmark that so many packages share is boilerplate.
+/// A window of a benchmark that so many packages, or so many files, share is boilerplate.
 const BOILERPLATE_PACKAGES: usize = 3;
+const BOILERPLATE_FILES: usize = 8;
 
 /// One kept file on its way through the second half.
 struct Row {
@@ -133,15 +134,19 @@ fn marks(inputs: &Inputs, benchmarks: &Benchmarks, options: &BuildOptions) -> Re
 }
 
 fn drop_benchmarks(rows: &mut [Row], marks: &[Vec<Mark>]) {
-    let mut packages_of_hit: HashMap<u64, HashSet<usize>> = HashMap::new();
+    let mut found_in: HashMap<u64, (HashSet<usize>, usize)> = HashMap::new();
     for (input_idx, marks) in marks.iter().enumerate() {
         for hit in marks.iter().flat_map(|mark| &mark.hits) {
-            packages_of_hit.entry(*hit).or_default().insert(input_idx);
+            let (packages, n_files) = found_in.entry(*hit).or_default();
+            packages.insert(input_idx);
+            *n_files += 1;
         }
     }
+    let tells = |hit: &u64| {
+        found_in.get(hit).is_some_and(|(packages, n)| packages.len() < BOILERPLATE_PACKAGES && *n < BOILERPLATE_FILES)
+    };
     for row in rows {
-        let hits = &marks[row.input_idx][row.row_idx].hits;
-        if hits.iter().any(|hit| packages_of_hit[hit].len() < BOILERPLATE_PACKAGES) {
+        if marks[row.input_idx][row.row_idx].hits.iter().any(tells) {
             row.drop = Some(Drop::Benchmark);
         }
     }

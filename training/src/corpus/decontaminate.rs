@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn a_shared_passage_is_found_in_any_layout_and_case() {
         let dir = tempfile::tempdir().unwrap();
-        let solution = "def add(left, right): total = left + right; return total * factor";
+        let solution = "def weigh(left, right, factor): total = left + right; return total * factor";
         let loops = "for (int i = 0; i < n; i++) { x[i] = 0; } for (int i = 0; i < n; i++) { y[i] = 0; }";
         let record = serde_json::json!({"task": 1, "parts": [{"solution": solution}, loops]});
         fs::write(dir.path().join("x.jsonl"), format!("{record}\n")).unwrap();

@@ -269,6 +269,19 @@ mod tests {
     }
 
     #[test]
+    fn languages_come_in_their_shares_at_every_length() {
+        let corpus = corpus(&["data.language_temperature=2.0"]);
+        let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        let probs = loader.language_probs();
+        let mut n_lua = 0;
+        for (idx, sequence) in batches(&mut loader, 20).concat().iter().enumerate() {
+            n_lua += usize::from(sequence.language_idx == 0);
+            let expected = probs[0] * (idx + 1) as f64;
+            assert!((n_lua as f64 - expected).abs() < 3.0, "{n_lua} of {}, expected {expected}", idx + 1);
+        }
+    }
+
+    #[test]
     fn short_epochs_repeat_in_another_order() {
         let corpus = corpus(&[]);
         let loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();

@@ -108,9 +108,25 @@ impl Packer {
 
     /// The next sequence of a language drawn by temperature sampling.
     pub fn next_sequence(&mut self) -> Result<Sequence> {
+        let language_idx = self.draw_language();
         let mut rng = self.sequence_rng();
-        let language_idx = rng.weighted(&self.probs);
         self.fill(language_idx, &mut rng)
+    }
+
+    /// The language of the next sequence. Multiples of the golden ratio instead of independent draws: the same shares, but a batch of
+    /// a few sequences holds as many different languages as it can, and no language waits long for its turn.
+    fn draw_language(&self) -> usize {
+        let offset = Rng::keyed(self.seed, "language", &[]).next_u64();
+        let point = self.cursor.sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(offset);
+        let mut left = (point >> 11) as f64 / (1u64 << 53) as f64;
+        let last = self.probs.iter().rposition(|prob| *prob > 0.0).unwrap_or(0);
+        for (language_idx, prob) in self.probs[..last].iter().enumerate() {
+            if left < *prob {
+                return language_idx;
+            }
+            left -= prob;
+        }
+        last
     }
 
     /// The next sequence of the given language, which must have windows.

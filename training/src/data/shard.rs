@@ -35,11 +35,11 @@ const SHARD_BYTES: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {error}")]
+    Io { path: PathBuf, error: std::io::Error },
     /// The file is not the Parquet that we write.
-    #[error("{path}: {source}")]
-    Parquet { path: PathBuf, source: parquet::errors::ParquetError },
+    #[error("{path}: {error}")]
+    Parquet { path: PathBuf, error: parquet::errors::ParquetError },
     /// A column is absent or of another type.
     #[error("{path}: column `{column}` must be required UTF-8 text, {found}")]
     Column { path: PathBuf, column: &'static str, found: String },
@@ -129,7 +129,7 @@ impl ShardWriter {
     /// Starts `dir/split/language-0000.parquet`; nothing is on disk until the first document.
     pub fn create(dir: &Path, split: &str, language: &str) -> Result<Self> {
         let folder = dir.join(split);
-        fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+        fs::create_dir_all(&folder).map_err(|error| Error::Io { path: folder.clone(), error })?;
         let language = language.to_owned();
         Ok(Self { folder, language, n_shards: 0, rows: Vec::new(), row_bytes: 0, open: None })
     }
@@ -208,8 +208,8 @@ pub fn write_file(path: &Path, documents: Vec<Document>) -> Result<()> {
 impl OpenShard {
     fn create(path: PathBuf, zstd_level: i32) -> Result<Self> {
         let part = path.with_extension("parquet.part");
-        let file = File::create(&part).map_err(|source| Error::Io { path: part.clone(), source })?;
-        let parquet_error = |source| Error::Parquet { path: part.clone(), source };
+        let file = File::create(&part).map_err(|error| Error::Io { path: part.clone(), error })?;
+        let parquet_error = |error| Error::Parquet { path: part.clone(), error };
         let schema = Arc::new(parse_message_type(SCHEMA).map_err(parquet_error)?);
         let level = ZstdLevel::try_new(zstd_level).map_err(parquet_error)?;
         let properties = WriterProperties::builder()
@@ -222,13 +222,13 @@ impl OpenShard {
 
     fn write(&mut self, rows: &[Document]) -> Result<()> {
         let path = &self.part;
-        write_row_group(&mut self.writer, rows).map_err(|source| Error::Parquet { path: path.clone(), source })
+        write_row_group(&mut self.writer, rows).map_err(|error| Error::Parquet { path: path.clone(), error })
     }
 
     fn close(self) -> Result<()> {
         let Self { part, path, writer, .. } = self;
-        writer.close().map_err(|source| Error::Parquet { path: part.clone(), source })?;
-        fs::rename(&part, &path).map_err(|source| Error::Io { path, source })
+        writer.close().map_err(|error| Error::Parquet { path: part.clone(), error })?;
+        fs::rename(&part, &path).map_err(|error| Error::Io { path, error })
     }
 }
 

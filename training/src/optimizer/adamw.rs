@@ -104,3 +104,73 @@ impl AdamW {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn var(values: &[f32], shape: &[usize]) -> Var {
+        Var::from_tensor(&Tensor::from_slice(values, shape, &Device::Cpu).unwrap()).unwrap()
+    }
+
+    fn values(var: &Var) -> Vec<f32> {
+        var.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn config() -> OptimizerConfig {
+        OptimizerConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip_norm: 0.0 }
+    }
+
+    fn two_parameters() -> Vec<(String, Var)> {
+        vec![("matrix".to_owned(), var(&[1.0, -2.0], &[1, 2])), ("norm".to_owned(), var(&[1.0, 1.0], &[2]))]
+    }
+
+    #[test]
+    fn matrices_decay_and_vectors_do_not() {
+        let parameters = two_parameters();
+        let mut optimizer = AdamW::new(&config(), &parameters).unwrap();
+        let zeros = parameters.iter().map(|(_, var)| Some(var.zeros_like().unwrap())).collect::<Vec<_>>();
+        optimizer.step(&zeros, 1.0, 0.5).unwrap();
+        assert_eq!(values(&parameters[0].1), [0.95, -1.9]);
+        assert_eq!(values(&parameters[1].1), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn a_parameter_without_a_gradient_is_left_alone_and_starts_its_own_count_later() {
+        let parameters = two_parameters();
+        let mut optimizer = AdamW::new(&config(), &parameters).unwrap();
+        let ones = Some(Tensor::ones(2, candle_core::DType::F32, &Device::Cpu).unwrap());
+        for _ in 0..5 {
+            optimizer.step(&[None, ones.clone()], 1.0, 0.1).unwrap();
+        }
+        assert_eq!(values(&parameters[0].1), [1.0, -2.0]);
+        assert_eq!(optimizer.state().n_steps, [0, 5]);
+        // The first step of Adam moves by the learning rate, whatever the gradient's size: its bias correction is its own.
+        let gradient = Tensor::from_slice(&[3f32, -3.0], (1, 2), &Device::Cpu).unwrap();
+        optimizer.step(&[Some(gradient), None], 1.0, 0.1).unwrap();
+        let moved = values(&parameters[0].1);
+        assert!((moved[0] - (0.99 - 0.1)).abs() < 1e-6 && (moved[1] - (-1.98 + 0.1)).abs() < 1e-6, "{moved:?}");
+    }
+
+    #[test]
+    fn a_restored_state_continues_exactly() {
+        let (first, second) = (two_parameters(), two_parameters());
+        let gradients = |k: f32| -> Vec<Option<Tensor>> {
+            first.iter().map(|(_, var)| Some((var.ones_like().unwrap() * f64::from(k)).unwrap())).collect()
+        };
+        let mut a = AdamW::new(&config(), &first).unwrap();
+        (1..4).for_each(|k| a.step(&gradients(k as f32), 0.5, 0.01).unwrap());
+        let mut b = AdamW::new(&config(), &second).unwrap();
+        for ((_, to), (_, from)) in second.iter().zip(&first) {
+            to.set(from.as_tensor()).unwrap();
+        }
+        b.restore(&a.state()).unwrap();
+        a.step(&gradients(9.0), 1.0, 0.01).unwrap();
+        b.step(&gradients(9.0), 1.0, 0.01).unwrap();
+        first.iter().zip(&second).for_each(|((_, x), (_, y))| assert_eq!(values(x), values(y)));
+        let mut short = a.state();
+        short.tensors.remove("norm.second_moment");
+        assert!(b.restore(&short).unwrap_err().to_string().contains("lacks norm.second_moment"));
+    }
+}

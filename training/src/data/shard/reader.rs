@@ -35,9 +35,8 @@ impl ShardReader {
     /// # Errors
     /// Unreadable file, not Parquet, or a column absent.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        let file =
-            SerializedFileReader::new(file).map_err(|source| Error::Parquet { path: path.to_owned(), source })?;
+        let file = File::open(path).map_err(|error| Error::Io { path: path.to_owned(), error })?;
+        let file = SerializedFileReader::new(file).map_err(|error| Error::Parquet { path: path.to_owned(), error })?;
         let schema = file.metadata().file_metadata().schema_descr_ptr();
         let mut column_idx = [0; 7];
         for (slot, name) in column_idx.iter_mut().zip(COLUMNS) {
@@ -52,7 +51,7 @@ impl ShardReader {
     }
 
     fn read_group(&mut self) -> Result<Vec<Document>> {
-        let parquet_error = |source| Error::Parquet { path: self.path.clone(), source };
+        let parquet_error = |error| Error::Parquet { path: self.path.clone(), error };
         let group = self.file.get_row_group(self.next_group).map_err(parquet_error)?;
         let n_rows = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
         let mut documents = vec![Document::default(); n_rows];

@@ -1,0 +1,140 @@
+//! What no well-behaved client sends: a clear answer, and the server lives on.
+
+use crate::session::{open, start, wait_until_loaded};
+use anyhow::{Context, Result, ensure};
+use multicoder_tests::editor::Editor;
+use multicoder_tests::program::language_server;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+const TEXT: &str = "def add(left, right):\n    return ";
+
+fn frame(body: &str) -> Vec<u8> {
+    format!("Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// The server still answers a status request and a completion request.
+fn check_alive(editor: &mut Editor, after: &str) -> Result<()> {
+    editor.client.call("multicoder/status", Value::Null).context(after.to_owned())?;
+    editor.complete().context(after.to_owned())?;
+    Ok(())
+}
+
+#[test]
+fn malformed_messages_are_answered_and_survived() -> Result<()> {
+    let mut editor = open("alive.py", "python", TEXT)?;
+    let bodies = [
+        "{", "", "[]", "null", "\u{1}", "{\"jsonrpc\":\"2.0\"}", "{\"jsonrpc\":\"1.0\",\"id\":1,\"method\":\"shutdown\"}",
+        "{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"x\"}", "{\"jsonrpc\":\"2.0\",\"method\":17}", "\"text\"",
+        "{\"jsonrpc\":\"2.0\",\"method\":\"textDocument/didChange\",\"params\":{\"textDocument\":7}}",
+        "{\"jsonrpc\":\"2.0\",\"method\":\"no/such/method\",\"params\":{}}",
+    ];
+    for body in bodies {
+        editor.client.send_bytes(&frame(body))?;
+        check_alive(&mut editor, body)?;
+    }
+    for bytes in [&b"garbage\r\n\r\n"[..], b"Content-Length: -7\r\n\r\n", b"Content-Length: x\r\n\r\n{}", b"\xff\xfe\r\n\r\n"] {
+        editor.client.send_bytes(bytes)?;
+        check_alive(&mut editor, &String::from_utf8_lossy(bytes))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_requests_get_an_error_or_nothing() -> Result<()> {
+    let mut editor = open("wrong.py", "python", TEXT)?;
+    let unknown = editor.client.request("no/such/request", json!({}))?;
+    ensure!(editor.client.response(unknown)?["error"]["code"] == -32601, "an unknown method");
+    let wrong = editor.client.request("textDocument/inlineCompletion", json!({"textDocument": 1}))?;
+    ensure!(editor.client.response(wrong)?["error"]["code"] == -32602, "wrong parameters");
+    let position = |line: u64, character: u64| json!({"line": line, "character": character});
+    let uri = editor.uri.clone();
+    let places = [
+        (uri.as_str(), position(1_000_000, 0)),
+        (uri.as_str(), position(0, 4_000_000_000)),
+        (uri.as_str(), position(u64::from(u32::MAX), u64::from(u32::MAX))),
+        ("file:///project/never_opened.py", position(0, 0)),
+        ("untitled:Untitled-1", position(0, 0)),
+        ("no uri at all", position(0, 0)),
+    ];
+    for (uri, position) in places {
+        let parameters = json!({"textDocument": {"uri": uri}, "position": position, "context": {"triggerKind": 1}});
+        let id = editor.client.request("textDocument/inlineCompletion", parameters)?;
+        let response = editor.client.response(id)?;
+        let is_list = response["result"]["items"].is_array();
+        ensure!(is_list || response["error"]["code"] == -32602, "{uri} {position}: {response}");
+    }
+    check_alive(&mut editor, "wrong requests")
+}
+
+#[test]
+fn edits_outside_the_document_are_survived() -> Result<()> {
+    let mut editor = open("edges.py", "python", TEXT)?;
+    let far = json!({"line": 99_999, "character": 99_999});
+    let origin = json!({"line": 0, "character": 0});
+    let ranges = [json!({"start": far, "end": far}), json!({"start": far, "end": origin})];
+    for (index, range) in ranges.iter().enumerate() {
+        let document = json!({"uri": editor.uri, "version": 100 + index});
+        let changes = json!([{"range": range, "text": "x"}]);
+        editor.client.notify("textDocument/didChange", json!({"textDocument": document, "contentChanges": changes}))?;
+    }
+    let unopened = json!({"uri": "file:///project/absent.py", "version": 1});
+    editor.client.notify("textDocument/didChange", json!({"textDocument": unopened, "contentChanges": [{"text": "x"}]}))?;
+    editor.client.notify("textDocument/didClose", json!({"textDocument": {"uri": "file:///project/absent.py"}}))?;
+    editor.reopen("no-such-language", TEXT)?;
+    check_alive(&mut editor, "edits outside the document")
+}
+
+/// A file of five megabytes, and one with a single line of that size: opened, edited and completed in time.
+#[test]
+fn a_file_of_five_megabytes_is_served() -> Result<()> {
+    let line = "    total += values[index] * weights[index]  # weighted sum\n";
+    let many_lines = format!("def f(values, weights):\n{}    return ", line.repeat(5_000_000 / line.len()));
+    let one_line = format!("data = [{}", "12345, ".repeat(5_000_000 / 7));
+    for text in [many_lines, one_line] {
+        let mut editor = open("large.py", "python", &text)?;
+        let started = Instant::now();
+        editor.complete()?;
+        editor.append("t")?;
+        editor.complete()?;
+        println!("{} bytes: two completions in {} ms", text.len(), started.elapsed().as_millis());
+        ensure!(started.elapsed() < Duration::from_secs(20), "two completions took {:?}", started.elapsed());
+        ensure!(editor.client.shut_down()?.code() == Some(0));
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_settings_are_reported_and_the_rest_is_taken() -> Result<()> {
+    let options = json!({"minProbability": 0.0, "maxLine": 3, "maxTokens": "many"});
+    let (mut client, _) = start(language_server()?, json!({"textDocument": {"inlineCompletion": {}}}), options)?;
+    wait_until_loaded(&mut client)?;
+    client.call("multicoder/status", Value::Null)?;
+    let said: String = client.notifications.iter().map(|message| message.to_string()).collect();
+    for word in ["maxLine", "maxLines", "maxTokens", "many"] {
+        ensure!(said.contains(word), "the messages name {word}: {said}");
+    }
+    client.notify("workspace/didChangeConfiguration", json!({"settings": null}))?;
+    client.notify("workspace/didChangeConfiguration", json!({"settings": {"multicoder": {"enable": false}}}))?;
+    let mut editor = Editor::open(client, "off.py", "python", TEXT)?;
+    ensure!(editor.complete()?.is_none(), "switched off by a pushed setting");
+    editor.client.notify("workspace/didChangeConfiguration", json!({"settings": {"enable": true}}))?;
+    check_alive(&mut editor, "settings")
+}
+
+/// Before `initialize` there is an error; a second one is refused; after `shutdown` too.
+#[test]
+fn requests_out_of_turn_are_refused() -> Result<()> {
+    let mut client = multicoder_tests::client::LanguageClient::start(&mut language_server()?)?;
+    let early = client.request("textDocument/inlineCompletion", json!({}))?;
+    ensure!(client.response(early)?["error"]["code"] == -32002, "before initialize");
+    client.initialize(json!({}), Value::Null)?;
+    let again = client.request("initialize", json!({"capabilities": {}}))?;
+    ensure!(client.response(again)?["error"]["code"] == -32600, "a second initialize");
+    client.call("shutdown", Value::Null)?;
+    let late = client.request("multicoder/status", Value::Null)?;
+    ensure!(client.response(late)?["error"]["code"] == -32600, "after shutdown");
+    client.notify("exit", Value::Null)?;
+    ensure!(client.wait_for_exit(Duration::from_secs(1))?.code() == Some(0));
+    Ok(())
+}
