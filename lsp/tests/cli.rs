@@ -1,5 +1,7 @@
 //! The program as it is run from a shell: what it prints, and what it says to wrong input.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -11,6 +13,7 @@ use serde_json::{Value, json};
 
 /// Writes a tiny model with seeded random weights into `dir`.
 fn tiny_model(dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
     let languages = ["lua".to_string(), "python".to_string()];
     let options = TokenizerOptions { vocab_size: 300, languages: languages.to_vec(), min_frequency: 2 };
     let tokenizer = Tokenizer::train(std::iter::repeat_n("def f(x):\n    return x\n", 20), &options).unwrap();

@@ -43,6 +43,8 @@ fn config(shape: &[usize]) -> ModelConfig {
         qk_norm: false,
         qkv_bias: false,
         tie_embeddings: true,
+        bigram_buckets: 0,
+        value_embedding_layers: Vec::new(),
         languages: (0..8).map(|i| format!("language{i}")).collect(),
         moe: (n_experts > 0).then_some(moe),
     }
@@ -66,7 +68,10 @@ fn main() {
         let tokens = (numbers[5] * config.context_tokens) as f64;
         let active = config.n_active_parameters() as f64 / 1e6;
         let total = config.n_parameters() as f64 / 1e6;
-        println!("{shape}: {active:.2} M active of {total:.2} M, {seconds:.3} s/step, {:.0} tokens/s", tokens / seconds);
+        println!(
+            "{shape}: {active:.2} M active of {total:.2} M, {seconds:.3} s/step, {:.0} tokens/s",
+            tokens / seconds
+        );
     }
 }
 
@@ -74,7 +79,9 @@ fn median_step(config: &ModelConfig, b: usize) -> f64 {
     let lm = CodeLm::init(config, 1, &Device::Cpu).expect("a model");
     let l = config.context_tokens;
     let ids = |seed: u32| -> Vec<u32> {
-        (0..(b * l) as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 7) % config.vocab_size as u32).collect()
+        (0..(b * l) as u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 7) % config.vocab_size as u32)
+            .collect()
     };
     let batch = Batch {
         x_BL: Tensor::from_vec(ids(1), (b, l), &Device::Cpu).expect("ids"),

@@ -17,6 +17,8 @@ pub(crate) struct Attention {
     v: Projection,
     w_o_DP: Tensor,
     norms: Option<(Tensor, Tensor)>,
+    /// What each token adds to its value.
+    value_VP: Option<Tensor>,
     norm_eps: f64,
     d_head: usize,
 }
@@ -49,7 +51,7 @@ impl Projection {
 }
 
 impl Attention {
-    pub(crate) fn new(config: &ModelConfig, params: &mut Params) -> Result<Attention> {
+    pub(crate) fn new(config: &ModelConfig, layer: usize, params: &mut Params) -> Result<Attention> {
         let (queries, keys) = (config.n_heads * config.d_head, config.n_kv_heads * config.d_head);
         let q = Projection::new(config, "q_proj", queries, params)?;
         let k = Projection::new(config, "k_proj", keys, params)?;
@@ -62,17 +64,30 @@ impl Attention {
             )),
             false => None,
         };
-        Ok(Attention { q, k, v, w_o_DP, norms, norm_eps: config.norm_eps, d_head: config.d_head })
+        let value_VP = match config.value_embedding_layers.contains(&layer) {
+            true => Some(params.get("value_embedding.weight", &[config.vocab_size, keys], Init::Zero)?),
+            false => None,
+        };
+        Ok(Attention { q, k, v, w_o_DP, norms, value_VP, norm_eps: config.norm_eps, d_head: config.d_head })
     }
 
-    /// Shape: `x_BLD` -> `BLD`. With a cache, the new positions follow those in it and are added to it.
-    pub(crate) fn forward(&self, x_BLD: &Tensor, rope: &Rope, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+    /// Shapes: `x_BLD`, `ids_N` -> `BLD`. With a cache, the new positions follow those in it and are added to it.
+    pub(crate) fn forward(
+        &self,
+        x_BLD: &Tensor,
+        ids_N: &Tensor,
+        rope: &Rope,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<Tensor> {
         let (b, l, d) = x_BLD.dims3()?;
         let x_ND = x_BLD.reshape((b * l, d))?;
         let heads = |projection: &Projection| -> Result<Tensor> {
             Ok(projection.forward(&x_ND)?.reshape((b, l, (), self.d_head))?)
         };
-        let (mut q_BLHK, mut k_BLGK, v_BLGK) = (heads(&self.q)?, heads(&self.k)?, heads(&self.v)?);
+        let (mut q_BLHK, mut k_BLGK, mut v_BLGK) = (heads(&self.q)?, heads(&self.k)?, heads(&self.v)?);
+        if let Some(value_VP) = &self.value_VP {
+            v_BLGK = (&v_BLGK + value_VP.index_select(ids_N, 0)?.reshape(v_BLGK.shape())?)?;
+        }
         if let Some((q_norm_K, k_norm_K)) = &self.norms {
             q_BLHK = ops::rms_norm(&q_BLHK, q_norm_K, self.norm_eps)?;
             k_BLGK = ops::rms_norm(&k_BLGK, k_norm_K, self.norm_eps)?;

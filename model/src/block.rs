@@ -38,7 +38,7 @@ impl Block {
     pub(crate) fn new(config: &ModelConfig, layer: usize, params: &mut Params) -> Result<Block> {
         let d = config.d_model;
         let input_norm_D = params.get("input_layernorm.weight", &[d], Init::One)?;
-        let attention = params.scope("self_attn", |params| Attention::new(config, params))?;
+        let attention = params.scope("self_attn", |params| Attention::new(config, layer, params))?;
         let ffn_norm_D = params.get("post_attention_layernorm.weight", &[d], Init::One)?;
         let ffn = params.scope("mlp", |params| {
             Ok(match config.moe.as_ref().filter(|_| config.is_moe_layer(layer)) {
@@ -49,16 +49,17 @@ impl Block {
         Ok(Block { input_norm_D, attention, ffn_norm_D, ffn, norm_eps: config.norm_eps })
     }
 
-    /// Shape: `x_BLD` -> `BLD`.
+    /// Shapes: `x_BLD`, `ids_N` -> `BLD`.
     pub(crate) fn forward(
         &self,
         x_BLD: &Tensor,
+        ids_N: &Tensor,
         rope: &Rope,
         language_N: &[u32],
         cache: Option<&mut LayerCache>,
     ) -> Result<(Tensor, Option<MoeReport>)> {
         let normed_BLD = ops::rms_norm(x_BLD, &self.input_norm_D, self.norm_eps)?;
-        let x_BLD = (x_BLD + self.attention.forward(&normed_BLD, rope, cache)?)?;
+        let x_BLD = (x_BLD + self.attention.forward(&normed_BLD, ids_N, rope, cache)?)?;
         let (b, l, d) = x_BLD.dims3()?;
         let normed_ND = ops::rms_norm(&x_BLD, &self.ffn_norm_D, self.norm_eps)?.reshape((b * l, d))?;
         let (y_ND, report) = match &self.ffn {

@@ -38,6 +38,13 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
     #[serde(default = "default_true")]
     pub tie_embeddings: bool,
+    /// Rows of a table that is added to the embedding by the hash of the last two ids; 0 for none. Capacity at no cost in time
+    /// (Liu et al. 2025, arXiv 2501.16975, over-encoding).
+    #[serde(default)]
+    pub bigram_buckets: usize,
+    /// Layers whose values get an embedding of the token of their own (Zhou et al. 2024, arXiv 2410.17897, value residual; as tables).
+    #[serde(default)]
+    pub value_embedding_layers: Vec<usize>,
     /// Names of the languages, in the order of their indices.
     #[serde(default)]
     pub languages: Vec<String>,
@@ -150,6 +157,10 @@ impl ModelConfig {
         check(self.d_head.is_multiple_of(2), "d_head", self.d_head, "an even number")?;
         check(self.rope_theta > 0.0, "rope_theta", self.rope_theta, "a positive number")?;
         check(self.norm_eps > 0.0, "norm_eps", self.norm_eps, "a positive number")?;
+        let values = format!("{:?}", self.value_embedding_layers);
+        let layers = format!("layers below n_layers = {}", self.n_layers);
+        let in_range = self.value_embedding_layers.iter().all(|&layer| layer < self.n_layers);
+        check(in_range, "value_embedding_layers", values, &layers)?;
         let mut names = self.languages.clone();
         names.sort();
         names.dedup();
@@ -190,8 +201,15 @@ impl ModelConfig {
     /// Multiplications and additions of a forward pass for one token with `context` positions before it, times two (FLOPs).
     pub fn flops_per_token(&self, context: usize) -> usize {
         let untied = if self.tie_embeddings { 0 } else { self.vocab_size * self.d_model };
+        let tables = self.table_parameters() + untied;
         let attention = 2 * self.n_layers * self.n_heads * self.d_head * context;
-        2 * (self.n_active_parameters() - untied + attention)
+        2 * (self.n_active_parameters() - tables + attention)
+    }
+
+    /// Parameters of the tables of which a token reads one row each.
+    fn table_parameters(&self) -> usize {
+        let values = self.value_embedding_layers.len() * self.vocab_size * self.n_kv_heads * self.d_head;
+        self.bigram_buckets * self.d_model + values
     }
 
     fn count(&self, n_experts: impl Fn(&MoeConfig) -> usize) -> usize {
@@ -211,7 +229,7 @@ impl ModelConfig {
             }
         };
         let embeddings = if self.tie_embeddings { 1 } else { 2 } * self.vocab_size * d;
-        embeddings + d + (0..self.n_layers).map(|layer| attention + ffn(layer)).sum::<usize>()
+        embeddings + self.table_parameters() + d + (0..self.n_layers).map(|layer| attention + ffn(layer)).sum::<usize>()
     }
 }
 
@@ -244,6 +262,8 @@ pub(crate) mod tests {
             qk_norm: false,
             qkv_bias: false,
             tie_embeddings: true,
+            bigram_buckets: 0,
+            value_embedding_layers: Vec::new(),
             languages: vec!["python".into(), "lua".into(), "go".into()],
             moe: router.map(|router| MoeConfig {
                 layers: MoeLayers::EveryN(2),

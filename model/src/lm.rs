@@ -45,6 +45,8 @@ pub struct Scores {
 pub struct CodeLm {
     config: ModelConfig,
     embed_VD: Tensor,
+    /// Added by the hash of the last two ids.
+    bigram_VD: Option<Tensor>,
     blocks: Vec<Block>,
     norm_D: Tensor,
     /// The output projection where it is not the embedding.
@@ -67,11 +69,15 @@ impl CodeLm {
     pub fn new(config: &ModelConfig, mut params: Params, device: &Device) -> Result<CodeLm> {
         config.validate()?;
         let (v, d) = (config.vocab_size, config.d_model);
-        let (embed_VD, blocks, norm_D) = params.scope("model", |params| {
+        let (embed_VD, bigram_VD, blocks, norm_D) = params.scope("model", |params| {
             let embed_VD = params.get("embed_tokens.weight", &[v, d], Init::Normal(1.0 / (d as f64).sqrt()))?;
+            let bigram_VD = match config.bigram_buckets {
+                0 => None,
+                buckets => Some(params.get("embed_bigrams.weight", &[buckets, d], Init::Zero)?),
+            };
             let block = |layer| params.scope(&format!("layers.{layer}"), |params| Block::new(config, layer, params));
             let blocks = (0..config.n_layers).map(block).collect::<Result<Vec<_>>>()?;
-            Ok((embed_VD, blocks, params.get("norm.weight", &[d], Init::One)?))
+            Ok((embed_VD, bigram_VD, blocks, params.get("norm.weight", &[d], Init::One)?))
         })?;
         let head_VD = match config.tie_embeddings {
             true => None,
@@ -84,7 +90,7 @@ impl CodeLm {
             return Err(Error::Input(format!("weight {name} belongs to no layer of the configured model")));
         }
         let device = device.clone();
-        Ok(CodeLm { config: config.clone(), embed_VD, blocks, norm_D, head_VD, rope, vars, device })
+        Ok(CodeLm { config: config.clone(), embed_VD, bigram_VD, blocks, norm_D, head_VD, rope, vars, device })
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -150,14 +156,16 @@ impl CodeLm {
             return Err(Error::Input(format!("{n} tokens after {held}: expected 1 to {}", capacity - held)));
         }
         cache.truncate(held);
-        self.check_ids(ids.iter().copied())?;
+        self.check_ids(ids)?;
         let language_N = vec![language; ids.len()];
-        let mut x_1LD = self.embed(&Tensor::new(ids, &self.device)?.unsqueeze(0)?)?;
+        let ids_N = Tensor::new(ids, &self.device)?;
+        let before = cache.ids().last().copied().unwrap_or(0);
+        let mut x_1LD = self.embed(&ids_N, ids, ids.len(), before)?.unsqueeze(0)?;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
             if cancelled() {
                 return Err(Error::Cancelled);
             }
-            (x_1LD, _) = block.forward(&x_1LD, &self.rope, &language_N, Some(layer))?;
+            (x_1LD, _) = block.forward(&x_1LD, &ids_N, &self.rope, &language_N, Some(layer))?;
         }
         cache.commit(ids);
         let last_1D = x_1LD.narrow(1, ids.len() - 1, 1)?.squeeze(1)?;
@@ -184,11 +192,13 @@ impl CodeLm {
         let context = format!("at most context_tokens = {}", self.config.context_tokens);
         check(l <= self.config.context_tokens, "sequence length", l, &context)?;
         check(language_BL.len() == b * l, "language_BL", language_BL.len(), &format!("{} positions", b * l))?;
-        self.check_ids(x_BL.flatten_all()?.to_vec1::<u32>()?.into_iter())?;
+        let ids_N = x_BL.flatten_all()?;
+        let ids = ids_N.to_vec1::<u32>()?;
+        self.check_ids(&ids)?;
         let mut reports = Vec::new();
-        let mut x_BLD = self.embed(x_BL)?;
+        let mut x_BLD = self.embed(&ids_N, &ids, l, 0)?.reshape((b, l, self.config.d_model))?;
         for block in &self.blocks {
-            let (y_BLD, report) = block.forward(&x_BLD, &self.rope, language_BL, None)?;
+            let (y_BLD, report) = block.forward(&x_BLD, &ids_N, &self.rope, language_BL, None)?;
             x_BLD = y_BLD;
             reports.extend(report);
         }
@@ -196,17 +206,82 @@ impl CodeLm {
         Ok((x_BLD.reshape((b * l, self.config.d_model))?, reports))
     }
 
-    fn check_ids(&self, mut ids: impl Iterator<Item = u32>) -> Result<()> {
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let v = self.config.vocab_size;
-        match ids.find(|&id| id as usize >= v) {
+        match ids.iter().find(|&&id| id as usize >= v) {
             Some(id) => Err(Error::Input(format!("token id {id}: expected one below vocab_size = {v}"))),
             None => Ok(()),
         }
     }
 
-    fn embed(&self, x_BL: &Tensor) -> Result<Tensor> {
-        let (b, l) = x_BL.dims2()?;
-        let x_ND = self.embed_VD.index_select(&x_BL.flatten_all()?, 0)?;
-        Ok(x_ND.reshape((b, l, self.config.d_model))?)
+    /// The first hidden states of `ids`, rows of `l`, whose first position follows the id `before`. Shape: `ND`.
+    fn embed(&self, ids_N: &Tensor, ids: &[u32], l: usize, before: u32) -> Result<Tensor> {
+        let x_ND = self.embed_VD.index_select(ids_N, 0)?;
+        let Some(bigram_VD) = &self.bigram_VD else { return Ok(x_ND) };
+        let buckets = bigram_VD.dim(0)? as u32;
+        let last = |n: usize| if n.is_multiple_of(l) { before } else { ids[n - 1] };
+        let bucket_N: Vec<u32> = (0..ids.len()).map(|n| bigram_bucket(last(n), ids[n], buckets)).collect();
+        Ok((x_ND + bigram_VD.index_select(&Tensor::from_vec(bucket_N, ids.len(), &self.device)?, 0)?)?)
+    }
+}
+
+/// The row of two consecutive ids in the bigram table, by Fibonacci hashing (Knuth, TAOCP vol. 3, §6.4).
+fn bigram_bucket(last: u32, id: u32, buckets: u32) -> u32 {
+    let pair = u64::from(last) << 32 | u64::from(id);
+    ((pair.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % u64::from(buckets)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+    use crate::ops::tests::{assert_close, values};
+    use crate::router::RouterConfig;
+
+    /// A model with both tables, which begin with zeros, filled.
+    fn with_tables() -> CodeLm {
+        let mut config = tiny(Some(RouterConfig::all().remove(1)));
+        (config.bigram_buckets, config.value_embedding_layers) = (64, vec![1]);
+        let lm = CodeLm::init(&config, 1, &Device::Cpu).unwrap();
+        for (name, var) in lm.parameters() {
+            if name.contains("bigrams") || name.contains("value_embedding") {
+                var.set(&values(var.dims(), 5)).unwrap();
+            }
+        }
+        lm
+    }
+
+    #[test]
+    fn tables_decode_as_they_train() {
+        let lm = with_tables();
+        let ids = [5u32, 9, 11, 5, 9, 70, 3];
+        let all_LV = lm.forward_logits(&ids, 1).unwrap();
+        let mut cache = KvCache::new(lm.config(), &Device::Cpu).unwrap();
+        for (start, end) in [(0, 3), (3, 4), (4, 7)] {
+            let logits = lm.decode(&ids[start..end], 1, &mut cache, &|| false).unwrap();
+            let logits_V = Tensor::new(logits, &Device::Cpu).unwrap();
+            assert_close(&logits_V, &all_LV.get(end - 1).unwrap(), "logits");
+        }
+    }
+
+    #[test]
+    fn the_configuration_counts_every_parameter() {
+        for lm in [with_tables(), CodeLm::init(&tiny(None), 1, &Device::Cpu).unwrap()] {
+            let n: usize = lm.parameters().iter().map(|(_, var)| var.elem_count()).sum();
+            assert_eq!(lm.config().n_parameters(), n);
+        }
+    }
+
+    #[test]
+    fn every_trained_weight_has_a_gradient() {
+        let lm = with_tables();
+        let ids = |seed: u32| Tensor::new(vec![(0..12).map(|i| i * 7 % 90 + seed).collect::<Vec<u32>>()], &Device::Cpu);
+        let language_BL = (0..12).map(|i| i % 3).collect();
+        let batch = Batch { x_BL: ids(1).unwrap(), y_BL: ids(2).unwrap(), language_BL };
+        let grads = lm.loss(&batch, 12.0).unwrap().loss.backward().unwrap();
+        for (name, var) in lm.parameters() {
+            // The fourth expert belongs to no language.
+            assert_eq!(grads.get(var).is_some(), !name.contains("experts.3."), "{name}");
+        }
     }
 }

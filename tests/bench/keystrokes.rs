@@ -21,11 +21,8 @@ struct Arguments {
 }
 
 fn arguments() -> Result<Arguments> {
-    let mut arguments = Arguments {
-        file: repository_root().join("grammars/samples/python.py"),
-        n_keystrokes: 200,
-        model: None,
-    };
+    let mut arguments =
+        Arguments { file: repository_root().join("grammars/samples/python.py"), n_keystrokes: 200, model: None };
     let mut given = std::env::args().skip(1).filter(|argument| argument != "--bench");
     while let Some(argument) = given.next() {
         let mut value = || given.next().with_context(|| format!("{argument}: expected a value"));

@@ -2,9 +2,9 @@
 //! is cut at its syntax nodes, and has a language token of its own. (`grammars/` tests its own table.)
 
 use multicoder_grammars::{LANGUAGES, LanguageId, SyntaxTree, detect};
+use multicoder_model::Tokenizer;
 use multicoder_model::fim::{self, PromptBudget};
 use multicoder_model::tokenizer::TokenizerOptions;
-use multicoder_model::Tokenizer;
 use multicoder_tests::repository_root;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -115,7 +115,12 @@ fn a_prompt_and_its_healing_spell_the_prefix() {
             let after = &prompt.ids[middle.map_or(0, |at| at + 1)..];
             let mut spelled: Vec<u8> = after.iter().flat_map(|&id| tokenizer.bytes_of(id).to_vec()).collect();
             spelled.extend(&prompt.heal);
-            assert!(prefix.as_bytes().ends_with(&spelled), "{} at {caret}: {:?}", sample.path.display(), String::from_utf8_lossy(&spelled));
+            assert!(
+                prefix.as_bytes().ends_with(&spelled),
+                "{} at {caret}: {:?}",
+                sample.path.display(),
+                String::from_utf8_lossy(&spelled)
+            );
         }
     }
 }

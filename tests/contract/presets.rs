@@ -31,7 +31,10 @@ fn every_preset_resolves() {
 fn a_printed_configuration_resolves_to_itself() {
     for (name, _) in PRESETS {
         let printed = train(&["--preset", name, "--dry-run"]).stdout;
-        let configuration: String = printed.lines().take_while(|line| !line.contains("parameters")).fold(String::new(), |text, line| text + line + "\n");
+        let configuration: String = printed
+            .lines()
+            .take_while(|line| !line.contains("parameters"))
+            .fold(String::new(), |text, line| text + line + "\n");
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), &configuration).expect("writing");
         let again = train(&["--config", file.path().to_str().expect("UTF-8"), "--dry-run"]);
@@ -47,7 +50,10 @@ fn wrong_settings_are_refused_and_named() {
         (vec![], vec!["--preset"]),
         (vec!["--preset", "smoke", "--set", "model.d_modle=64"], vec!["d_modle", "d_model"]),
         (vec!["--preset", "smoke", "--set", "no_such.key=1"], vec!["no_such"]),
-        (vec!["--preset", "smoke", "--set", "model.moe.router.kind=nearest"], vec!["nearest", "pl_hard", "pl_shared", "token"]),
+        (
+            vec!["--preset", "smoke", "--set", "model.moe.router.kind=nearest"],
+            vec!["nearest", "pl_hard", "pl_shared", "token"],
+        ),
         (vec!["--preset", "smoke", "--set", "model.d_model=wide"], vec!["d_model"]),
         (vec!["--preset", "smoke", "--set", "model.n_kv_heads=3"], vec!["n_kv_heads", "3"]),
         (vec!["--preset", "smoke", "--set", "data.fim_frac=1.5"], vec!["fim_frac", "1.5"]),
@@ -68,7 +74,12 @@ fn wrong_settings_are_refused_and_named() {
 
 #[test]
 fn options_on_the_command_line_reach_the_configuration() {
-    let finished = train(&["--preset", "smoke", "--set", "n_steps=77", "--set", "model.moe.router.kind=token", "--dry-run"]);
+    let finished =
+        train(&["--preset", "smoke", "--set", "n_steps=77", "--set", "model.moe.router.kind=token", "--dry-run"]);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    assert!(finished.stdout.contains("n_steps = 77") && finished.stdout.contains("kind = \"token\""), "{}", finished.stdout);
+    assert!(
+        finished.stdout.contains("n_steps = 77") && finished.stdout.contains("kind = \"token\""),
+        "{}",
+        finished.stdout
+    );
 }

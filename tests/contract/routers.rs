@@ -39,6 +39,8 @@ fn config(router: RouterConfig) -> ModelConfig {
         qk_norm: false,
         qkv_bias: false,
         tie_embeddings: true,
+        bigram_buckets: 0,
+        value_embedding_layers: Vec::new(),
         languages: LANGUAGES.map(str::to_owned).to_vec(),
         moe: Some(MoeConfig {
             layers: MoeLayers::EveryN(1),
@@ -76,7 +78,10 @@ fn batch(n_rows: usize, l: usize) -> Batch {
 #[test]
 fn later_tokens_change_nothing_before_them() {
     for router in routers() {
-        assert!(router.is_causal(), "{router:?}: a router that looks ahead cannot be served; give it a suite of its own");
+        assert!(
+            router.is_causal(),
+            "{router:?}: a router that looks ahead cannot be served; give it a suite of its own"
+        );
         let lm = model(&router);
         for language in TRIED_LANGUAGES {
             let first = ids(24, 1);
@@ -85,8 +90,12 @@ fn later_tokens_change_nothing_before_them() {
                 let mut second = first.clone();
                 second[kept..].iter_mut().for_each(|id| *id = (*id + 13) % 64);
                 let after = lm.forward_logits(&second, language).unwrap();
-                let difference = max_difference(&before.narrow(0, 0, kept).unwrap(), &after.narrow(0, 0, kept).unwrap());
-                assert!(difference < 1e-5, "{router:?}, language {language}: outputs before position {kept} moved by {difference}");
+                let difference =
+                    max_difference(&before.narrow(0, 0, kept).unwrap(), &after.narrow(0, 0, kept).unwrap());
+                assert!(
+                    difference < 1e-5,
+                    "{router:?}, language {language}: outputs before position {kept} moved by {difference}"
+                );
                 let moved = max_difference(&before.narrow(0, kept, 1).unwrap(), &after.narrow(0, kept, 1).unwrap());
                 assert!(moved > 1e-3, "{router:?}: the changed token itself changes nothing ({moved})");
             }
@@ -138,7 +147,11 @@ fn plans_are_well_formed_and_conserve_tokens() {
         assert_eq!(pairs.len(), a, "{router:?}: no token meets an expert twice");
         for (token, &language) in language_N.iter().enumerate().filter(|(_, language)| **language != UNKNOWN_LANGUAGE) {
             let met = plan.token_A.iter().filter(|&&t| t as usize == token).count();
-            assert_eq!(met, router.n_selected(), "{router:?}: token {token} of language {language} is dropped or doubled");
+            assert_eq!(
+                met,
+                router.n_selected(),
+                "{router:?}: token {token} of language {language} is dropped or doubled"
+            );
         }
         let weights = [&plan.weight_A, &plan.shared_weight_N].into_iter().flatten();
         for weight in weights.flat_map(|weight| weight.to_vec1::<f32>().unwrap()) {
@@ -161,7 +174,10 @@ fn reported_load_adds_up() {
             assert!(load_E.len() == N_EXPERTS && (sum - 1.0).abs() < 1e-5, "{router:?}: load {load_E:?}");
         }
         let total = f64::from(output.loss.to_scalar::<f32>().unwrap());
-        assert!((total - output.nll_sum / 48.0 - output.aux_loss).abs() < 1e-4, "{router:?}: loss = nll / tokens + aux");
+        assert!(
+            (total - output.nll_sum / 48.0 - output.aux_loss).abs() < 1e-4,
+            "{router:?}: loss = nll / tokens + aux"
+        );
     }
 }
 
@@ -216,7 +232,8 @@ fn the_same_seed_gives_the_same_plan_and_the_same_numbers() {
         let language_N = [0, 1, UNKNOWN_LANGUAGE, 3, 4, 5];
         let (first, second) = (plan(&router, &language_N), plan(&router, &language_N));
         assert_eq!((first.token_A, first.expert_A), (second.token_A, second.expert_A), "{router:?}");
-        let logits = || model(&router).forward_logits(&ids(20, 3), 2).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let logits =
+            || model(&router).forward_logits(&ids(20, 3), 2).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let (first, second): (Vec<f32>, Vec<f32>) = (logits(), logits());
         assert!(first.iter().zip(&second).all(|(a, b)| a.to_bits() == b.to_bits()), "{router:?}: bit for bit");
     }
@@ -234,7 +251,10 @@ fn a_router_is_served_as_it_was_trained() {
                 let got_V = lm.decode(&all[from..to], language, &mut cache, &|| false).unwrap();
                 let expected_V = expected_LV.get(to - 1).unwrap();
                 let difference = max_difference(&Tensor::new(got_V, &Device::Cpu).unwrap(), &expected_V);
-                assert!(difference < 1e-4, "{router:?}, language {language}, after {to} tokens: differs by {difference}");
+                assert!(
+                    difference < 1e-4,
+                    "{router:?}, language {language}, after {to} tokens: differs by {difference}"
+                );
             }
         }
     }

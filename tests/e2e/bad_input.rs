@@ -24,8 +24,16 @@ fn check_alive(editor: &mut Editor, after: &str) -> Result<()> {
 fn malformed_messages_are_answered_and_survived() -> Result<()> {
     let mut editor = open("alive.py", "python", TEXT)?;
     let bodies = [
-        "{", "", "[]", "null", "\u{1}", "{\"jsonrpc\":\"2.0\"}", "{\"jsonrpc\":\"1.0\",\"id\":1,\"method\":\"shutdown\"}",
-        "{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"x\"}", "{\"jsonrpc\":\"2.0\",\"method\":17}", "\"text\"",
+        "{",
+        "",
+        "[]",
+        "null",
+        "\u{1}",
+        "{\"jsonrpc\":\"2.0\"}",
+        "{\"jsonrpc\":\"1.0\",\"id\":1,\"method\":\"shutdown\"}",
+        "{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"x\"}",
+        "{\"jsonrpc\":\"2.0\",\"method\":17}",
+        "\"text\"",
         "{\"jsonrpc\":\"2.0\",\"method\":\"textDocument/didChange\",\"params\":{\"textDocument\":7}}",
         "{\"jsonrpc\":\"2.0\",\"method\":\"no/such/method\",\"params\":{}}",
     ];
@@ -33,7 +41,9 @@ fn malformed_messages_are_answered_and_survived() -> Result<()> {
         editor.client.send_bytes(&frame(body))?;
         check_alive(&mut editor, body)?;
     }
-    for bytes in [&b"garbage\r\n\r\n"[..], b"Content-Length: -7\r\n\r\n", b"Content-Length: x\r\n\r\n{}", b"\xff\xfe\r\n\r\n"] {
+    for bytes in
+        [&b"garbage\r\n\r\n"[..], b"Content-Length: -7\r\n\r\n", b"Content-Length: x\r\n\r\n{}", b"\xff\xfe\r\n\r\n"]
+    {
         editor.client.send_bytes(bytes)?;
         check_alive(&mut editor, &String::from_utf8_lossy(bytes))?;
     }
@@ -79,7 +89,9 @@ fn edits_outside_the_document_are_survived() -> Result<()> {
         editor.client.notify("textDocument/didChange", json!({"textDocument": document, "contentChanges": changes}))?;
     }
     let unopened = json!({"uri": "file:///project/absent.py", "version": 1});
-    editor.client.notify("textDocument/didChange", json!({"textDocument": unopened, "contentChanges": [{"text": "x"}]}))?;
+    editor
+        .client
+        .notify("textDocument/didChange", json!({"textDocument": unopened, "contentChanges": [{"text": "x"}]}))?;
     editor.client.notify("textDocument/didClose", json!({"textDocument": {"uri": "file:///project/absent.py"}}))?;
     editor.reopen("no-such-language", TEXT)?;
     check_alive(&mut editor, "edits outside the document")

@@ -81,8 +81,16 @@ fn ghost_text_is_shown_and_accepted() -> Result<()> {
 fn check_acceptance(seen: &Value) -> Result<()> {
     let ghost = seen["ghost"]["text"].as_str().context("ghost text")?;
     let typed_row = lines(&seen["before"]).len();
-    ensure!(seen["ghost"]["row"].as_u64() == Some(typed_row as u64), "the ghost stands in the typed line: {}", seen["ghost"]);
-    ensure!(seen["ghost"]["column"].as_u64() == Some(TYPED.len() as u64), "the ghost stands at the caret: {}", seen["ghost"]);
+    ensure!(
+        seen["ghost"]["row"].as_u64() == Some(typed_row as u64),
+        "the ghost stands in the typed line: {}",
+        seen["ghost"]
+    );
+    ensure!(
+        seen["ghost"]["column"].as_u64() == Some(TYPED.len() as u64),
+        "the ghost stands at the caret: {}",
+        seen["ghost"]
+    );
     let expected = format!("{}\n{TYPED}{ghost}", lines(&seen["before"]).join("\n"));
     let accepted = lines(&seen["accepted"]).join("\n");
     ensure!(accepted == expected, "the buffer is\n{accepted}\nnot\n{expected}");

@@ -162,7 +162,8 @@ fn typing_along_keeps_the_rest() -> Result<()> {
 fn edits_in_three_encodings_keep_the_document() -> Result<()> {
     let pieces = ["x", "é", "👩‍💻", "\r\n", "\n", "print(", "e\u{301}", "    ", "日本", "\t", "value = "];
     for encoding in [Encoding::Utf8, Encoding::Utf16, Encoding::Utf32] {
-        let capabilities = json!({"general": {"positionEncodings": [encoding.name()]}, "textDocument": {"inlineCompletion": {}}});
+        let capabilities =
+            json!({"general": {"positionEncodings": [encoding.name()]}, "textDocument": {"inlineCompletion": {}}});
         let (mut client, answer) = start(language_server()?, capabilities, json!({"minProbability": 0.0}))?;
         ensure!(answer["capabilities"]["positionEncoding"] == encoding.name(), "{answer}");
         wait_until_loaded(&mut client)?;
@@ -174,8 +175,10 @@ fn edits_in_three_encodings_keep_the_document() -> Result<()> {
             (state >> 33) as usize % below
         };
         for _ in 0..150 {
-            let boundaries: Vec<usize> = editor.text.char_indices().map(|(offset, _)| offset).chain([editor.text.len()]).collect();
-            let boundaries: Vec<usize> = boundaries.into_iter().filter(|at| !splits_line_end(&editor.text, *at)).collect();
+            let boundaries: Vec<usize> =
+                editor.text.char_indices().map(|(offset, _)| offset).chain([editor.text.len()]).collect();
+            let boundaries: Vec<usize> =
+                boundaries.into_iter().filter(|at| !splits_line_end(&editor.text, *at)).collect();
             let start = next(boundaries.len());
             let end = (start + [0, 0, 1, 3][next(4)]).min(boundaries.len() - 1);
             editor.replace(boundaries[start]..boundaries[end], pieces[next(pieces.len())])?;
@@ -185,7 +188,10 @@ fn edits_in_three_encodings_keep_the_document() -> Result<()> {
         let edited = editor.complete()?.map(|item| item.text);
         let text = editor.text.clone();
         editor.reopen("python", &text)?;
-        ensure!(editor.complete()?.map(|item| item.text) == edited, "{encoding:?}: the edited copy differs from\n{text:?}");
+        ensure!(
+            editor.complete()?.map(|item| item.text) == edited,
+            "{encoding:?}: the edited copy differs from\n{text:?}"
+        );
     }
     Ok(())
 }

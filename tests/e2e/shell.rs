@@ -43,7 +43,8 @@ fn place_in(path: &Path) -> Result<String> {
 
 #[test]
 fn every_sample_is_completed_in_its_language() -> Result<()> {
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(sample(""))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(sample(""))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     paths.sort();
     let mut n_answered = 0;
     for path in &paths {
@@ -69,7 +70,10 @@ fn every_sample_is_completed_in_its_language() -> Result<()> {
 fn wrong_places_are_refused_and_named() -> Result<()> {
     let file = sample("python.py").display().to_string();
     let n_lines = std::fs::read_to_string(&file)?.lines().count();
-    check_refused(&complete(&format!("{file}:{}:1", n_lines + 100))?, &["python.py", "past the end", &n_lines.to_string()[..1]])?;
+    check_refused(
+        &complete(&format!("{file}:{}:1", n_lines + 100))?,
+        &["python.py", "past the end", &n_lines.to_string()[..1]],
+    )?;
     check_refused(&complete(&format!("{file}:1:9999"))?, &["python.py", "column", "9999"])?;
     check_refused(&complete(&format!("{file}:0:1"))?, &["line", "0"])?;
     check_refused(&complete(&format!("{file}:x:1"))?, &["x"])?;
@@ -112,7 +116,10 @@ fn unusual_files_are_completed_or_declined() -> Result<()> {
 #[test]
 fn a_damaged_model_is_refused() -> Result<()> {
     let Some(model) = model_file() else {
-        multicoder_tests::skipped("a_damaged_model_is_refused", "there is no lsp/model/starter.gguf and no MULTICODER_TEST_MODEL");
+        multicoder_tests::skipped(
+            "a_damaged_model_is_refused",
+            "there is no lsp/model/starter.gguf and no MULTICODER_TEST_MODEL",
+        );
         return Ok(());
     };
     let whole = std::fs::read(&model)?;
@@ -172,7 +179,11 @@ fn help_is_there_and_wrong_arguments_are_refused() -> Result<()> {
     for program in ["multicoder", "multicoder-lsp"] {
         for arguments in [&["--help"][..], &["--version"]] {
             let finished = run(Command::new(binary(program)?).args(arguments), DEADLINE)?;
-            ensure!(finished.code == Some(0) && !finished.stdout.is_empty(), "{program} {arguments:?}: {}", finished.stderr);
+            ensure!(
+                finished.code == Some(0) && !finished.stdout.is_empty(),
+                "{program} {arguments:?}: {}",
+                finished.stderr
+            );
         }
         let finished = run(Command::new(binary(program)?).arg("--no-such-flag"), DEADLINE)?;
         check_refused(&finished, &["--no-such-flag"]).context(program)?;

@@ -54,7 +54,9 @@ impl Workshop {
         let shards = workshop.path("shards");
         let mut build = multicoder(&["corpus", "build", "--languages", "rust,python,lua"])?;
         build.arg("--out").arg(&shards);
-        for (name, path) in [("model", "model/src@train"), ("training", "training/src@train"), ("samples", "grammars/samples@train")] {
+        for (name, path) in
+            [("model", "model/src@train"), ("training", "training/src@train"), ("samples", "grammars/samples@train")]
+        {
             build.arg("--folder").arg(folder(name, path));
         }
         build.arg("--folder").arg(folder("grammars", "grammars/src@valid"));
@@ -93,7 +95,8 @@ impl Workshop {
     /// The run `name` ended where the unbroken run `reference` did, to the last bit of weights and moments.
     fn check_same_end(&self, reference: &str, name: &str) -> Result<()> {
         for file in ["model.safetensors", "optimizer.safetensors"] {
-            let read = |run: &str| std::fs::read(self.checkpoint(run, 20).join(file)).with_context(|| format!("{run}/{file}"));
+            let read =
+                |run: &str| std::fs::read(self.checkpoint(run, 20).join(file)).with_context(|| format!("{run}/{file}"));
             ensure!(read(reference)? == read(name)?, "{file} of {name} differs from that of {reference}");
         }
         Ok(())
@@ -245,7 +248,11 @@ fn damaged_checkpoints_are_passed_over_and_named() -> Result<()> {
     let expected = std::fs::read(workshop.checkpoint("run", 20).join("optimizer.safetensors"))?;
     truncate(20)?;
     let resumed = succeed(&mut workshop.resume("run")?)?;
-    ensure!(resumed.stderr.contains("step-00000020") && resumed.stderr.contains("model.safetensors"), "{}", resumed.stderr);
+    ensure!(
+        resumed.stderr.contains("step-00000020") && resumed.stderr.contains("model.safetensors"),
+        "{}",
+        resumed.stderr
+    );
     let again = std::fs::read(workshop.checkpoint("run", 20).join("optimizer.safetensors"))?;
     ensure!(again == expected, "continued from step 10, it ends where it ended before");
     truncate(10)?;
@@ -255,7 +262,12 @@ fn damaged_checkpoints_are_passed_over_and_named() -> Result<()> {
     let mut eval = multicoder(&["eval", "--model"])?;
     eval.arg(workshop.checkpoint("run", 20)).arg("--shards").arg(workshop.path("shards"));
     let refused = run(&mut eval, DEADLINE)?;
-    ensure!(refused.code == Some(1) && refused.stderr.contains("model.safetensors"), "{:?}: {}", refused.code, refused.stderr);
+    ensure!(
+        refused.code == Some(1) && refused.stderr.contains("model.safetensors"),
+        "{:?}: {}",
+        refused.code,
+        refused.stderr
+    );
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 //!
 //! `make_golden.py` beside this file made the numbers and says what is in the folders.
 
+#![allow(non_snake_case)]
+
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use multicoder_model::checkpoint::load_lm;
@@ -92,7 +94,10 @@ fn check_norms(mut got: Vec<(f64, String)>, expected: &serde_json::Value) -> Res
     expected.sort_by(|left, right| left.0.total_cmp(&right.0));
     for ((got, our_name), (expected, name)) in got.iter().zip(&expected) {
         let relative = (got - expected).abs() / expected;
-        ensure!(relative < MAX_NORM_DIFFERENCE, "gradient of {our_name}: norm {got}, the reference has {expected} ({name})");
+        ensure!(
+            relative < MAX_NORM_DIFFERENCE,
+            "gradient of {our_name}: norm {got}, the reference has {expected} ({name})"
+        );
     }
     Ok(())
 }

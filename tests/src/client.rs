@@ -152,7 +152,9 @@ impl LanguageClient {
         let message = match self.received.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(message) => message,
             Err(RecvTimeoutError::Timeout) => bail!("no message in time"),
-            Err(RecvTimeoutError::Disconnected) => bail!("the server closed its output: {:?}", self.process.try_wait()?),
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("the server closed its output: {:?}", self.process.try_wait()?)
+            }
         };
         match (message.get("id"), message.get("method").and_then(Value::as_str)) {
             (Some(id), Some(method)) => {

@@ -16,9 +16,30 @@ const ALLOWED: &[(&str, &[&str])] = &[
 
 /// Crates that open sockets or speak HTTP or TLS. None is linked into `multicoder-lsp`: source text stays on the machine.
 const NETWORK_CRATES: &[&str] = &[
-    "async-std", "attohttpc", "curl", "h2", "hf-hub", "hyper", "hyper-util", "isahc", "minreq", "mio", "native-tls",
-    "openssl", "openssl-sys", "quinn", "reqwest", "rustls", "smol", "socket2", "surf", "tonic", "trust-dns-resolver",
-    "tungstenite", "ureq", "websocket",
+    "async-std",
+    "attohttpc",
+    "curl",
+    "h2",
+    "hf-hub",
+    "hyper",
+    "hyper-util",
+    "isahc",
+    "minreq",
+    "mio",
+    "native-tls",
+    "openssl",
+    "openssl-sys",
+    "quinn",
+    "reqwest",
+    "rustls",
+    "smol",
+    "socket2",
+    "surf",
+    "tonic",
+    "trust-dns-resolver",
+    "tungstenite",
+    "ureq",
+    "websocket",
 ];
 
 /// Words that only one package may say, and why.

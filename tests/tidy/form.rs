@@ -36,7 +36,9 @@ fn fail_with(errors: &[String]) {
 fn every_rust_file_says_what_it_is() {
     let sources = files(&repository_root(), &[".rs"]);
     let silent = sources.iter().filter(|file| !file.text.starts_with("//! "));
-    fail_with(&silent.map(|file| format!("{}: the first line must be a `//! ` headline", file.path)).collect::<Vec<_>>());
+    fail_with(
+        &silent.map(|file| format!("{}: the first line must be a `//! ` headline", file.path)).collect::<Vec<_>>(),
+    );
 }
 
 #[test]
@@ -102,7 +104,8 @@ fn files_behind_macros_are_formatted() {
     let routers: Vec<PathBuf> =
         sources.iter().filter(|file| file.is_under("model/src/router")).map(|file| root.join(&file.path)).collect();
     assert!(!routers.is_empty(), "model/src/router/ holds the routers, one file each");
-    let output = Command::new("rustfmt").args(["--check", "--edition", "2024"]).args(&routers).current_dir(&root).output();
+    let output =
+        Command::new("rustfmt").args(["--check", "--edition", "2024"]).args(&routers).current_dir(&root).output();
     match output {
         Err(error) => skipped("files_behind_macros_are_formatted", &format!("rustfmt does not start: {error}")),
         Ok(output) => {

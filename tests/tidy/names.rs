@@ -35,10 +35,15 @@ fn shape_letters_are_in_the_key() {
         assert!(key.contains(&letter), "the shape key in model/src/lib.rs has {letter}; it lists {key:?}");
     }
     let mut errors = Vec::new();
-    for file in files(&repository_root(), &[".rs"]).iter().filter(|file| file.is_under("model") || file.is_under("training")) {
+    for file in
+        files(&repository_root(), &[".rs"]).iter().filter(|file| file.is_under("model") || file.is_under("training"))
+    {
         for (number, line) in file.lines() {
-            let unknown = suffixed(line).filter(|(_, suffix)| !suffix.chars().all(|letter| letter == '1' || key.contains(&letter)));
-            errors.extend(unknown.map(|(word, _)| format!("{}:{number}: `{word}` has a letter outside the key", file.path)));
+            let unknown = suffixed(line)
+                .filter(|(_, suffix)| !suffix.chars().all(|letter| letter == '1' || key.contains(&letter)));
+            errors.extend(
+                unknown.map(|(word, _)| format!("{}:{number}: `{word}` has a letter outside the key", file.path)),
+            );
         }
     }
     assert!(errors.is_empty(), "key {key:?}\n{}", errors.join("\n"));
@@ -46,16 +51,23 @@ fn shape_letters_are_in_the_key() {
 
 /// A run is described by its preset and `--set path=value`, not by flags: a new flag is a decision, made here.
 const TRAIN_FLAGS: &[&str] = &[
-    "--config", "--dry-run", "--help", "--init-from", "--out", "--preset", "--resume", "--set", "--shards", "--tokenizer",
+    "--config",
+    "--dry-run",
+    "--help",
+    "--init-from",
+    "--out",
+    "--preset",
+    "--resume",
+    "--set",
+    "--shards",
+    "--tokenizer",
     "--version",
 ];
 
 #[test]
 fn training_flags_are_frozen() {
-    let help = run(
-        Command::new(binary("multicoder").expect("the binary")).args(["train", "--help"]),
-        Duration::from_secs(30),
-    );
+    let help =
+        run(Command::new(binary("multicoder").expect("the binary")).args(["train", "--help"]), Duration::from_secs(30));
     let help = help.expect("multicoder train --help").stdout;
     let words = help.split(|c: char| c.is_whitespace() || [',', '=', '[', ']', '`', '(', ')'].contains(&c));
     let flags: BTreeSet<&str> = words.filter(|word| word.starts_with("--") && word.len() > 2).collect();

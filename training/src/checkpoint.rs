@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::{self, RunConfig};
 use crate::data::packer::Cursor;
-use crate::optimizer::adamw::{AdamW, OptimizerState};
+use crate::optimizer::{Optimizer, OptimizerState};
 
 const FOLDER: &str = "checkpoints";
 const STATE: &str = "state.json";
@@ -80,7 +80,7 @@ pub fn save(
     run_folder: &Path,
     lm: &CodeLm,
     tokenizer: &Tokenizer,
-    optimizer: &AdamW,
+    optimizer: &Optimizer,
     state: &RunState,
     config: &RunConfig,
 ) -> Result<PathBuf> {

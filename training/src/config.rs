@@ -69,10 +69,22 @@ pub struct DataConfig {
     pub count_suffix: bool,
 }
 
+/// The rule of the hidden matrices.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    Adamw,
+    Muon,
+}
+
 /// AdamW (Loshchilov and Hutter 2019) and gradient clipping.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerConfig {
+    /// Which rule moves the hidden matrices; everything else moves by AdamW.
+    pub kind: OptimizerKind,
+    /// Muon's momentum.
+    pub momentum: f64,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -217,6 +229,7 @@ impl RunConfig {
             ("data.tag_dropout_frac", d.tag_dropout_frac),
             ("schedule.decay_frac", s.decay_frac),
             ("schedule.final_lr_frac", s.final_lr_frac),
+            ("optimizer.momentum", o.momentum),
             ("optimizer.beta1", o.beta1),
             ("optimizer.beta2", o.beta2),
         ] {
@@ -264,6 +277,14 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+#[cfg(test)]
+impl OptimizerConfig {
+    pub(crate) fn for_tests() -> OptimizerConfig {
+        let kind = OptimizerKind::Adamw;
+        OptimizerConfig { kind, momentum: 0.95, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip_norm: 0.0 }
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::checkpoint::{self, Checkpoint, RunState, due};
 use crate::config::RunConfig;
 use crate::data::loader::Loader;
 use crate::metrics::Metrics;
-use crate::optimizer::adamw::AdamW;
+use crate::optimizer::Optimizer;
 use crate::parallel::Mesh;
 use crate::schedule::{lr_at, n_steps_by_clock};
 use crate::step::{StepOptions, step};
@@ -42,7 +42,7 @@ pub fn run(
 ) -> Result<PathBuf> {
     let mesh = Mesh::Single;
     let mut lm = CodeLm::init(&config.model, config.seed, device)?;
-    let mut optimizer = AdamW::new(&config.optimizer, lm.parameters())?;
+    let mut optimizer = Optimizer::new(&config.optimizer, lm.parameters())?;
     let mut loader = Loader::open(config, tokenizer)?;
     let mut state = restore_or_start(start, config, &lm, &mut optimizer, &mut loader)?;
     let options = step_options(config, device);
@@ -85,7 +85,7 @@ fn restore_or_start(
     start: Start,
     config: &RunConfig,
     lm: &CodeLm,
-    optimizer: &mut AdamW,
+    optimizer: &mut Optimizer,
     loader: &mut Loader,
 ) -> Result<RunState> {
     let fresh = RunState {

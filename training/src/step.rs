@@ -11,7 +11,7 @@ use multicoder_model::{Batch, CodeLm};
 
 use crate::data::loader::Loader;
 use crate::data::packer::Sequence;
-use crate::optimizer::adamw::AdamW;
+use crate::optimizer::Optimizer;
 use crate::parallel::Mesh;
 
 /// What does not change from step to step.
@@ -54,7 +54,7 @@ pub struct StepReport {
 /// A loss or gradient that is not finite stops the run before any weight is touched; errors of data and tensors.
 pub fn step(
     lm: &mut CodeLm,
-    optimizer: &mut AdamW,
+    optimizer: &mut Optimizer,
     loader: &mut Loader,
     mesh: Mesh,
     options: &StepOptions,
@@ -109,7 +109,7 @@ pub fn to_batch(sequences: &[Sequence], language_indices: &[u32], device: &Devic
 }
 
 /// Adds the gradients of a micro-step; a parameter that the loss does not depend on keeps `None`.
-fn add_gradients(sums: &mut [Option<Tensor>], grads: &mut GradStore, optimizer: &AdamW) -> Result<()> {
+fn add_gradients(sums: &mut [Option<Tensor>], grads: &mut GradStore, optimizer: &Optimizer) -> Result<()> {
     for (sum, parameter) in sums.iter_mut().zip(optimizer.parameters()) {
         let Some(gradient) = grads.remove(parameter) else { continue };
         *sum = Some(match sum.take() {

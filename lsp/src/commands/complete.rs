@@ -78,11 +78,7 @@ pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode>
         }
         Err(silence) => (CaretLine::default(), Err(silence)),
     };
-    if args.json {
-        print_json(args, &outcome)
-    } else {
-        print_line(&line, &outcome)
-    }
+    super::print(&if args.json { json_text(args, &outcome) } else { line_text(&line, &outcome) })?;
     Ok(ExitCode::SUCCESS)
 }
 

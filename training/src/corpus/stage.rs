@@ -83,6 +83,17 @@ pub struct StageOptions<'a> {
     pub default_limit: u64,
 }
 
+impl StageOptions<'_> {
+    /// Most bytes of `language` from `input`. None for an input that is divided by module: which module is in which split
+    /// must not change with a budget.
+    fn limit(&self, input: &Input, language: &str) -> u64 {
+        if input.split.whole().is_none() {
+            return u64::MAX;
+        }
+        self.limits.get(language).copied().unwrap_or(self.default_limit)
+    }
+}
+
 /// Path of the staged documents of an input.
 pub fn parquet_path(folder: &Path, input: &Input) -> PathBuf {
     folder.join(format!("{}.parquet", input.key.replace('/', "+")))
@@ -118,7 +129,7 @@ fn read_staged(json: &Path) -> Option<Staged> {
 fn key_of(input: &Input, files: &[SourceFile], options: &StageOptions<'_>) -> String {
     let mut text = format!("{RULES_VERSION} {input:?}");
     for name in input.languages.values() {
-        text += &format!(" {}", options.limits.get(name).copied().unwrap_or(options.default_limit));
+        text += &format!(" {}", options.limit(input, name));
     }
     if input.content.is_empty() {
         for file in files {
@@ -142,7 +153,7 @@ struct Kept {
 fn take(input: &Input, mut files: Vec<SourceFile>, options: &StageOptions<'_>) -> Result<Kept> {
     files.sort_by_cached_key(|file| (taking_order(&file.inner), file.inner.clone()));
     let mut kept = Kept::default();
-    let limit_of = |name: &str| options.limits.get(name).copied().unwrap_or(options.default_limit);
+    let limit_of = |name: &str| options.limit(input, name);
     for block in files.chunks(BLOCK_FILES) {
         let full = |name: &String| kept.bytes_by_language.get(name).is_some_and(|bytes| *bytes >= limit_of(name));
         if input.languages.values().all(full) {

@@ -1,0 +1,106 @@
+//! The engine with a completer that follows a script.
+
+use super::*;
+use crate::config::Settings;
+use crate::documents::Snapshot;
+use crate::scripted::Scripted;
+use std::time::Duration;
+
+fn request_in(document: &str, text: &str) -> Request {
+    let snapshot = Snapshot::from_file(document.into(), text);
+    complete::request(&snapshot, text.chars().count(), &Settings::standard()).unwrap()
+}
+
+fn engine(scripted: Scripted) -> Engine {
+    Engine::start(Box::new(|| Ok(Box::new(scripted)))).unwrap()
+}
+
+fn slow() -> Scripted {
+    Scripted::always("12345678901234567890123456789012345678\n").with_token_delay(Duration::from_millis(20))
+}
+
+#[tokio::test]
+async fn the_newest_request_of_a_document_wins() {
+    let scripted = slow();
+    let (calls, finished) = scripted.counters();
+    let engine = engine(scripted);
+    let old: Vec<Pending> =
+        (0..20).map(|i| engine.submit(Channel::Inline, request_in("a.py", &format!("x{i} = ")))).collect();
+    let newest = engine.submit(Channel::Inline, request_in("a.py", "y = ")).await;
+    assert!(newest.is_ok());
+    for pending in old {
+        assert_eq!(pending.await.unwrap_err().reason, Reason::Superseded);
+    }
+    assert!(calls.load(Ordering::SeqCst) <= 3 && finished.load(Ordering::SeqCst) == 1);
+}
+
+#[tokio::test]
+async fn documents_and_channels_do_not_disturb_each_other() {
+    let engine = engine(slow());
+    let a = engine.submit(Channel::Inline, request_in("a.py", "x = "));
+    let b = engine.submit(Channel::Inline, request_in("b.py", "x = "));
+    let c = engine.submit(Channel::Menu, request_in("a.py", "x = "));
+    assert!(a.await.is_ok() && b.await.is_ok());
+    assert!(c.await.unwrap().is_reused, "the same place was answered a moment ago");
+}
+
+#[tokio::test]
+async fn dropping_stops_the_model() {
+    let scripted = slow();
+    let (_, finished) = scripted.counters();
+    let engine = engine(scripted);
+    drop(engine.submit(Channel::Inline, request_in("a.py", "x = ")));
+    assert!(engine.submit(Channel::Inline, request_in("b.py", "x = ")).await.is_ok());
+    assert_eq!(finished.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_panic_costs_one_answer() {
+    let mut n_calls = 0;
+    let engine = engine(Scripted::new(move |_| {
+        n_calls += 1;
+        assert!(n_calls != 1, "the first call");
+        Ok("1\n".to_string())
+    }));
+    let first = engine.submit(Channel::Inline, request_in("a.py", "x = ")).await;
+    assert_eq!(first.unwrap_err(), Reason::EnginePanicked.because("the first call"));
+    assert!(engine.submit(Channel::Inline, request_in("a.py", "x = ")).await.is_ok());
+}
+
+#[tokio::test]
+async fn typing_an_answer_needs_no_model() {
+    let scripted = Scripted::always("call(1)\n");
+    let (calls, _) = scripted.counters();
+    let engine = engine(scripted);
+    for typed in ["", "c", "ca", "call", "call(1"] {
+        let answer = engine.submit(Channel::Inline, request_in("a.py", &format!("x = {typed}"))).await.unwrap();
+        assert_eq!(answer.text, "call(1)"[typed.len()..]);
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn requests_wait_for_the_model_and_learn_that_there_is_none() {
+    let slowly: Loader = Box::new(|| {
+        std::thread::sleep(Duration::from_millis(50));
+        Err("no such file".to_string())
+    });
+    let engine = Engine::start(slowly).unwrap();
+    let early = engine.submit(Channel::Inline, request_in("a.py", "x = ")).await;
+    assert_eq!(early.unwrap_err(), Reason::NoModel.because("no such file"));
+    let late = engine.submit(Channel::Inline, request_in("a.py", "x = ")).await;
+    assert_eq!(late.unwrap_err().reason, Reason::NoModel);
+    assert!(matches!(&*engine.loading().borrow(), Loading::Failed(_)));
+}
+
+#[tokio::test]
+async fn closing_answers_what_waits() {
+    let engine = engine(slow());
+    let pending: Vec<Pending> =
+        (0..5).map(|i| engine.submit(Channel::Inline, request_in(&format!("{i}.py"), "x = "))).collect();
+    engine.close();
+    for pending in pending {
+        assert_eq!(pending.await.unwrap_err().reason, Reason::ShuttingDown);
+    }
+    assert!(engine.submit(Channel::Inline, request_in("a.py", "x = ")).await.is_err());
+}
