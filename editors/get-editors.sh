@@ -6,6 +6,9 @@
 # Downloads the packages of a newer Debian suite from the machine's own mirror, checks their signatures with the
 # system's keyring, and unpacks them with their own C library under DEST. The system is not changed and no root is needed.
 # The editors are then DEST/nvim and DEST/hx. An editor that is already there is left alone.
+#
+# This nvim serves tests: --headless, --embed, --remote-ui. On a terminal it cannot start its own second process; use
+# `nvim --headless --listen SOCKET` and `nvim --remote-ui --server SOCKET`, as docs/capture.py does.
 set -euo pipefail
 
 SUITE=${MULTICODER_EDITOR_SUITE:-forky}

@@ -84,12 +84,10 @@ pub struct StageOptions<'a> {
 }
 
 impl StageOptions<'_> {
-    /// Most bytes of `language` from `input`. None for an input that is divided by module: which module is in which split
-    /// must not change with a budget.
-    fn limit(&self, input: &Input, language: &str) -> u64 {
-        if input.split.whole().is_none() {
-            return u64::MAX;
-        }
+    /// Most bytes of `language` from one input. It decides what is staged, hence (by [`super::budget::divide_by_module`])
+    /// which module of a divided package is in which split: after a change of budgets, measure a model only on the
+    /// corpus that it was trained on.
+    fn limit(&self, language: &str) -> u64 {
         self.limits.get(language).copied().unwrap_or(self.default_limit)
     }
 }
@@ -129,7 +127,7 @@ fn read_staged(json: &Path) -> Option<Staged> {
 fn key_of(input: &Input, files: &[SourceFile], options: &StageOptions<'_>) -> String {
     let mut text = format!("{RULES_VERSION} {input:?}");
     for name in input.languages.values() {
-        text += &format!(" {}", options.limit(input, name));
+        text += &format!(" {}", options.limit(name));
     }
     if input.content.is_empty() {
         for file in files {
@@ -153,7 +151,7 @@ struct Kept {
 fn take(input: &Input, mut files: Vec<SourceFile>, options: &StageOptions<'_>) -> Result<Kept> {
     files.sort_by_cached_key(|file| (taking_order(&file.inner), file.inner.clone()));
     let mut kept = Kept::default();
-    let limit_of = |name: &str| options.limit(input, name);
+    let limit_of = |name: &str| options.limit(name);
     for block in files.chunks(BLOCK_FILES) {
         let full = |name: &String| kept.bytes_by_language.get(name).is_some_and(|bytes| *bytes >= limit_of(name));
         if input.languages.values().all(full) {
