@@ -4,6 +4,7 @@
 //! - [`language`]: the meaning of each column of a table row, and the lookups by name and editor id.
 //! - [`table`]: `LANGUAGES`, one row a language. Adding a language is adding a row there.
 //! - [`detect`](mod@detect): which language a file is written in.
+//! - [`relatives`]: which trained language serves one that was not trained.
 //! - [`syntax`]: the syntax tree of one document and the questions asked of it.
 //! - [`lexical`]: the same questions answered from one line alone.
 //! - [`scope`]: names that are visible at a caret.
@@ -15,6 +16,7 @@ pub mod detect;
 pub mod docs;
 pub mod language;
 pub mod lexical;
+pub mod relatives;
 pub mod scope;
 pub mod syntax;
 pub mod table;

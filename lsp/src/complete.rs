@@ -112,7 +112,7 @@ pub fn run(request: &Request, completer: &mut dyn Completer, cancelled: &dyn Fn(
     let options = &request.options;
     let around = Around { prefix: &request.window.prefix, suffix: &request.window.suffix };
     let ask = Ask {
-        language: request.language.map(LanguageId::name),
+        language: request.language.and_then(|language| language.served_as(&completer.info().languages)),
         prefix: around.prefix,
         suffix: around.suffix,
         max_new_tokens: options.max_tokens,

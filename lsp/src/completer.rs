@@ -5,7 +5,7 @@ use std::time::Duration;
 /// What is to be continued. Line ends are `\n`.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
-    /// The name of the text's language in the table of languages.
+    /// The language whose expert serves the text: its own or its nearest relative's.
     pub language: Option<&'static str>,
     /// Text before the caret.
     pub prefix: &'a str,
