@@ -1,7 +1,7 @@
 //! Tokens per second of a training step (forward, backward, AdamW) of shapes given on the command line.
 //!
 //! `cargo bench -p multicoder-model --bench train_step -- [d_model,n_layers,d_ff,vocab,sequence,batch,n_experts,d_ff_expert] ...`
-//! prints for each shape the median, over the timed steps, of wall time and tokens per second. Random ids: speed only.
+//! (with `BF16=1` in the environment: in mixed precision) prints for each shape the median, over the timed steps, of wall time and tokens per second. Random ids: speed only.
 #![allow(non_snake_case)]
 
 use std::time::Instant;
@@ -56,6 +56,9 @@ fn main() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+    if std::env::var_os("BF16").is_some() && !multicoder_model::ops::set_bf16_products(true) {
+        eprintln!("this processor has no AVX-512 BF16: float32 it is");
     }
     let mut shapes: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     if shapes.is_empty() {

@@ -5,8 +5,8 @@ use candle_core::Tensor;
 use crate::cache::LayerCache;
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::experts::{linear, output_init};
-use crate::ops::{self, Rope};
+use crate::experts::output_init;
+use crate::ops::{self, Rope, linear};
 use crate::params::{Init, Params};
 
 /// Query, key, value and output projections of one layer.

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::config::{Activation, ModelConfig};
 use crate::error::Result;
-use crate::ops;
+use crate::ops::{self, linear};
 use crate::params::{Init, Params};
 
 /// `down(relu(up x)^2)` or `down(silu(gate x) * up x)`.
@@ -36,13 +36,8 @@ impl FeedForward {
             Some(w_gate_FD) => ops::swiglu(&linear(x_ND, w_gate_FD)?, &up_NF)?,
             None => ops::relu2(&up_NF)?,
         };
-        linear(&hidden_NF, &self.w_down_DF)
+        Ok(linear(&hidden_NF, &self.w_down_DF)?)
     }
-}
-
-/// `x·wᵀ`; `w` is stored with one row per output, as checkpoints have it.
-pub(crate) fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    Ok(x.matmul(&w.t()?)?)
 }
 
 /// Initial values of a matrix that writes to the residual stream: smaller the deeper the model (Radford et al. 2019, §2.3).

@@ -6,8 +6,7 @@ use crate::block::{Block, Ffn, MoeReport};
 use crate::cache::KvCache;
 use crate::config::{ModelConfig, check};
 use crate::error::{Error, Result};
-use crate::experts::linear;
-use crate::ops::{self, Rope};
+use crate::ops::{self, Rope, linear};
 use crate::params::{Init, Params};
 
 /// The target id that is not counted in a loss.
@@ -136,7 +135,7 @@ impl CodeLm {
     pub fn forward_logits(&self, ids: &[u32], language: u32) -> Result<Tensor> {
         let x_1L = Tensor::new(ids, &self.device)?.unsqueeze(0)?;
         let (x_LD, _) = self.hidden(&x_1L, &vec![language; ids.len()])?;
-        linear(&x_LD, self.head())
+        Ok(linear(&x_LD, self.head())?)
     }
 
     /// Logits after the last of `ids`, which follow what `cache` holds; asks `cancelled` before every layer.

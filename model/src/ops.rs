@@ -7,6 +7,8 @@ mod activation;
 mod adamw;
 mod attention;
 mod cross_entropy;
+mod linear;
+mod mixed;
 mod rms_norm;
 mod rope;
 mod simd;
@@ -15,6 +17,8 @@ pub use activation::{relu2, swiglu};
 pub use adamw::{AdamWStep, adamw_step};
 pub use attention::causal_attention;
 pub use cross_entropy::{LinearCrossEntropy, linear_cross_entropy, linear_scores};
+pub use linear::linear;
+pub use mixed::set_bf16_products;
 pub use rms_norm::rms_norm;
 pub use rope::{Rope, apply_rope};
 

@@ -121,10 +121,9 @@ fn wrong_settings_are_reported_and_the_rest_is_taken() -> Result<()> {
     let options = json!({"minProbability": 0.0, "maxLine": 3, "maxTokens": "many"});
     let (mut client, _) = start(language_server()?, json!({"textDocument": {"inlineCompletion": {}}}), options)?;
     wait_until_loaded(&mut client)?;
-    client.call("multicoder/status", Value::Null)?;
-    let said: String = client.notifications.iter().map(|message| message.to_string()).collect();
-    for word in ["maxLine", "maxLines", "maxTokens", "many"] {
-        ensure!(said.contains(word), "the messages name {word}: {said}");
+    for word in ["maxLine:", "maxLines", "maxTokens", "many"] {
+        let names_it = |messages: &[Value]| messages.iter().any(|message| message.to_string().contains(word));
+        client.wait_for_notifications(names_it).with_context(|| format!("no message names {word}"))?;
     }
     client.notify("workspace/didChangeConfiguration", json!({"settings": null}))?;
     client.notify("workspace/didChangeConfiguration", json!({"settings": {"multicoder": {"enable": false}}}))?;

@@ -9,9 +9,54 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// A file whose next line is plain to see for a reader of Python, and the start of that line.
-const FILE_TEXT: &str = "class Point:\n    def __init__(self, x, y, z):\n        self.x = x\n        self.y = y\n";
-const TYPED: &str = "        self.z =";
+/// A file, and what is typed below it: places at which a reader knows what comes next.
+struct Scene {
+    file_name: &'static str,
+    text: &'static str,
+    typed: &'static str,
+}
+
+const SCENES: [Scene; 6] = [
+    Scene {
+        file_name: "point.py",
+        text: "class Point:\n    def __init__(self, x, y, z):\n        self.x = x\n        self.y = y\n",
+        typed: "        self.z =",
+    },
+    Scene { file_name: "shape.rs", text: "use std::path::Path;\nuse std::fs;\n", typed: "#[derive(" },
+    Scene { file_name: "lines.py", text: "import os\n\n\ndef main():\n    pass\n\n\n", typed: "if __name__ ==" },
+    Scene {
+        file_name: "loop.c",
+        text: "#include <stdio.h>\n\nint sum(int *v, int n) {\n    int s = 0;\n",
+        typed: "    for (int i = 0;",
+    },
+    Scene {
+        file_name: "list.js",
+        text: "const a = [1, 2, 3];\nconsole.log(a);\nconst b = [4, 5];\n",
+        typed: "console.",
+    },
+    Scene { file_name: "error.go", text: "package main\n\nfunc f() error {\n\tx, err := g()\n", typed: "if err !=" },
+];
+
+/// Ghost text is shown from this probability on; scenes must be clearly above it.
+const SURE: f64 = 0.3;
+
+/// The first scene of which the model is sure, by asking it from the shell.
+fn scene(folder: &Path) -> Result<&'static Scene> {
+    for scene in &SCENES {
+        let file = folder.join(scene.file_name);
+        let (line, column) = (scene.text.lines().count() + 1, scene.typed.chars().count() + 1);
+        std::fs::write(&file, format!("{}{}\n", scene.text, scene.typed))?;
+        let place = format!("{}:{line}:{column}", file.display());
+        let answer = run(language_server()?.args(["complete", "--json", &place]), Duration::from_secs(60))?.stdout;
+        let answer: Value = serde_json::from_str(&answer).with_context(|| answer.clone())?;
+        std::fs::write(&file, scene.text)?;
+        if answer["probability"].as_f64() > Some(SURE) {
+            return Ok(scene);
+        }
+        println!("{}: {answer}", scene.file_name);
+    }
+    anyhow::bail!("the model is not sure of any of {} simple lines", SCENES.len())
+}
 
 /// `MULTICODER_NVIM`, or `nvim` of the search path; `Err` holds the reason why neither will do.
 fn find_neovim() -> Result<PathBuf, String> {
@@ -65,20 +110,19 @@ fn ghost_text_is_shown_and_accepted() -> Result<()> {
         }
     };
     let home = tempfile::tempdir()?;
-    let file = home.path().join("point.py");
-    std::fs::write(&file, FILE_TEXT)?;
+    let scene = scene(home.path())?;
     let mut command = neovim(&program, home.path())?;
-    command.env("MULTICODER_FILE", &file).env("MULTICODER_TYPED", TYPED);
+    command.env("MULTICODER_FILE", home.path().join(scene.file_name)).env("MULTICODER_TYPED", scene.typed);
     let output = run(&mut command, Duration::from_secs(180))?;
     ensure!(output.code == Some(0), "the script failed: {}", output.stderr);
     let seen: Value = serde_json::from_str(&output.stdout).with_context(|| output.stdout.clone())?;
     println!("Neovim showed {} and held {}", seen["ghost"], seen["accepted"]);
-    check_acceptance(&seen)?;
+    check_acceptance(&seen, scene.typed)?;
     check_server_has_ended(&seen)
 }
 
 /// The buffer after acceptance is the typed text with the ghost text where it was shown.
-fn check_acceptance(seen: &Value) -> Result<()> {
+fn check_acceptance(seen: &Value, typed: &str) -> Result<()> {
     let ghost = seen["ghost"]["text"].as_str().context("ghost text")?;
     let typed_row = lines(&seen["before"]).len();
     ensure!(
@@ -87,11 +131,11 @@ fn check_acceptance(seen: &Value) -> Result<()> {
         seen["ghost"]
     );
     ensure!(
-        seen["ghost"]["column"].as_u64() == Some(TYPED.len() as u64),
+        seen["ghost"]["column"].as_u64() == Some(typed.len() as u64),
         "the ghost stands at the caret: {}",
         seen["ghost"]
     );
-    let expected = format!("{}\n{TYPED}{ghost}", lines(&seen["before"]).join("\n"));
+    let expected = format!("{}\n{typed}{ghost}", lines(&seen["before"]).join("\n"));
     let accepted = lines(&seen["accepted"]).join("\n");
     ensure!(accepted == expected, "the buffer is\n{accepted}\nnot\n{expected}");
     ensure!(seen["errors"].as_array().is_none_or(Vec::is_empty), "the editor logged {}", seen["errors"]);

@@ -98,6 +98,18 @@ impl LanguageClient {
         }
     }
 
+    /// Waits until `enough` is content with the notifications so far.
+    ///
+    /// # Errors
+    /// It is not within [`PATIENCE`], or the server has ended.
+    pub fn wait_for_notifications(&mut self, enough: impl Fn(&[Value]) -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !enough(&self.notifications) {
+            self.receive(deadline).with_context(|| format!("so far: {:?}", self.notifications))?;
+        }
+        Ok(())
+    }
+
     /// Writes bytes as they are: for messages that no well-behaved client sends.
     ///
     /// # Errors

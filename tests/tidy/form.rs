@@ -78,6 +78,16 @@ fn nothing_is_left_unfinished() {
 }
 
 #[test]
+fn documents_are_filled_in() {
+    let mut errors = Vec::new();
+    for file in files(&repository_root(), &[".md"]) {
+        let gaps = file.lines().filter(|(_, line)| line.contains("<!-- FILL"));
+        errors.extend(gaps.map(|(number, line)| format!("{}:{number}: {line}", file.path)));
+    }
+    fail_with(&errors);
+}
+
+#[test]
 fn no_path_of_one_machine() {
     let mut errors = Vec::new();
     for file in files(&repository_root(), &[".rs", ".md", ".toml", ".py", ".sh", ".lua", ".el", ".ci/run", ".json"]) {

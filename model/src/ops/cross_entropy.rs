@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::simd::{self, Mat, matmul};
-use super::slice;
+use super::simd::{self, Mat};
+use super::{mixed, slice};
 
 /// Rows of logits that exist at one time.
 const ROWS: usize = 256;
@@ -89,17 +89,16 @@ impl CustomOp2 for Op {
         let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
         let mut logits = vec![0f32; ROWS.min(self.target_N.len()) * v];
         let mut total = 0f64;
-        let threads = rayon::current_num_threads();
         for first in (0..self.target_N.len()).step_by(ROWS) {
             let targets = &self.target_N[first..self.target_N.len().min(first + ROWS)];
             let rows = targets.len();
             let (x, dx) = (Mat::rows(&x[first * d..], d), &mut dx[first * d..]);
             let w = Mat::rows(w, d);
-            matmul((rows, v, d), &mut logits, v, false, x, w.t(), (1.0, threads));
+            mixed::matmul((rows, v, d), &mut logits, v, false, x, w.t());
             total += block_loss(&mut logits[..rows * v], v, targets);
             let dlogits = Mat::rows(&logits, v);
-            matmul((rows, d, v), dx, d, false, dlogits, w, (1.0, threads));
-            matmul((v, d, rows), &mut dw, d, true, dlogits.t(), x, (1.0, threads));
+            mixed::matmul((rows, d, v), dx, d, false, dlogits, w);
+            mixed::matmul((v, d, rows), &mut dw, d, true, dlogits.t(), x);
         }
         if let Ok(mut gradients) = self.gradients.lock() {
             *gradients = Some((dx, dw));
