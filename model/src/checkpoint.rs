@@ -74,7 +74,9 @@ fn from_hugging_face(json: &Value, model_type: &str) -> std::result::Result<Mode
     expect("use_sliding_window", json["use_sliding_window"].as_bool() != Some(true), "false")?;
     let rope = if json["rope_parameters"].is_object() { &json["rope_parameters"] } else { &json["rope_scaling"] };
     let rope_type = rope["rope_type"].as_str().or(rope["type"].as_str()).unwrap_or("default");
-    expect("rope_scaling", rope_type == "default", "none")?;
+    if rope_type != "default" {
+        return Err(format!("rope_type = {rope_type:?}: expected \"default\""));
+    }
     let (d_model, n_heads) = (size("hidden_size")?, size("num_attention_heads")?);
     let bias = json["attention_bias"].as_bool().unwrap_or(model_type == "qwen2");
     expect("attention_bias", model_type == "qwen2" || !bias, "false")?;

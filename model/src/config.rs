@@ -193,17 +193,16 @@ impl ModelConfig {
         self.count(|moe| moe.n_experts)
     }
 
-    /// Parameters that one token meets, the tied embedding counted once.
+    /// Parameters that one token is multiplied by: the tied embedding counts once, tables of which a token reads a row do not.
     pub fn n_active_parameters(&self) -> usize {
-        self.count(|moe| moe.router.n_selected())
+        self.count(|moe| moe.router.n_selected()) - self.table_parameters()
     }
 
     /// Multiplications and additions of a forward pass for one token with `context` positions before it, times two (FLOPs).
     pub fn flops_per_token(&self, context: usize) -> usize {
         let untied = if self.tie_embeddings { 0 } else { self.vocab_size * self.d_model };
-        let tables = self.table_parameters() + untied;
         let attention = 2 * self.n_layers * self.n_heads * self.d_head * context;
-        2 * (self.n_active_parameters() - tables + attention)
+        2 * (self.n_active_parameters() - untied + attention)
     }
 
     /// Parameters of the tables of which a token reads one row each.

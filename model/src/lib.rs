@@ -11,6 +11,7 @@
 //! | G | key/value heads | K | head size | F | hidden width of a feed-forward network |
 //! | E | experts | S | experts selected per token | A | assignments (token, expert) |
 //! | V | vocabulary | C | capacity | J | experts on this rank |
+//! | P | outputs of a projection, H·K or G·K | | | | |
 #![allow(non_snake_case)]
 
 pub mod config;

@@ -23,6 +23,8 @@ pub struct RunConfig {
     pub n_steps: u64,
     /// Wall-clock budget in hours, 0 for none: the decay then begins early enough for the run to end in time.
     pub max_hours: f64,
+    /// Numbers that the layers' matrix products multiply.
+    pub compute: Compute,
     /// What the loader reads and how it packs it.
     pub data: DataConfig,
     /// AdamW and clipping.
@@ -67,6 +69,15 @@ pub struct DataConfig {
     pub tag_dropout_frac: f64,
     /// Whether suffix tokens count in the loss.
     pub count_suffix: bool,
+}
+
+/// Numbers that the layers' matrix products multiply; weights, sums, moments and routers are float32 always.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compute {
+    F32,
+    /// bfloat16 where the processor has instructions for it, float32 elsewhere.
+    Bf16,
 }
 
 /// The rule of the hidden matrices.

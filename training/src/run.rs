@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
+use multicoder_model::ops::set_bf16_products;
 use multicoder_model::{CodeLm, Tokenizer};
 
 use crate::checkpoint::{self, Checkpoint, RunState, due};
-use crate::config::RunConfig;
+use crate::config::{Compute, RunConfig};
 use crate::data::loader::Loader;
 use crate::metrics::Metrics;
 use crate::optimizer::Optimizer;
@@ -41,6 +42,9 @@ pub fn run(
     out: &Path,
 ) -> Result<PathBuf> {
     let mesh = Mesh::Single;
+    if config.compute == Compute::Bf16 && !set_bf16_products(true) {
+        eprintln!("compute = \"bf16\": this processor has no AVX-512 BF16; float32 it is");
+    }
     let mut lm = CodeLm::init(&config.model, config.seed, device)?;
     let mut optimizer = Optimizer::new(&config.optimizer, lm.parameters())?;
     let mut loader = Loader::open(config, tokenizer)?;

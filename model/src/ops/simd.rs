@@ -1,10 +1,14 @@
 //! Loops that the compiler vectorizes for the machine at hand, and a bounds-checked matrix product.
 
+/// 1.5 * 2^23: added to a small float, it leaves the nearest integer in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// e^x to about 2 ulp by Cody and Waite's reduction and a degree-6 polynomial; vectorizes, unlike `f32::exp`.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let p = 1.987_569_2e-4f32;
     let p = p * r + 1.398_2e-3;
@@ -13,23 +17,14 @@ pub(super) fn exp(x: f32) -> f32 {
     let p = p * r + 0.166_666_65;
     let p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
-    y * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    // 2^n from the integer in `shifted`; a cast of `n` would not vectorize.
+    y * f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits() - 127) << 23)
 }
 
 /// Runs a loop compiled for the best instruction set that this machine has.
 #[inline(always)]
 pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
-}
-
-/// Sum with eight partial sums, so that it vectorizes; the order is fixed.
-#[inline(always)]
-pub(super) fn sum(values: impl ExactSizeIterator<Item = f32>) -> f32 {
-    let mut parts = [0f32; 8];
-    for (i, value) in values.enumerate() {
-        parts[i % 8] += value;
-    }
-    parts.iter().sum()
 }
 
 /// `a · b` of two equally long slices.
@@ -49,19 +44,27 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// Replaces a row of scores by its softmax and returns the logarithm of the sum of exponentials.
 #[inline(always)]
 pub(super) fn softmax_row(row: &mut [f32]) -> f32 {
-    let mut maxima = [f32::NEG_INFINITY; 8];
-    for (i, &x) in row.iter().enumerate() {
-        maxima[i % 8] = if x > maxima[i % 8] { x } else { maxima[i % 8] };
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = row.as_chunks::<16>();
+    let mut maxima = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        for i in 0..16 {
+            maxima[i] = larger(maxima[i], chunk[i]);
+        }
     }
-    let max = maxima.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    for x in row.iter_mut() {
-        *x = exp(*x - max);
+    let max = maxima.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+    let mut sums = [0f32; 16];
+    let (chunks, rest) = row.as_chunks_mut::<16>();
+    for chunk in chunks {
+        for i in 0..16 {
+            chunk[i] = exp(chunk[i] - max);
+            sums[i] += chunk[i];
+        }
     }
-    let total = sum(row.iter().copied());
+    rest.iter_mut().for_each(|x| *x = exp(*x - max));
+    let total = sums.iter().chain(&*rest).sum::<f32>();
     let scale = 1.0 / total;
-    for x in row.iter_mut() {
-        *x *= scale;
-    }
+    row.iter_mut().for_each(|x| *x *= scale);
     max + total.ln()
 }
 

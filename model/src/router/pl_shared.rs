@@ -35,12 +35,12 @@ pub struct PlShared {
 
 impl RouterSpec for PlShared {
     const NAME: &'static str = "pl_shared";
-    const PAPER: &'static str = "Gong et al. 2022, arXiv 2212.09666; residual form Rajbhandari et al. 2022, arXiv 2201.05596";
+    const PAPER: &'static str =
+        "Gong et al. 2022, arXiv 2212.09666; residual form Rajbhandari et al. 2022, arXiv 2201.05596";
     const CAUSAL: bool = true;
 
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>> {
-        let by_language =
-            PlHardRouter { expert_of_language: model.expert_of_language(), n_experts: moe.n_experts };
+        let by_language = PlHardRouter { expert_of_language: model.expert_of_language(), n_experts: moe.n_experts };
         let v_1D = match self.combine {
             Combine::Sigmoid => Some(params.get("router.weight", &[1, model.d_model], Init::Zero)?),
             Combine::Sum | Combine::Half => None,
@@ -49,7 +49,12 @@ impl RouterSpec for PlShared {
     }
 
     fn validate(&self, _model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
-        check(moe.d_ff_shared > 0, "moe.d_ff_shared", moe.d_ff_shared, "a positive width: pl_shared has a shared expert")
+        check(
+            moe.d_ff_shared > 0,
+            "moe.d_ff_shared",
+            moe.d_ff_shared,
+            "a positive width: pl_shared has a shared expert",
+        )
     }
 
     fn n_selected(&self) -> usize {

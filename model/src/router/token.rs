@@ -121,17 +121,16 @@ mod tests {
         // The router's rows are unit vectors: a token's logits are its own coordinates.
         let w_ED = Tensor::eye(4, DType::F32, &Device::Cpu).unwrap();
         let spec = Token { top_k: 2, normalize: true, ..Token::default() };
-        let x_ND = Tensor::new(
-            &[[2f32, 1.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0], [0.0, 5.0, 0.0, 5.0], [0.0; 4]],
-            &Device::Cpu,
-        );
+        let x_ND =
+            Tensor::new(&[[2f32, 1.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0], [0.0, 5.0, 0.0, 5.0], [0.0; 4]], &Device::Cpu);
         let (plan, aux) =
             TokenRouter { w_ED, spec }.plan(&x_ND.unwrap(), &RouterContext { language_N: &[0; 4] }).unwrap();
         assert_eq!(plan.token_A, [0, 0, 1, 1, 2, 2, 3, 3]);
         assert_eq!(plan.expert_A, [0, 1, 2, 0, 1, 3, 0, 1]);
         let weight_A = plan.weight_A.unwrap().to_vec1::<f32>().unwrap();
         let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
-        for (got, expected) in weight_A.iter().zip([sigmoid(1.0), sigmoid(-1.0), sigmoid(3.0), sigmoid(-3.0), 0.5, 0.5]) {
+        for (got, expected) in weight_A.iter().zip([sigmoid(1.0), sigmoid(-1.0), sigmoid(3.0), sigmoid(-3.0), 0.5, 0.5])
+        {
             assert!((got - expected).abs() < 1e-6);
         }
         assert!(aux.loss.unwrap().to_scalar::<f32>().unwrap() > 0.0);
