@@ -75,7 +75,7 @@ pub fn prompt(
     let room = budget.max_tokens.saturating_sub(ids.len()).max(1);
     let mut prefix_ids = tokenizer.encode(&prefix[window_start(prefix, room * 3)..])?;
     let heal = withdraw(tokenizer, &mut prefix_ids);
-    ids.extend(&prefix_ids[prefix_ids.len().saturating_sub(room)..]);
+    ids.extend(&prefix_ids[excess_in_steps(prefix_ids.len(), room)..]);
     if ids.is_empty() {
         ids.push(tokenizer.special().end_of_text);
     }
@@ -96,12 +96,19 @@ fn withdraw(tokenizer: &Tokenizer, ids: &mut Vec<u32>) -> Vec<u8> {
     heal
 }
 
+/// How much of `len` to drop so that at most `max` remain, in steps of a quarter of `max`.
+fn excess_in_steps(len: usize, max: usize) -> usize {
+    let step = (max / 4).max(1);
+    (len.saturating_sub(max).div_ceil(step) * step).min(len)
+}
+
 /// Byte offset of the line start from which at most `max_bytes` remain, moving in steps of a quarter of that.
 fn window_start(prefix: &str, max_bytes: usize) -> usize {
-    let Some(excess) = prefix.len().checked_sub(max_bytes).filter(|&excess| excess > 0) else { return 0 };
-    let step = (max_bytes / 4).max(1);
-    let at_least = excess.div_ceil(step) * step;
-    let from = (at_least.min(prefix.len())..=prefix.len()).find(|&i| prefix.is_char_boundary(i)).unwrap_or(0);
+    let at_least = excess_in_steps(prefix.len(), max_bytes);
+    if at_least == 0 {
+        return 0;
+    }
+    let from = (at_least..=prefix.len()).find(|&i| prefix.is_char_boundary(i)).unwrap_or(0);
     // A line longer than half the window: cut inside it.
     prefix[from..].find('\n').filter(|&newline| newline < max_bytes / 2).map_or(from, |newline| from + newline + 1)
 }
@@ -155,6 +162,17 @@ mod tests {
         }
         starts.dedup();
         assert!(starts.len() <= 4, "{starts:?}");
+    }
+
+    #[test]
+    fn a_prompt_of_short_tokens_keeps_its_beginning_while_one_types() {
+        let tokenizer = toy();
+        let budget = PromptBudget { max_tokens: 40, suffix_tokens: 10 };
+        let text = "1, 2; ".repeat(60);
+        let first = |n: usize| prompt(&tokenizer, None, &text[..n], "", &budget).unwrap().ids[..4].to_vec();
+        let mut beginnings: Vec<Vec<u32>> = (260..300).map(first).collect();
+        beginnings.dedup();
+        assert!(beginnings.len() <= 5, "{} beginnings in 40 keystrokes", beginnings.len());
     }
 
     #[test]

@@ -95,6 +95,9 @@ impl Generator {
                 out.finish = Finish::Stop;
                 break;
             }
+            if out.ids.len() == options.max_new_tokens {
+                break;
+            }
             if self.cache.ids().len() == self.cache.capacity() {
                 out.finish = Finish::ContextFull;
                 break;

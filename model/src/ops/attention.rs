@@ -6,13 +6,15 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor
 use candle_nn::ops::softmax;
 use rayon::prelude::*;
 
-use super::simd::{self, Mat, Shared, matmul};
+use super::simd::{self, How, Mat, Shared, matmul, matmul_rows};
 use super::{slice, with_values};
 
 /// Query rows that are handled together.
 const BLOCK: usize = 64;
 /// Scores below which one thread does it all.
 const SERIAL: usize = 32 * 1024;
+/// Products here run inside tasks that already fill the processor.
+const ALONE: How = How { scale: 1.0, threads: 1 };
 
 /// `softmax(q·k / sqrt(K))·v`, where the query `l` of `L` sees the keys up to position `M - L + l`.
 ///
@@ -46,6 +48,10 @@ impl AttentionShape {
 
     fn scale(&self) -> f32 {
         1.0 / (self.k as f32).sqrt()
+    }
+
+    fn scaled(&self) -> How {
+        How { scale: self.scale(), threads: 1 }
     }
 
     /// Query heads for each key head.
@@ -135,18 +141,18 @@ impl AttentionShape {
         let (keys, values) = (&k[self.kv_at(b, 0, g)..], &v[self.kv_at(b, 0, g)..]);
         for (first, rows, seen) in self.blocks() {
             self.probabilities(&mut probs, &q[self.q_at(b, first, h)..], keys, rows, seen);
-            // SAFETY: each (b, h) task writes the rows of its own head only, and `out` outlives the tasks.
-            let dst = unsafe { out.from(self.q_at(b, first, h)) };
+            let dst = out.rows(self.q_at(b, first, h), self.h * self.k, (rows, self.k));
             let values = Mat::rows(values, self.g * self.k);
             let probs = Mat::rows(&probs, seen);
-            matmul((rows, self.k, seen), dst, self.h * self.k, false, probs, values, (1.0, 1));
+            // SAFETY: each (b, h) task writes the rows of its own head only, and `out` outlives the tasks.
+            unsafe { matmul_rows(dst, seen, false, probs, values, ALONE) };
         }
     }
 
     /// Fills `probs` (rows x seen) with the attention probabilities of a block.
     fn probabilities(&self, probs: &mut [f32], q: &[f32], keys: &[f32], rows: usize, seen: usize) {
         let (q, keys) = (Mat::rows(q, self.h * self.k), Mat::rows(keys, self.g * self.k));
-        matmul((rows, seen, self.k), probs, seen, false, q, keys.t(), (self.scale(), 1));
+        matmul(probs, seen, (rows, seen, self.k), false, q, keys.t(), self.scaled());
         simd::vectorized(|| {
             for (row, probs) in probs.chunks_exact_mut(seen).take(rows).enumerate() {
                 let (visible, later) = probs.split_at_mut(seen - rows + row + 1);
@@ -186,12 +192,13 @@ impl AttentionShape {
         let (at_q, at_kv) = (self.q_at(b, first, h), self.kv_at(b, 0, h / self.group()));
         let (keys, values) = (Mat::rows(&k[at_kv..], kv_row), Mat::rows(&v[at_kv..], kv_row));
         let (queries, douts) = (Mat::rows(&q[at_q..], q_row), Mat::rows(&dout[at_q..], q_row));
-        // SAFETY: a task owns the key head g in dk and dv and its query heads in dq; all three outlive the tasks.
-        let (dq, dk, dv) = unsafe { (dq.from(at_q), dk.from(at_kv), dv.from(at_kv)) };
+        let dq = dq.rows(at_q, q_row, (rows, self.k));
+        let [dk, dv] = [dk, dv].map(|grad| grad.rows(at_kv, kv_row, (seen, self.k)));
 
         self.probabilities(probs, &q[at_q..], &k[at_kv..], rows, seen);
-        matmul((seen, self.k, rows), dv, kv_row, true, Mat::rows(probs, seen).t(), douts, (1.0, 1));
-        matmul((rows, seen, self.k), dscores, seen, false, douts, values.t(), (1.0, 1));
+        // SAFETY: a task owns the key head g in dk and dv and its query heads in dq; all three outlive the tasks.
+        unsafe { matmul_rows(dv, rows, true, Mat::rows(probs, seen).t(), douts, ALONE) };
+        matmul(dscores, seen, (rows, seen, self.k), false, douts, values.t(), ALONE);
         simd::vectorized(|| {
             for row in 0..rows {
                 let at = at_q + row * q_row;
@@ -200,8 +207,11 @@ impl AttentionShape {
                 ds.iter_mut().zip(p).for_each(|(ds, &p)| *ds = p * (*ds - along));
             }
         });
-        matmul((rows, self.k, seen), dq, q_row, false, Mat::rows(dscores, seen), keys, (self.scale(), 1));
-        matmul((seen, self.k, rows), dk, kv_row, true, Mat::rows(dscores, seen).t(), queries, (self.scale(), 1));
+        // SAFETY: as above.
+        unsafe {
+            matmul_rows(dq, seen, false, Mat::rows(dscores, seen), keys, self.scaled());
+            matmul_rows(dk, rows, true, Mat::rows(dscores, seen).t(), queries, self.scaled());
+        }
     }
 }
 

@@ -94,11 +94,11 @@ impl CustomOp2 for Op {
             let rows = targets.len();
             let (x, dx) = (Mat::rows(&x[first * d..], d), &mut dx[first * d..]);
             let w = Mat::rows(w, d);
-            mixed::matmul((rows, v, d), &mut logits, v, false, x, w.t());
+            mixed::matmul(&mut logits, v, (rows, v, d), false, x, w.t());
             total += block_loss(&mut logits[..rows * v], v, targets);
             let dlogits = Mat::rows(&logits, v);
-            mixed::matmul((rows, d, v), dx, d, false, dlogits, w);
-            mixed::matmul((v, d, rows), &mut dw, d, true, dlogits.t(), x);
+            mixed::matmul(dx, d, (rows, d, v), false, dlogits, w);
+            mixed::matmul(&mut dw, d, (v, d, rows), true, dlogits.t(), x);
         }
         if let Ok(mut gradients) = self.gradients.lock() {
             *gradients = Some((dx, dw));

@@ -27,7 +27,7 @@ impl CustomOp2 for Linear {
         }
         let (x, w) = (slice(s1, l1, "linear")?, slice(s2, l2, "linear")?);
         let mut y = vec![0f32; n * f];
-        mixed::matmul((n, f, d), &mut y, f, false, Mat::rows(x, d), Mat::rows(w, d).t());
+        mixed::matmul(&mut y, f, (n, f, d), false, Mat::rows(x, d), Mat::rows(w, d).t());
         Ok((CpuStorage::F32(y), Shape::from((n, f))))
     }
 
@@ -38,8 +38,8 @@ impl CustomOp2 for Linear {
                 with_values(dy, "linear", |dy| {
                     let (mut dx, mut dw) = (vec![0f32; n * d], vec![0f32; f * d]);
                     let dy = Mat::rows(dy, f);
-                    mixed::matmul((n, d, f), &mut dx, d, false, dy, Mat::rows(w, d));
-                    mixed::matmul((f, d, n), &mut dw, d, false, dy.t(), Mat::rows(x, d));
+                    mixed::matmul(&mut dx, d, (n, d, f), false, dy, Mat::rows(w, d));
+                    mixed::matmul(&mut dw, d, (f, d, n), false, dy.t(), Mat::rows(x, d));
                     Ok((dx, dw))
                 })
             })

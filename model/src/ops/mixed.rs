@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::simd::{self, Mat};
+use super::simd::{self, How, Mat};
 
 /// Columns of a tile: four registers of 16.
 const COLS: usize = 64;
@@ -38,13 +38,13 @@ fn is_supported() -> bool {
 }
 
 /// As [`simd::matmul`] on all threads, in bfloat16 if [`set_bf16_products`] said so.
-pub(super) fn matmul((m, n, k): (usize, usize, usize), dst: &mut [f32], dst_row: usize, keep: bool, a: Mat, b: Mat) {
+pub(super) fn matmul(dst: &mut [f32], dst_row: usize, size: (usize, usize, usize), keep: bool, a: Mat, b: Mat) {
     let threads = rayon::current_num_threads();
     #[cfg(target_arch = "x86_64")]
-    if BF16.load(Ordering::Relaxed) && m >= MIN_ROWS {
-        return x86::matmul((m, n, k), dst, dst_row, keep, a, b);
+    if BF16.load(Ordering::Relaxed) && size.0 >= MIN_ROWS {
+        return x86::matmul(dst, dst_row, size, keep, a, b);
     }
-    simd::matmul((m, n, k), dst, dst_row, keep, a, b, (1.0, threads));
+    simd::matmul(dst, dst_row, size, keep, a, b, How { scale: 1.0, threads });
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -56,18 +56,18 @@ mod x86 {
 
     use rayon::prelude::*;
 
-    use super::super::simd::{self, Mat, Shared};
+    use super::super::simd::{self, Mat, Rows, Shared};
     use super::{COLS, PAIRS, ROWS};
 
     pub(super) fn matmul(
-        (m, n, k): (usize, usize, usize),
         dst: &mut [f32],
         dst_row: usize,
+        (m, n, k): (usize, usize, usize),
         keep: bool,
         a: Mat,
         b: Mat,
     ) {
-        assert!(m > 0 && n > 0 && k > 0 && (m - 1) * dst_row + n <= dst.len(), "matmul: destination too short");
+        assert!(m > 0 && n > 0 && k > 0, "matmul: an empty factor");
         assert!((m - 1) * a.row + (k - 1) * a.col < a.data.len(), "matmul: left factor too short");
         assert!((k - 1) * b.row + (n - 1) * b.col < b.data.len(), "matmul: right factor too short");
         let dst = Shared::new(dst);
@@ -86,8 +86,9 @@ mod x86 {
                 let cols = COLS.min(n - first_col);
                 let mut right = vec![0u32; COLS * pairs];
                 pack::<COLS>(&mut right, b, first_col, cols, stretch.clone());
-                // SAFETY: panels write disjoint columns of `dst`, whose size was checked; the caller saw AVX-512 BF16.
-                unsafe { panel_product(left, &right, pairs, (m, cols), dst, (first_col, dst_row), keep || first > 0) };
+                let dst = dst.rows(first_col, dst_row, (m, cols));
+                // SAFETY: panels write columns of their own; the caller saw AVX-512 BF16.
+                unsafe { panel_product(left, &right, pairs, m, dst, keep || first > 0) };
             });
         }
     }
@@ -132,22 +133,13 @@ mod x86 {
 
     /// All rows of the left factor times one panel of the right.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn panel_product(
-        left: &[u32],
-        right: &[u32],
-        pairs: usize,
-        (m, cols): (usize, usize),
-        dst: Shared,
-        (first_col, dst_row): (usize, usize),
-        keep: bool,
-    ) {
+    unsafe fn panel_product(left: &[u32], right: &[u32], pairs: usize, m: usize, dst: Rows, keep: bool) {
         for (panel, left) in left.chunks_exact(ROWS * pairs).enumerate() {
             let rows = ROWS.min(m - panel * ROWS);
             let acc = tile(left, right, pairs);
             for (row, acc) in acc.iter().enumerate().take(rows) {
-                // SAFETY: this panel's columns of this row; checked by the caller.
-                let out = unsafe { dst.from((panel * ROWS + row) * dst_row + first_col) };
-                store(&mut out[..cols], acc, keep);
+                // SAFETY: these rows are this task's, as the caller says.
+                store(unsafe { dst.row(panel * ROWS + row) }, acc, keep);
             }
         }
     }
@@ -218,8 +210,8 @@ mod tests {
                 for keep in [false, true] {
                     let mut exact = values(m * n, 3);
                     let mut mixed = exact.clone();
-                    simd::matmul((m, n, k), &mut exact, n, keep, a, b, (1.0, 1));
-                    x86::matmul((m, n, k), &mut mixed, n, keep, a, b);
+                    simd::matmul(&mut exact, n, (m, n, k), keep, a, b, How { scale: 1.0, threads: 1 });
+                    x86::matmul(&mut mixed, n, (m, n, k), keep, a, b);
                     let worst = exact.iter().zip(&mixed).map(|(x, y)| (x - y).abs()).fold(0f32, f32::max);
                     assert!(worst < 0.006 * (k as f32).sqrt() + 1e-6, "{m}x{n}x{k} keep {keep}: {worst}");
                 }

@@ -86,33 +86,49 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// `dst = dst * keep + scale * a · b` for an `m` x `n` product over `k`; `dst` has rows of stride `dst_row`.
+/// `dst = dst * keep + scale * a · b`, a product over `k`; `dst` gives the other two sizes.
 pub(super) fn matmul(
-    (m, n, k): (usize, usize, usize),
     dst: &mut [f32],
     dst_row: usize,
+    size: (usize, usize, usize),
     keep: bool,
     a: Mat,
     b: Mat,
-    (scale, threads): (f32, usize),
+    how: How,
 ) {
-    if m == 0 || n == 0 {
-        return;
+    let (m, n, k) = size;
+    if m > 0 && n > 0 {
+        // SAFETY: `dst` is borrowed exclusively.
+        unsafe { matmul_rows(Rows::new(dst, dst_row, (m, n)), k, keep, a, b, how) }
     }
+}
+
+/// Factor and threads of a product.
+#[derive(Clone, Copy)]
+pub(super) struct How {
+    pub(super) scale: f32,
+    pub(super) threads: usize,
+}
+
+/// As [`matmul`], into rows that this task owns.
+///
+/// # Safety
+/// The slice behind `dst` must be alive, and no other task may touch its elements meanwhile.
+pub(super) unsafe fn matmul_rows(dst: Rows, k: usize, keep: bool, a: Mat, b: Mat, how: How) {
+    let (m, n) = (dst.rows, dst.width);
     let last = |rows: usize, cols: usize, row: usize, col: usize| (rows - 1) * row + (cols - 1) * col;
-    assert!(last(m, n, dst_row, 1) < dst.len(), "matmul: destination too short");
-    assert!(k == 0 || last(m, k, a.row, a.col) < a.data.len(), "matmul: left operand too short");
-    assert!(k == 0 || last(k, n, b.row, b.col) < b.data.len(), "matmul: right operand too short");
-    let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
-    // SAFETY: the assertions above bound every element that the strides reach.
+    assert!(k == 0 || last(m, k, a.row, a.col) < a.data.len(), "matmul: left factor too short");
+    assert!(k == 0 || last(k, n, b.row, b.col) < b.data.len(), "matmul: right factor too short");
+    let parallelism = if how.threads > 1 { gemm::Parallelism::Rayon(how.threads) } else { gemm::Parallelism::None };
+    // SAFETY: the assertions above and `Rows` bound every element that the strides reach; the rows are the caller's.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            dst.as_mut_ptr(),
+            dst.data,
             1,
-            dst_row as isize,
+            dst.stride as isize,
             keep,
             a.data.as_ptr(),
             a.col as isize,
@@ -121,7 +137,7 @@ pub(super) fn matmul(
             b.col as isize,
             b.row as isize,
             1.0f32,
-            scale,
+            how.scale,
             false,
             false,
             false,
@@ -130,14 +146,14 @@ pub(super) fn matmul(
     }
 }
 
-/// A slice that several threads write, each to rows of its own.
+/// A slice that several threads write, each to elements of its own.
 #[derive(Clone, Copy)]
 pub(super) struct Shared {
     data: *mut f32,
     len: usize,
 }
 
-// SAFETY: `Shared::from` is only used by tasks that write disjoint elements.
+// SAFETY: the pointer is only written through by tasks that own the elements (see `rows`).
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -147,16 +163,38 @@ impl Shared {
         Shared { data: data.as_mut_ptr(), len: data.len() }
     }
 
-    /// The elements from `start` on.
+    /// A strided matrix of `rows` rows of `width` elements, the first at `start`.
+    pub(super) fn rows(&self, start: usize, stride: usize, (rows, width): (usize, usize)) -> Rows {
+        assert!(rows > 0 && width <= stride && start + (rows - 1) * stride + width <= self.len, "rows out of bounds");
+        // SAFETY: the first element is in bounds by the assertion.
+        Rows { data: unsafe { self.data.add(start) }, stride, rows, width }
+    }
+}
+
+/// Rows of a [`Shared`] slice that one task owns: `width` elements each, `stride` apart.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    data: *mut f32,
+    stride: usize,
+    rows: usize,
+    width: usize,
+}
+
+impl Rows {
+    /// Of an exclusive slice.
+    pub(super) fn new(data: &mut [f32], stride: usize, size: (usize, usize)) -> Rows {
+        Shared::new(data).rows(0, stride, size)
+    }
+
+    /// The elements of one row.
     ///
     /// # Safety
-    /// No two tasks may write (or one write and another read) the same element through slices from this function, and the slice that
-    /// this was made from must outlive them.
+    /// The slice behind it must be alive, and no other task may touch this row's elements meanwhile.
     #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn from(&self, start: usize) -> &mut [f32] {
-        assert!(start <= self.len);
-        // SAFETY: in bounds by the assertion; disjointness is the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), self.len - start) }
+    pub(super) unsafe fn row(&self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows);
+        // SAFETY: in bounds by the assertions here and in `Shared::rows`; exclusiveness is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride), self.width) }
     }
 }
 
@@ -187,7 +225,7 @@ mod tests {
         let a = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
         let mut dst = [10.0; 4];
         // a (2x3) times its transpose.
-        matmul((2, 2, 3), &mut dst, 2, true, Mat::rows(&a, 3), Mat::rows(&a, 3).t(), (2.0, 1));
+        matmul(&mut dst, 2, (2, 2, 3), true, Mat::rows(&a, 3), Mat::rows(&a, 3).t(), How { scale: 2.0, threads: 1 });
         assert_eq!(dst, [38.0, 74.0, 74.0, 164.0]);
     }
 }

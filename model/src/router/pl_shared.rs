@@ -94,8 +94,8 @@ impl PlSharedRouter {
             (Combine::Half, _) => Tensor::full(0.5f32, language_N.len(), x_ND.device())?,
             (Combine::Sigmoid, Some(v_1D)) => {
                 let logits_N = x_ND.broadcast_mul(v_1D)?.sum(D::Minus1)?;
-                // sigmoid(z) from operations that have a gradient everywhere.
-                logits_N.neg()?.exp()?.affine(1.0, 1.0)?.recip()?
+                // sigmoid(z) as a tanh: it overflows nowhere, nor does its gradient.
+                (logits_N * 0.5)?.tanh()?.affine(0.5, 0.5)?
             }
             _ => return Ok((None, None)),
         };
