@@ -38,7 +38,8 @@ impl From<&Settings> for Options {
 pub struct Request {
     /// The document's uri.
     pub document: String,
-    pub version: i32,
+    /// Which state of the document this is, see [`Snapshot::revision`].
+    pub revision: u64,
     pub language: Option<LanguageId>,
     /// The caret, in bytes from the document's start.
     pub caret_byte: usize,
@@ -87,7 +88,7 @@ pub fn request(snapshot: &Snapshot, caret_char: usize, settings: &Settings) -> R
     }
     Ok(Request {
         document: snapshot.uri.clone(),
-        version: snapshot.version,
+        revision: snapshot.revision,
         language: snapshot.language,
         caret_byte,
         window,
@@ -100,7 +101,11 @@ pub fn request(snapshot: &Snapshot, caret_char: usize, settings: &Settings) -> R
 fn line_end(snapshot: &Snapshot) -> &'static str {
     let line = snapshot.text.line(0);
     let mut end = line.chars_at(line.len_chars());
-    if end.prev() == Some('\n') && end.prev() == Some('\r') { "\r\n" } else { "\n" }
+    match (end.prev(), end.prev()) {
+        (Some('\n'), Some('\r')) => "\r\n",
+        (Some('\r'), _) => "\r",
+        _ => "\n",
+    }
 }
 
 /// Makes the completion.
@@ -110,7 +115,7 @@ fn line_end(snapshot: &Snapshot) -> &'static str {
 pub fn run(request: &Request, completer: &mut dyn Completer, cancelled: &dyn Fn() -> bool) -> Result<Answer, Silence> {
     let start = Instant::now();
     let options = &request.options;
-    let around = Around { prefix: &request.window.prefix, suffix: &request.window.suffix };
+    let around = Around { prefix: &request.window.prefix, suffix: &request.window.suffix, language: request.language };
     let ask = Ask {
         language: request.language.and_then(|language| language.served_as(&completer.info().languages)),
         prefix: around.prefix,
@@ -193,6 +198,8 @@ mod tests {
     fn answers_have_the_documents_line_ends() {
         let answer = complete("fn f() {|\r\n\r\n}\r\n", "a.rs", "\n    g();\n").unwrap();
         assert_eq!(answer.text, "\r\n    g();");
+        let answer = complete("fn f() {|\r\r}\r", "a.rs", "\n    g();\n").unwrap();
+        assert_eq!(answer.text, "\r    g();", "lone carriage returns");
     }
 
     #[test]

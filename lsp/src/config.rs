@@ -1,5 +1,8 @@
-//! What the user may set: `initializationOptions`, then what `workspace/configuration` answers, then what the editor pushes, in the
-//! order of their arrival, each over the former. A key that is unknown or a value that is wrong is reported and leaves the old one.
+//! What the user may set: `initializationOptions`, over them what `workspace/configuration` answers, over both what the editor pushes.
+//! Each of the three replaces only itself, so that a key that is deleted there falls back to the others or to the default. A key that
+//! is unknown or a value that is wrong is reported and sets nothing.
+
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -98,6 +101,60 @@ impl Settings {
     }
 }
 
+/// Where settings come from; a later one wins.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Layer {
+    /// `initializationOptions`.
+    Initial,
+    /// The answer to `workspace/configuration`.
+    Pulled,
+    /// `workspace/didChangeConfiguration`. Some editors push the settings of all servers in one object.
+    Pushed,
+}
+
+/// The settings in force and what they are made of.
+#[derive(Debug)]
+pub struct Layers {
+    values: [Value; 3],
+    settings: Arc<Settings>,
+}
+
+impl Default for Layers {
+    fn default() -> Layers {
+        Layers { values: Default::default(), settings: Arc::new(Settings::standard()) }
+    }
+}
+
+impl Layers {
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.clone()
+    }
+
+    /// Replaces what one source says. Returns what was wrong with it, in sentences.
+    pub fn set(&mut self, layer: Layer, value: &Value) -> Vec<String> {
+        self.values[layer as usize] = match layer {
+            Layer::Pushed => own_of_all(value),
+            Layer::Initial | Layer::Pulled => value.clone(),
+        };
+        let mut settings = Settings::standard();
+        let mut problems: Vec<Vec<String>> = self.values.iter().map(|value| settings.merge(value)).collect();
+        self.settings = Arc::new(settings);
+        problems.swap_remove(layer as usize)
+    }
+}
+
+/// Of settings that may be those of all servers what is meant for us: our section, or without one the keys that are ours.
+fn own_of_all(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) if !fields.contains_key(SECTION) => {
+            let is_own = |key: &str| FIELDS.iter().any(|field| field.key == key);
+            fields.iter().filter(|(key, _)| is_own(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+        }
+        _ => value.clone(),
+    }
+}
+
 /// One setting: its key, what it may be, and how it is taken over.
 struct Field {
     key: &'static str,
@@ -179,6 +236,45 @@ mod tests {
         assert!(settings.exclusions.excludes(Path::new(".env")).is_none());
         assert_eq!(settings.merge(&json!({"exclude": ["["]})).len(), 1);
         assert!(settings.exclusions.excludes(Path::new("a.gen.go")).is_some());
+    }
+
+    #[test]
+    fn a_deleted_key_falls_back_to_the_layer_below() {
+        let mut layers = Layers::default();
+        assert!(layers.set(Layer::Initial, &json!({"maxLines": 2, "exclude": ["*.gen.go"]})).is_empty());
+        assert!(layers.set(Layer::Pushed, &json!({"multicoder": {"maxLines": 4, "maxTokens": 9}})).is_empty());
+        assert!(layers.set(Layer::Pulled, &json!({"maxLines": 3, "enable": false})).is_empty());
+        let seen = |layers: &Layers| {
+            let settings = layers.settings();
+            (settings.max_lines, settings.max_tokens, settings.enable)
+        };
+        assert_eq!(seen(&layers), (4, 9, false), "pushed over pulled over initial");
+        layers.set(Layer::Pushed, &json!({"multicoder": {}}));
+        assert_eq!(seen(&layers), (3, 64, false));
+        layers.set(Layer::Pulled, &Value::Null);
+        assert_eq!(seen(&layers), (2, 64, true));
+        assert!(layers.settings().exclusions.excludes(Path::new("a.gen.go")).is_some());
+        layers.set(Layer::Initial, &json!({}));
+        assert_eq!(seen(&layers), (1, 64, true));
+        assert!(layers.settings().exclusions.excludes(Path::new("a.gen.go")).is_none());
+    }
+
+    #[test]
+    fn settings_of_other_servers_are_not_reported() {
+        let mut layers = Layers::default();
+        assert!(layers.set(Layer::Pushed, &json!({"rust-analyzer": {"check": {}}, "editor.tabSize": 4})).is_empty());
+        assert!(layers.set(Layer::Pushed, &json!({"python": {}, "multicoder": {"maxLines": 3}})).is_empty());
+        assert_eq!(layers.settings().max_lines, 3);
+        assert_eq!(layers.set(Layer::Pushed, &json!({"python": {}, "multicoder": {"maxLine": 3}})).len(), 1);
+        assert!(layers.set(Layer::Pulled, &json!({"enable": false})).is_empty(), "only what is set now is reported");
+    }
+
+    #[test]
+    fn every_setting_is_documented() {
+        let page = include_str!("../../docs/editors.md");
+        for field in FIELDS {
+            assert!(page.contains(&format!("\n| `{}` |", field.key)), "docs/editors.md has no row for {}", field.key);
+        }
     }
 
     #[test]

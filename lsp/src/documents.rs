@@ -1,4 +1,5 @@
-//! The open documents: text by uri. Every change is applied synchronously; a reader takes a clone, which costs a few pointers.
+//! The open documents: text by uri. Each opening and each change has a revision number of our own: the editor's versions start anew
+//! when a document is opened again. Every change is applied synchronously; a reader takes a clone, which costs a few pointers.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -18,7 +19,10 @@ const HEAD_BYTES: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub uri: String,
+    /// The editor's number.
     pub version: i32,
+    /// Ours: no two states of open documents have the same.
+    pub revision: u64,
     pub text: Rope,
     /// Where the document is on disk, or its name where it is nowhere.
     pub path: PathBuf,
@@ -29,7 +33,14 @@ impl Snapshot {
     /// A document that is in no editor: a file read from disk.
     pub fn from_file(path: PathBuf, text: &str) -> Snapshot {
         let language = detect(None, &path, head_of(text));
-        Snapshot { uri: format!("file://{}", path.display()), version: 0, text: Rope::from_str(text), path, language }
+        Snapshot {
+            uri: format!("file://{}", path.display()),
+            version: 0,
+            revision: 0,
+            text: Rope::from_str(text),
+            path,
+            language,
+        }
     }
 
     /// The document as if `text` stood in place of `range` (in characters).
@@ -42,7 +53,20 @@ impl Snapshot {
 /// All open documents of one editor.
 #[derive(Debug, Default)]
 pub struct Documents {
-    by_uri: Mutex<HashMap<String, Snapshot>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    by_uri: HashMap<String, Snapshot>,
+    last_revision: u64,
+}
+
+impl Table {
+    fn next_revision(&mut self) -> u64 {
+        self.last_revision += 1;
+        self.last_revision
+    }
 }
 
 impl Documents {
@@ -50,8 +74,11 @@ impl Documents {
     pub fn open(&self, uri: &str, editor_language: &str, version: i32, text: &str) {
         let path = uri::to_path(uri);
         let language = detect(Some(editor_language), &path, head_of(text));
-        let document = Snapshot { uri: uri.to_string(), version, text: Rope::from_str(text), path, language };
-        self.lock().insert(uri.to_string(), document);
+        let text = Rope::from_str(text);
+        let mut table = self.lock();
+        let revision = table.next_revision();
+        let document = Snapshot { uri: uri.to_string(), version, revision, text, path, language };
+        table.by_uri.insert(uri.to_string(), document);
     }
 
     /// Applies the changes of one notification in their order, each on the result of the former.
@@ -63,8 +90,9 @@ impl Documents {
         changes: Vec<TextDocumentContentChangeEvent>,
         encoding: Encoding,
     ) -> bool {
-        let mut documents = self.lock();
-        let Some(document) = documents.get_mut(uri) else { return false };
+        let mut table = self.lock();
+        let revision = table.next_revision();
+        let Some(document) = table.by_uri.get_mut(uri) else { return false };
         for change in changes {
             let (range, text) = parts(change);
             match range {
@@ -76,27 +104,28 @@ impl Documents {
             }
         }
         document.version = version;
+        document.revision = revision;
         true
     }
 
     /// Forgets a document.
     pub fn close(&self, uri: &str) {
-        self.lock().remove(uri);
+        self.lock().by_uri.remove(uri);
     }
 
     /// The document as it is now, or `None` where it is not open.
     pub fn snapshot(&self, uri: &str) -> Option<Snapshot> {
-        self.lock().get(uri).cloned()
+        self.lock().by_uri.get(uri).cloned()
     }
 
-    /// The version of an open document.
-    pub fn version(&self, uri: &str) -> Option<i32> {
-        self.lock().get(uri).map(|document| document.version)
+    /// The revision of an open document.
+    pub fn revision(&self, uri: &str) -> Option<u64> {
+        self.lock().by_uri.get(uri).map(|document| document.revision)
     }
 
     /// How many documents are open.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().by_uri.len()
     }
 
     /// Whether no document is open.
@@ -104,9 +133,9 @@ impl Documents {
         self.len() == 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Snapshot>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         // A panic while a change was applied leaves a text that the next full change repairs; going on is right.
-        self.by_uri.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -167,6 +196,19 @@ mod tests {
         assert!(documents.change("u", 2, changes, Encoding::Utf8));
         assert_eq!((before.text.to_string().as_str(), before.version), ("a", 1));
         assert_eq!(documents.snapshot("u").unwrap().text.to_string(), "b");
+    }
+
+    #[test]
+    fn a_document_opened_again_is_another_revision() {
+        let documents = Documents::default();
+        documents.open("u", "lua", 1, "a");
+        let first = documents.revision("u");
+        documents.close("u");
+        assert_eq!(documents.revision("u"), None);
+        documents.open("u", "lua", 1, "b");
+        let second = documents.revision("u");
+        assert!(documents.change("u", 1, Vec::new(), Encoding::Utf8));
+        assert!(first < second && second < documents.revision("u"), "the editor's version was 1 each time");
     }
 
     #[test]

@@ -167,9 +167,22 @@ impl Engine {
         Pending { flag, outcome }
     }
 
-    /// Drops what is remembered of a closed document.
+    /// Drops what is remembered of a closed document; what is asked for it is superseded.
     pub fn forget(&self, document: &str) {
+        let superseded: Vec<Job> = {
+            let mut queue = self.shared.lock();
+            if let Some(running) = queue.running.as_ref().filter(|running| running.document == document) {
+                running.flag.raise(SUPERSEDED);
+            }
+            let (superseded, waiting): (Vec<Job>, Vec<Job>) =
+                queue.waiting.drain(..).partition(|job| job.request.document == document);
+            queue.waiting = waiting.into();
+            superseded
+        };
         self.shared.answers.forget(document);
+        for job in superseded {
+            job.end(Err(Reason::Superseded.into()));
+        }
     }
 
     /// Ends the thread; what waits is answered with silence.

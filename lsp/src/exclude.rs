@@ -14,6 +14,8 @@ pub const DEFAULT_PATTERNS: &[&str] = &[
     "*.pfx",
     "*.p8",
     "*.der",
+    "*.crt",
+    "*.cer",
     "*.jks",
     "*.keystore",
     "*.kdb",
@@ -73,7 +75,7 @@ impl Exclusions {
     /// The pattern that is none, and why.
     pub fn new(with_defaults: bool, users: &[String]) -> Result<Exclusions, String> {
         let defaults = DEFAULT_PATTERNS.iter().filter(|_| with_defaults).copied();
-        let compile = |text: &str| Pattern::new(text).map_err(|error| format!("{text:?}: {error}"));
+        let compile = |text: &str| Pattern::new(&anchored(text)).map_err(|error| format!("{text:?}: {error}"));
         let patterns = defaults.chain(users.iter().map(String::as_str)).map(compile).collect::<Result<_, _>>()?;
         Ok(Exclusions { patterns })
     }
@@ -90,9 +92,44 @@ impl Exclusions {
     }
 }
 
+/// `pattern` as it is matched against a whole path: a relative one with a slash (`vendor/*.go`) holds in every folder, one that ends in
+/// a slash (`vendor/`) for all that is in such a folder.
+fn anchored(pattern: &str) -> String {
+    let pattern = pattern.replace('\\', "/");
+    if !pattern.contains('/') {
+        return pattern;
+    }
+    let inside = if pattern.ends_with('/') { "**" } else { "" };
+    let is_absolute = pattern.starts_with('/') || matches!(pattern.as_bytes(), [_, b':', ..]);
+    if is_absolute || pattern.starts_with("**") {
+        return pattern + inside;
+    }
+    format!("**/{}{inside}", pattern.trim_start_matches("./"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_users_relative_pattern_holds_in_every_folder() {
+        let users = ["gen/*.go", "vendor/", "./a/b.py", "/abs/*.c", "**/x/*.h", "C:/w/*.c"].map(str::to_string);
+        let exclusions = Exclusions::new(false, &users).unwrap();
+        for path in ["/p/gen/x.go", "gen/x.go", "/p/vendor/a/b.js", "/q/a/b.py", "/abs/x.c", "/r/x/y.h", "C:\\w\\a.c"] {
+            assert!(exclusions.excludes(Path::new(path)).is_some(), "{path}");
+        }
+        for path in ["/p/gen/deep/x.go", "/p/abs/x.c", "/p/vendor.js", "/p/ca/b.py"] {
+            assert_eq!(exclusions.excludes(Path::new(path)), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn certificates_and_key_stores_are_excluded_by_default() {
+        let exclusions = Exclusions::new(true, &[]).unwrap();
+        for end in ["crt", "cer", "der", "p12", "pfx", "key", "jks"] {
+            assert!(exclusions.excludes(Path::new(&format!("/p/a.{end}"))).is_some(), "{end}");
+        }
+    }
 
     #[test]
     fn secrets_are_excluded_by_default() {

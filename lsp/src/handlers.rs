@@ -48,13 +48,13 @@ async fn answer_unrecorded(
     place: impl FnOnce(Snapshot) -> Caret,
 ) -> Result<Answer, Silence> {
     let snapshot = state.documents.snapshot(uri).ok_or(Reason::NotOpen)?;
-    let version = snapshot.version;
+    let revision = snapshot.revision;
     let caret = place(snapshot);
     let request = complete::request(&caret.snapshot, caret.char_idx, &state.settings())?;
     let answer = state.engine.submit(channel, request).await?;
-    match state.documents.version(uri) {
-        Some(now) if now == version => Ok(answer),
-        now => Err(Reason::Stale.because(format_args!("made for version {version}, now {now:?}"))),
+    match state.documents.revision(uri) {
+        Some(now) if now == revision => Ok(answer),
+        now => Err(Reason::Stale.because(format_args!("made for revision {revision}, now {now:?}"))),
     }
 }
 

@@ -23,8 +23,13 @@ pub struct Window {
 pub fn window(text: &Rope, caret_byte: usize) -> Window {
     let start = window_start(text, caret_byte);
     let end = window_end(text, caret_byte);
-    let cut = |range: std::ops::Range<usize>| text.byte_slice(range).to_string().replace("\r\n", "\n");
+    let cut = |range: std::ops::Range<usize>| with_newlines(&text.byte_slice(range).to_string());
     Window { prefix: cut(start..caret_byte), suffix: cut(caret_byte..end) }
+}
+
+/// `text` with `\n` at the end of each line, whatever of `\r\n`, `\r` and `\n` it had.
+pub fn with_newlines(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 fn window_start(text: &Rope, caret_byte: usize) -> usize {
@@ -63,6 +68,13 @@ mod tests {
         let rope = Rope::from_str("a\r\nb\u{e9}|c\r\n");
         let seen = window(&rope, "a\r\nb\u{e9}".len());
         assert_eq!(seen, Window { prefix: "a\nb\u{e9}".to_string(), suffix: "|c\n".to_string() });
+    }
+
+    #[test]
+    fn every_line_end_becomes_a_newline() {
+        let rope = Rope::from_str("a\rb\r\nc\nd|e\rf");
+        let seen = window(&rope, "a\rb\r\nc\nd".len());
+        assert_eq!(seen, Window { prefix: "a\nb\nc\nd".to_string(), suffix: "|e\nf".to_string() });
     }
 
     #[test]

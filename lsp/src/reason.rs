@@ -31,6 +31,8 @@ pub enum Reason {
     RepeatsFollowing,
     /// The same again and again.
     Repetitive,
+    /// Its brackets do not go with those around the caret.
+    Unbalanced,
     /// The line did not end within the budget of tokens or time.
     UnfinishedLine,
     /// Less likely than the settings ask for.
@@ -61,6 +63,7 @@ impl Reason {
             Reason::OnlyClosers => "only_closers",
             Reason::RepeatsFollowing => "repeats_following",
             Reason::Repetitive => "repetitive",
+            Reason::Unbalanced => "unbalanced",
             Reason::UnfinishedLine => "unfinished_line",
             Reason::LowConfidence => "low_confidence",
             Reason::EngineFailed => "engine_failed",

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::complete::{Answer, Request};
+use crate::prompt::with_newlines;
 
 /// Answers that are remembered, over all documents.
 const CAPACITY: usize = 16;
@@ -54,8 +55,9 @@ impl Entry {
         }
         let typed_bytes = request.caret_byte.checked_sub(then.caret_byte)?;
         let (typed, rest) = self.answer.text.split_at_checked(typed_bytes)?;
-        let before_typed = request.window.prefix.strip_suffix(&typed.replace("\r\n", "\n"))?;
-        if rest.trim().is_empty() || !same_end(before_typed, &then.window.prefix) {
+        let is_inside_line_end = typed.ends_with('\r') && rest.starts_with('\n');
+        let before_typed = request.window.prefix.strip_suffix(&with_newlines(typed))?;
+        if is_inside_line_end || rest.trim().is_empty() || !same_end(before_typed, &then.window.prefix) {
             return None;
         }
         let mut answer = self.answer.clone();
@@ -121,6 +123,12 @@ mod tests {
         assert_eq!(answers.rest_for(&first).unwrap().text, "call(1)");
         answers.forget(&first.document);
         assert!(answers.rest_for(&first).is_none());
+    }
+
+    #[test]
+    fn answers_over_lines_with_lone_carriage_returns_are_typed_through() {
+        let answers = remembered("f() {|\r}", "\n    g()\n");
+        assert_eq!(answers.rest_for(&request_at("f() {\r  |\r}")).unwrap().text, "  g()");
     }
 
     #[test]

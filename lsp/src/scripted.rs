@@ -2,20 +2,32 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use crate::completer::{Ask, Completer, CompleterError, Finish, ModelInfo, Written};
 
 /// Bytes of one pretended token.
 const TOKEN_BYTES: usize = 4;
+/// How often one that stands at its gate looks whether it is cancelled.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Nothing is ever sent through a gate: it opens when its sender goes.
+#[derive(Debug)]
+pub enum Opened {}
+
+/// Holds a completer back until it is dropped.
+#[derive(Debug)]
+#[must_use = "a gate that is dropped is open"]
+pub struct Gate(#[allow(dead_code, reason = "its end is what counts")] Sender<Opened>);
 
 type Script = Box<dyn FnMut(&Ask<'_>) -> Result<String, String> + Send>;
 
-/// Deterministic text with a controllable delay.
+/// Deterministic text, on request only after a gate was opened.
 pub struct Scripted {
     info: ModelInfo,
     script: Script,
-    token_delay: Duration,
+    gate: Option<Receiver<Opened>>,
     calls: Arc<AtomicUsize>,
     finished: Arc<AtomicUsize>,
 }
@@ -25,7 +37,7 @@ impl Scripted {
     pub fn new(script: impl FnMut(&Ask<'_>) -> Result<String, String> + Send + 'static) -> Scripted {
         let info = ModelInfo { name: "scripted".to_string(), device: "cpu".to_string(), ..ModelInfo::default() };
         let (calls, finished) = Default::default();
-        Scripted { info, script: Box::new(script), token_delay: Duration::ZERO, calls, finished }
+        Scripted { info, script: Box::new(script), gate: None, calls, finished }
     }
 
     /// Always writes `text`.
@@ -34,10 +46,24 @@ impl Scripted {
         Scripted::new(move |_| Ok(text.clone()))
     }
 
-    /// Takes `delay` for each token.
-    pub fn with_token_delay(mut self, delay: Duration) -> Scripted {
-        self.token_delay = delay;
-        self
+    /// Writes nothing until the gate is dropped; cancelling reaches it there, too.
+    pub fn gated(mut self) -> (Scripted, Gate) {
+        let (sender, receiver) = channel();
+        self.gate = Some(receiver);
+        (self, Gate(sender))
+    }
+
+    /// Waits for the gate; answers whether it opened before `cancelled`.
+    fn pass_gate(&self, cancelled: &dyn Fn() -> bool) -> bool {
+        let Some(gate) = &self.gate else { return !cancelled() };
+        while !cancelled() {
+            match gate.recv_timeout(LOOK_AGAIN) {
+                Ok(opened) => match opened {},
+                Err(RecvTimeoutError::Disconnected) => return !cancelled(),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        false
     }
 
     /// How often it was called, and how often it came to its end.
@@ -63,8 +89,7 @@ impl Completer for Scripted {
         let mut finish = Finish::Exhausted;
         let mut tokens = 0;
         for token in text.as_bytes().chunks(TOKEN_BYTES).take(ask.max_new_tokens) {
-            std::thread::sleep(self.token_delay);
-            if cancelled() {
+            if !self.pass_gate(cancelled) {
                 return Err(CompleterError::Cancelled);
             }
             bytes.extend_from_slice(token);

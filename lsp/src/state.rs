@@ -9,7 +9,7 @@ use tower_lsp::Client;
 use tower_lsp::gen_lsp_types::MessageType;
 
 use crate::capabilities::Session;
-use crate::config::Settings;
+use crate::config::{Layer, Layers, Settings};
 use crate::documents::Documents;
 use crate::engine::Engine;
 use crate::status::Statistics;
@@ -21,7 +21,7 @@ pub(crate) struct State {
     pub(crate) engine: Engine,
     pub(crate) statistics: Statistics,
     pub(crate) lifecycle: Arc<Lifecycle>,
-    settings: Mutex<Arc<Settings>>,
+    settings: Mutex<Layers>,
     session: OnceLock<Session>,
     /// What cannot be said before the editor is ready to hear it.
     held_messages: Mutex<Vec<String>>,
@@ -53,7 +53,7 @@ impl State {
             engine,
             statistics: Statistics::default(),
             lifecycle,
-            settings: Mutex::new(Arc::new(Settings::standard())),
+            settings: Mutex::default(),
             session: OnceLock::new(),
             held_messages: Mutex::default(),
         }
@@ -61,13 +61,12 @@ impl State {
 
     /// The settings as they are now.
     pub(crate) fn settings(&self) -> Arc<Settings> {
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).settings()
     }
 
-    /// Sets what `value` says and returns what was wrong with it.
-    pub(crate) fn merge_settings(&self, value: &Value) -> Vec<String> {
-        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::make_mut(&mut settings).merge(value)
+    /// Replaces what one source of settings says and returns what was wrong with it.
+    pub(crate) fn set_settings(&self, layer: Layer, value: &Value) -> Vec<String> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).set(layer, value)
     }
 
     /// What is known of the editor; before `initialize` what holds for one that announces nothing.

@@ -3,6 +3,9 @@
 //! Everything here is text; the caret's surroundings come as [`Around`]. Line ends are `\n`.
 
 mod brackets;
+mod lexis;
+
+use multicoder_grammars::LanguageId;
 
 use crate::completer::Finish;
 use crate::reason::Reason;
@@ -15,6 +18,8 @@ const MAX_LEADING_NEWLINES: usize = 2;
 pub struct Around<'a> {
     pub prefix: &'a str,
     pub suffix: &'a str,
+    /// Tells strings and comments from code.
+    pub language: Option<LanguageId>,
 }
 
 impl<'a> Around<'a> {
@@ -33,9 +38,13 @@ impl<'a> Around<'a> {
         !self.line_after().trim().is_empty()
     }
 
-    /// The next line with text below the caret's.
+    /// The next line with text below the caret's, without the blanks around it.
     fn next_line(&self) -> Option<&'a str> {
-        self.suffix.split('\n').skip(1).map(str::trim).find(|line| !line.is_empty())
+        self.indented_next_line().map(str::trim)
+    }
+
+    fn indented_next_line(&self) -> Option<&'a str> {
+        self.suffix.split('\n').skip(1).find(|line| !line.trim().is_empty())
     }
 
     fn max_lines(&self, wanted: usize) -> usize {
@@ -67,12 +76,12 @@ pub fn trim(bytes: &[u8], finish: Finish, around: &Around<'_>, max_lines: usize)
     if text.trim().is_empty() {
         return Err(Reason::Empty);
     }
-    let text = without_repeated_lines(text, around)?;
-    let text = brackets::without_overlap(text, around.line_after());
+    let text = without_repeated_lines(text, around, max_lines)?;
+    let text = brackets::without_overlap(text, around);
     if text.trim().is_empty() {
         return Err(Reason::RepeatsFollowing);
     }
-    let text = brackets::balanced(text, around);
+    let text = brackets::balanced(text, around)?;
     let text = if around.line_after().starts_with(char::is_whitespace) || !around.is_mid_line() {
         text.trim_end()
     } else {
@@ -155,13 +164,26 @@ fn whole_lines<'t>(text: &'t str, finish: Finish, around: &Around<'_>, max_lines
     }
 }
 
-/// The answer up to a line that already stands below the caret.
-fn without_repeated_lines<'t>(text: &'t str, around: &Around<'_>) -> Result<&'t str, Reason> {
-    let Some(next) = around.next_line().filter(|_| !around.is_mid_line()) else { return Ok(text) };
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The answer up to a line that already stands below the caret. In an answer of several lines the indentation counts: the same closing
+/// bracket stands at every depth.
+fn without_repeated_lines<'t>(text: &'t str, around: &Around<'_>, max_lines: usize) -> Result<&'t str, Reason> {
+    let Some(next) = around.indented_next_line().filter(|_| !around.is_mid_line()) else { return Ok(text) };
+    let is_next = |line: &str| match max_lines {
+        1 => line.trim() == next.trim(),
+        _ => line.trim_end() == next.trim_end(),
+    };
     let mut end = 0;
     for (i, line) in text.split_inclusive('\n').enumerate() {
-        let whole = if i == 0 { format!("{}{}", around.line_before(), line) } else { line.to_string() };
-        if whole.trim() == next || line.trim() == next {
+        let is_repeated = match i {
+            0 if line.trim().is_empty() => false,
+            0 => is_next(&format!("{}{line}", around.line_before())) || line.trim() == next.trim(),
+            _ => is_next(line),
+        };
+        if is_repeated {
             let kept = text[..end].trim_end();
             return if kept.is_empty() { Err(Reason::RepeatsFollowing) } else { Ok(kept) };
         }
@@ -202,7 +224,7 @@ mod tests {
     /// `source` has the caret as `|`; `written` is what the model wrote.
     fn check(source: &str, written: &str, expected: Result<&str, Reason>) {
         let (prefix, suffix) = source.split_once('|').unwrap();
-        let around = Around { prefix, suffix };
+        let around = Around { prefix, suffix, language: None };
         let answer = trim(written.as_bytes(), Finish::Stopped, &around, 1);
         assert_eq!(answer.as_deref().map_err(|reason| *reason), expected, "{source:?} + {written:?}");
     }
@@ -219,7 +241,7 @@ mod tests {
 
     #[test]
     fn the_end_of_text_ends_a_line() {
-        let around = Around { prefix: "return ", suffix: "\n" };
+        let around = Around { prefix: "return ", suffix: "\n", language: None };
         assert_eq!(trim(b"x", Finish::EndOfText, &around, 1).as_deref(), Ok("x"));
         assert_eq!(trim(b"x", Finish::Exhausted, &around, 1), Err(Reason::UnfinishedLine));
         assert_eq!(trim(b"a\nb\nc", Finish::Exhausted, &around, 5).as_deref(), Ok("a\nb"));
@@ -231,8 +253,17 @@ mod tests {
         check("    ret|\n    return x\n", "urn x\n", Err(Reason::RepeatsFollowing));
         check("foo(|, b)", ", b)\n", Err(Reason::RepeatsFollowing));
         check("a = |\nb = 2", "1\nb = 2\n", Ok("1"));
-        let around = Around { prefix: "x", suffix: "\n\nend\n" };
+        let around = Around { prefix: "x", suffix: "\n\nend\n", language: None };
         assert_eq!(trim(b"(1)\nend\n", Finish::Stopped, &around, 3).as_deref(), Ok("(1)"));
+    }
+
+    #[test]
+    fn in_answers_of_several_lines_the_indentation_counts() {
+        let around = Around { prefix: "fn f() {\n    if a {", suffix: "\n}\n", language: None };
+        let answer = trim(b"\n        g();\n    }\n}\n", Finish::Stopped, &around, 3);
+        assert_eq!(answer.as_deref(), Ok("\n        g();\n    }"));
+        let around = Around { prefix: "    }", suffix: "\n}\n", language: None };
+        assert_eq!(trim(b"\n    g();\n", Finish::Stopped, &around, 1).as_deref(), Ok("\n    g();"));
     }
 
     #[test]
@@ -249,7 +280,10 @@ mod tests {
     fn brackets_stay_balanced() {
         check("foo(|)", "a) + bar(b\n", Ok("a"));
         check("foo(a, |", "b)\n", Ok("b)"));
-        check("x|", " = f(a))\n", Ok(" = f(a)"));
+        check("x|", " = f(a))\n", Err(Reason::Unbalanced));
+        check("x = |", "'a, b)'\n", Ok("'a, b)'"));
+        check("items.forEach((x)|)", " => {\n", Err(Reason::Unbalanced));
+        check("x = |s.len()", "items\n", Ok("items"));
         check("if (x) |", "{\n", Ok("{"));
     }
 
@@ -270,18 +304,18 @@ mod tests {
     #[test]
     fn control_characters_and_broken_utf8_end_the_text() {
         check("x = |", "ab\u{7}c\n", Err(Reason::UnfinishedLine));
-        let around = Around { prefix: "", suffix: "" };
+        let around = Around { prefix: "", suffix: "", language: None };
         assert_eq!(trim(b"ok\n\xff", Finish::Stopped, &around, 1).as_deref(), Ok("ok"));
     }
 
     #[test]
     fn the_model_may_stop_at_the_line_end() {
-        let end = Around { prefix: "x", suffix: "\ny" };
+        let end = Around { prefix: "x", suffix: "\ny", language: None };
         assert!(!is_enough(b"abc", &end, 1) && is_enough(b"abc\n", &end, 1));
         assert!(!is_enough(b"\n  ", &end, 1) && is_enough(b"\n  a\n", &end, 1) && is_enough(b"\n\n\n", &end, 1));
         assert!(is_enough(b"a, a, a, a, a, a, a, a, a, ", &end, 1) && !is_enough(b"------------------------", &end, 1));
         assert!(!is_enough(b"a\nb", &end, 2) && is_enough(b"a\nb\n", &end, 2));
-        let middle = Around { prefix: "f(", suffix: ")" };
+        let middle = Around { prefix: "f(", suffix: ")", language: None };
         assert!(is_enough(b"\n", &middle, 4) && is_enough(b"a\n", &middle, 4));
     }
 
@@ -290,7 +324,7 @@ mod tests {
         fn invariants_hold_for_any_text(
             prefix in "[a(){}\" \n]{0,20}", suffix in "[a(){}\" \n;]{0,20}", written in "[ab(){}\"; \n]{0,20}", max_lines in 1usize..4,
         ) {
-            let around = Around { prefix: &prefix, suffix: &suffix };
+            let around = Around { prefix: &prefix, suffix: &suffix, language: None };
             if let Ok(answer) = trim(written.as_bytes(), Finish::EndOfText, &around, max_lines) {
                 prop_assert!(!answer.trim().is_empty());
                 prop_assert!(!suffix.trim_start().starts_with(answer.trim()), "{:?}", answer);

@@ -9,7 +9,9 @@ pub fn to_path(uri: &str) -> PathBuf {
         Some(after) => after.find('/').map_or(after, |slash| &after[slash..]),
         None => rest,
     };
-    let path = percent_decoded(without_host);
+    // A query or a fragment is no part of the path; those signs in a name come encoded.
+    let end = without_host.find(['?', '#']).unwrap_or(without_host.len());
+    let path = percent_decoded(&without_host[..end]);
     // `file:///c:/x` names a drive, not a folder of the root.
     let is_drive = matches!(path.as_bytes(), [b'/', drive, b':', ..] if drive.is_ascii_alphabetic());
     PathBuf::from(if is_drive { &path[1..] } else { &path[..] })
@@ -42,6 +44,13 @@ mod tests {
         assert_eq!(to_path("file:///home/a%20b/%C3%A9.rs"), PathBuf::from("/home/a b/\u{e9}.rs"));
         assert_eq!(to_path("file://host/share/x.py"), PathBuf::from("/share/x.py"));
         assert_eq!(to_path("file:///c%3A/x.lua"), PathBuf::from("c:/x.lua"));
+    }
+
+    #[test]
+    fn query_and_fragment_are_no_part_of_the_path() {
+        assert_eq!(to_path("file:///p/.env?version=2#L3"), PathBuf::from("/p/.env"));
+        assert_eq!(to_path("git:/p/server.key?%7B%22ref%22%7D"), PathBuf::from("/p/server.key"));
+        assert_eq!(to_path("file:///p/a%3Fb%23.rs"), PathBuf::from("/p/a?b#.rs"));
     }
 
     #[test]

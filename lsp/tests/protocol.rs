@@ -3,9 +3,8 @@
 mod support;
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
-use multicoder_lsp::completer::{Completer, Loader};
+use multicoder_lsp::completer::Completer;
 use multicoder_lsp::lifecycle::Ended;
 use multicoder_lsp::scripted::Scripted;
 use serde_json::{Value, json};
@@ -24,24 +23,23 @@ fn digits(number: i32) -> u32 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flood_of_requests_changes_and_cancels_is_answered_and_never_stale() {
-    let completer = echo(Duration::from_millis(2));
+    let (completer, gate) = echo().gated();
     let mut client = Client::ready(scripted(completer)).await;
     client.open(URI, "python", "x0 = \n").await;
     let mut asked = Vec::new();
-    let mut slowest_change = Duration::ZERO;
-    for number in 1..=300 {
+    for number in 1..=301 {
         set_number(&mut client, number, digits(number - 1), number).await;
         let id = client.ask_inline(URI, 0, 4 + digits(number)).await;
         if number % 3 == 0 {
             client.cancel(id).await;
         }
         if number % 50 == 0 {
-            let start = Instant::now();
+            // The model writes nothing yet, and messages are read all the same.
             client.status().await;
-            slowest_change = slowest_change.max(start.elapsed());
         }
         asked.push((number, id));
     }
+    drop(gate);
     let mut shown = Vec::new();
     for (number, id) in asked {
         let answer = client.answer(id).await;
@@ -51,13 +49,12 @@ async fn flood_of_requests_changes_and_cancels_is_answered_and_never_stale() {
         }
     }
     assert!(shown.iter().all(|(number, text)| *text == format!("seen({number})")), "{shown:?}");
-    assert!(slowest_change < Duration::from_millis(50), "a message waited for {slowest_change:?}");
-    assert_eq!(client.inline(URI, 0, 7).await, ["seen(300)"]);
+    assert_eq!(client.inline(URI, 0, 7).await, ["seen(301)"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_hundred_interleaved_edits_and_requests_have_no_stale_answer() {
-    let mut client = Client::ready(scripted(echo(Duration::ZERO))).await;
+    let mut client = Client::ready(scripted(echo())).await;
     client.open(URI, "python", "x0 = \n").await;
     let mut asked = Vec::new();
     for number in 1..=400 {
@@ -79,18 +76,17 @@ async fn four_hundred_interleaved_edits_and_requests_have_no_stale_answer() {
 
 #[tokio::test]
 async fn a_newer_request_supersedes_without_a_cancel() {
-    let completer = Scripted::always("123456789012345678901234\n").with_token_delay(Duration::from_millis(20));
+    let (completer, gate) = Scripted::always("123456789012345678901234\n").gated();
     let (_, finished) = completer.counters();
     let mut client = Client::ready(scripted(completer)).await;
     client.open(URI, "python", "x = \n").await;
-    let mut ids = Vec::new();
-    for column in [4, 3, 2, 1, 4] {
-        ids.push(client.ask_inline(URI, 0, column).await);
+    let mut last = client.ask_inline(URI, 0, 4).await;
+    for column in [3, 2, 1, 4] {
+        let newer = client.ask_inline(URI, 0, column).await;
+        assert_eq!(client.answer(last).await["result"], json!({"items": []}));
+        last = newer;
     }
-    let last = ids.pop().unwrap();
-    for id in ids {
-        assert_eq!(client.answer(id).await["result"], json!({"items": []}));
-    }
+    drop(gate);
     assert_eq!(texts(&client.answer(last).await), ["123456789012345678901234"]);
     assert_eq!(finished.load(Ordering::SeqCst), 1, "only the last ran to its end");
     assert_eq!(client.status().await["decisions"]["superseded"], 4);
@@ -98,28 +94,45 @@ async fn a_newer_request_supersedes_without_a_cancel() {
 
 #[tokio::test]
 async fn a_cancelled_request_is_answered_at_once_and_stops_the_model() {
-    let completer = Scripted::always(&"word ".repeat(100)).with_token_delay(Duration::from_millis(50));
+    let (completer, gate) = Scripted::always("word\n").gated();
     let (_, finished) = completer.counters();
     let mut client = Client::ready(scripted(completer)).await;
     client.open(URI, "python", "x = \n").await;
     let id = client.ask_inline(URI, 0, 4).await;
-    let start = Instant::now();
     client.cancel(id).await;
     assert_eq!(client.answer(id).await["error"]["code"], -32800);
-    assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
     assert_eq!(client.status().await["lastDecision"]["code"], "cancelled");
-    assert_eq!(finished.load(Ordering::SeqCst), 0);
+    drop(gate);
+    client.open("file:///p/other.py", "python", "x = \n").await;
+    assert_eq!(client.inline("file:///p/other.py", 0, 4).await, ["word"]);
+    assert_eq!(finished.load(Ordering::SeqCst), 1, "the cancelled one never came to its end");
 }
 
 #[tokio::test]
 async fn an_answer_for_an_older_version_is_withdrawn() {
-    let completer = echo(Duration::from_millis(30));
+    let (completer, gate) = echo().gated();
     let mut client = Client::ready(scripted(completer)).await;
     client.open(URI, "python", "x1 = \n").await;
     let id = client.ask_inline(URI, 0, 5).await;
     set_number(&mut client, 1, 1, 2).await;
+    client.status().await;
+    drop(gate);
     assert_eq!(client.answer(id).await["result"], json!({"items": []}));
     assert_eq!(client.status().await["lastDecision"]["code"], "stale");
+}
+
+#[tokio::test]
+async fn an_answer_from_before_closing_is_not_shown_in_the_document_opened_again() {
+    let (completer, gate) = echo().gated();
+    let mut client = Client::ready(scripted(completer)).await;
+    client.open(URI, "python", "x1 = \n").await;
+    let id = client.ask_inline(URI, 0, 5).await;
+    client.close_and_reopen(URI).await;
+    assert_eq!(client.answer(id).await["result"], json!({"items": []}), "answered while the model still stands");
+    drop(gate);
+    assert_eq!(client.inline(URI, 0, 4).await, ["seen()"]);
+    let decisions = client.status().await["decisions"].clone();
+    assert!(decisions["superseded"] == 1 || decisions["stale"] == 1, "{decisions}");
 }
 
 #[tokio::test]
@@ -157,7 +170,7 @@ async fn malformed_messages_get_an_error_and_the_server_lives() {
 
 #[tokio::test]
 async fn half_a_character_in_a_change_does_not_lose_the_document() {
-    let mut client = Client::ready(scripted(echo(Duration::ZERO))).await;
+    let mut client = Client::ready(scripted(echo())).await;
     client.open(URI, "python", "x1 = \n").await;
     let lone = r#"{"jsonrpc":"2.0","method":"textDocument/didChange","params":{"textDocument":{"uri":"file:///p/main.py","version":1},
         "contentChanges":[{"range":{"start":{"line":0,"character":2},"end":{"line":0,"character":2}},"text":"\ud83d7"}]}}"#;
@@ -167,16 +180,14 @@ async fn half_a_character_in_a_change_does_not_lose_the_document() {
 
 #[tokio::test]
 async fn a_document_of_five_megabytes_is_served() {
-    let mut client = Client::ready(scripted(echo(Duration::ZERO))).await;
+    let mut client = Client::ready(scripted(echo())).await;
     let line = "value = compute(1, 2, 3)  # \u{e9}\u{1f600}\r\n";
     let n_lines = 5_000_000 / line.len();
     client.open(URI, "python", &(line.repeat(n_lines) + "x1 = ")).await;
-    let start = Instant::now();
     for number in 2..=9 {
         client.change(URI, number, [n_lines as u32, 1, n_lines as u32, 2], &number.to_string()).await;
         assert_eq!(client.inline(URI, n_lines as u32, 5).await, [format!("seen({number})")]);
     }
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     client.change(URI, 20, [0, 0, n_lines as u32, 0], "").await;
     assert_eq!(client.inline(URI, 0, 5).await, ["seen(9)"]);
 }
@@ -211,7 +222,7 @@ async fn items_carry_a_range_and_the_command_of_acceptance() {
 
 #[tokio::test]
 async fn an_answer_continues_the_selected_item_of_the_menu() {
-    let mut client = Client::ready(scripted(echo(Duration::ZERO))).await;
+    let mut client = Client::ready(scripted(echo())).await;
     client.open(URI, "python", "x1 = co\n").await;
     let range = json!({"start": {"line": 0, "character": 5}, "end": {"line": 0, "character": 7}});
     let mut params = inline_params(URI, 0, 7);
@@ -306,19 +317,16 @@ async fn a_panic_of_the_model_costs_one_answer() {
 
 #[tokio::test]
 async fn loading_shows_progress_and_requests_wait_for_it() {
-    let slowly: Loader = Box::new(|| {
-        std::thread::sleep(Duration::from_millis(200));
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let mut client = Client::start(Box::new(move || {
+        let _ = released.recv();
         Ok(Box::new(Scripted::always("1\n")) as Box<dyn Completer>)
-    });
-    let mut client = Client::start(slowly);
-    client
-        .initialize(
-            json!({"window": {"workDoneProgress": true}, "textDocument": {"inlineCompletion": {}}}),
-            Value::Null,
-        )
-        .await;
+    }));
+    let capabilities = json!({"window": {"workDoneProgress": true}, "textDocument": {"inlineCompletion": {}}});
+    client.initialize(capabilities, Value::Null).await;
     client.open(URI, "python", "x = \n").await;
     assert_eq!(client.status().await["loaded"], "loading");
+    drop(release);
     assert_eq!(client.inline(URI, 0, 4).await, ["1"]);
     let is_of_kind = |kind: &'static str| move |message: &Value| message["params"]["value"]["kind"] == kind;
     client.notification(is_of_kind("begin")).await;
@@ -338,9 +346,14 @@ async fn without_a_model_the_editor_learns_why() {
 }
 
 #[tokio::test]
-async fn shutdown_and_exit_end_it_within_a_second() {
-    let busy = || scripted(Scripted::always(&"word ".repeat(500)).with_token_delay(Duration::from_millis(50)));
-    let second = Duration::from_secs(1);
+async fn shutdown_and_exit_end_it_whatever_the_model_does() {
+    // The gates stay closed: the model would never come to an end.
+    let mut gates = Vec::new();
+    let mut busy = || {
+        let (completer, gate) = Scripted::always("word\n").gated();
+        gates.push(gate);
+        scripted(completer)
+    };
 
     let mut client = Client::ready(busy()).await;
     client.open(URI, "python", "x = \n").await;
@@ -348,31 +361,31 @@ async fn shutdown_and_exit_end_it_within_a_second() {
     assert_eq!(client.request("shutdown", Value::Null).await["result"], Value::Null);
     assert_eq!(client.answer(pending).await["result"], json!({"items": []}));
     client.notify("exit", Value::Null).await;
-    assert_eq!(client.ended_within(second).await, Ended::Exit { after_shutdown: true });
+    assert_eq!(client.ended().await, Ended::Exit { after_shutdown: true });
 
     let mut client = Client::ready(busy()).await;
     client.open(URI, "python", "x = \n").await;
     client.ask_inline(URI, 0, 4).await;
     client.notify("exit", Value::Null).await;
-    assert_eq!(client.ended_within(second).await, Ended::Exit { after_shutdown: false });
+    assert_eq!(client.ended().await, Ended::Exit { after_shutdown: false });
 
     let mut client = Client::ready(busy()).await;
     client.open(URI, "python", "x = \n").await;
     client.ask_inline(URI, 0, 4).await;
     client.close_input();
-    assert_eq!(client.ended_within(second).await, Ended::InputClosed);
+    assert_eq!(client.ended().await, Ended::InputClosed);
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_dead_editor_ends_it_within_a_second() {
+async fn a_dead_editor_ends_it() {
     let mut editor = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let mut client = Client::start(scripted(Scripted::always("1\n")));
     client.request("initialize", json!({"processId": editor.id(), "capabilities": {}})).await;
     client.notify("initialized", json!({})).await;
     assert_eq!(client.status().await["documents"], 0);
     editor.kill().unwrap();
-    assert_eq!(client.ended_within(Duration::from_secs(1)).await, Ended::EditorGone);
+    assert_eq!(client.ended().await, Ended::EditorGone);
     editor.wait().unwrap();
 }
 

@@ -2,6 +2,7 @@
 
 use crate::session::{open, start, wait_until_loaded};
 use anyhow::{Context, Result, ensure};
+use multicoder_tests::client::EXIT_PATIENCE;
 use multicoder_tests::editor::Editor;
 use multicoder_tests::program::language_server;
 use serde_json::{Value, json};
@@ -20,32 +21,61 @@ fn check_alive(editor: &mut Editor, after: &str) -> Result<()> {
     Ok(())
 }
 
+const PARSE_ERROR: i64 = -32700;
+const INVALID_REQUEST: i64 = -32600;
+
+/// Messages that are no requests, with the code of the error that answers each; `None` for those that need no answer:
+/// notifications, and what the library reads as an answer to nothing.
+const MALFORMED: [(&str, Option<i64>); 11] = [
+    ("{", Some(PARSE_ERROR)),
+    ("", Some(PARSE_ERROR)),
+    ("\u{1}", Some(PARSE_ERROR)),
+    ("[]", Some(INVALID_REQUEST)),
+    ("null", Some(INVALID_REQUEST)),
+    ("\"text\"", Some(INVALID_REQUEST)),
+    ("{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"x\"}", Some(INVALID_REQUEST)),
+    ("{\"jsonrpc\":\"2.0\",\"method\":17}", Some(INVALID_REQUEST)),
+    ("{\"jsonrpc\":\"2.0\"}", None),
+    ("{\"jsonrpc\":\"2.0\",\"method\":\"textDocument/didChange\",\"params\":{\"textDocument\":7}}", None),
+    ("{\"jsonrpc\":\"2.0\",\"method\":\"no/such/method\",\"params\":{}}", None),
+];
+
+/// Each gets exactly one error without a request's number, of the right code, or none.
 #[test]
 fn malformed_messages_are_answered_and_survived() -> Result<()> {
     let mut editor = open("alive.py", "python", TEXT)?;
-    let bodies = [
-        "{",
-        "",
-        "[]",
-        "null",
-        "\u{1}",
-        "{\"jsonrpc\":\"2.0\"}",
-        "{\"jsonrpc\":\"1.0\",\"id\":1,\"method\":\"shutdown\"}",
-        "{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"x\"}",
-        "{\"jsonrpc\":\"2.0\",\"method\":17}",
-        "\"text\"",
-        "{\"jsonrpc\":\"2.0\",\"method\":\"textDocument/didChange\",\"params\":{\"textDocument\":7}}",
-        "{\"jsonrpc\":\"2.0\",\"method\":\"no/such/method\",\"params\":{}}",
-    ];
-    for body in bodies {
-        editor.client.send_bytes(&frame(body))?;
-        check_alive(&mut editor, body)?;
+    let bad_headers =
+        [&b"garbage\r\n\r\n"[..], b"Content-Length: -7\r\n\r\n", b"Content-Length: x\r\n\r\n", b"\xff\xfe\r\n\r\n"];
+    let bodies = MALFORMED.iter().map(|(body, code)| (frame(body), *code));
+    let headers = bad_headers.iter().map(|bytes| (bytes.to_vec(), Some(PARSE_ERROR)));
+    let mut n_errors = 0;
+    for (bytes, code) in bodies.chain(headers) {
+        let message = String::from_utf8_lossy(&bytes).into_owned();
+        editor.client.send_bytes(&bytes)?;
+        if let Some(code) = code {
+            n_errors += 1;
+            let answer = editor.client.wait_for_unnumbered(n_errors).context(message.clone())?;
+            ensure!(answer["id"].is_null() && answer["error"]["code"] == code, "{message}: {answer}, expected {code}");
+        }
+        check_alive(&mut editor, &message)?;
+        let unnumbered = &editor.client.unnumbered;
+        ensure!(unnumbered.len() == n_errors, "{message}: more answers than one: {unnumbered:?}");
     }
-    for bytes in
-        [&b"garbage\r\n\r\n"[..], b"Content-Length: -7\r\n\r\n", b"Content-Length: x\r\n\r\n{}", b"\xff\xfe\r\n\r\n"]
-    {
-        editor.client.send_bytes(bytes)?;
-        check_alive(&mut editor, &String::from_utf8_lossy(bytes))?;
+    Ok(())
+}
+
+/// Where a message that is no request of the protocol has a number, its error has it too.
+#[test]
+fn the_error_about_a_numbered_message_has_its_number() -> Result<()> {
+    let mut editor = open("numbered.py", "python", TEXT)?;
+    for (id, body) in [
+        (777, "{\"jsonrpc\":\"1.0\",\"id\":777,\"method\":\"shutdown\"}"),
+        (778, "{\"jsonrpc\":\"2.0\",\"id\":778,\"method\":17}"),
+    ] {
+        editor.client.send_bytes(&frame(body))?;
+        let answer = editor.client.response(id).context(body)?;
+        ensure!(answer["error"]["code"] == INVALID_REQUEST, "{body}: {answer}");
+        check_alive(&mut editor, body)?;
     }
     Ok(())
 }
@@ -110,7 +140,7 @@ fn a_file_of_five_megabytes_is_served() -> Result<()> {
         editor.append("t")?;
         editor.complete()?;
         println!("{} bytes: two completions in {} ms", text.len(), started.elapsed().as_millis());
-        ensure!(started.elapsed() < Duration::from_secs(20), "two completions took {:?}", started.elapsed());
+        ensure!(started.elapsed() < Duration::from_secs(60), "two completions took {:?}", started.elapsed());
         ensure!(editor.client.shut_down()?.code() == Some(0));
     }
     Ok(())
@@ -118,7 +148,7 @@ fn a_file_of_five_megabytes_is_served() -> Result<()> {
 
 #[test]
 fn wrong_settings_are_reported_and_the_rest_is_taken() -> Result<()> {
-    let options = json!({"minProbability": 0.0, "maxLine": 3, "maxTokens": "many"});
+    let options = json!({"minProbability": 0.0, "timeoutMs": 60_000, "maxLine": 3, "maxTokens": "many"});
     let (mut client, _) = start(language_server()?, json!({"textDocument": {"inlineCompletion": {}}}), options)?;
     wait_until_loaded(&mut client)?;
     for word in ["maxLine:", "maxLines", "maxTokens", "many"] {
@@ -146,6 +176,6 @@ fn requests_out_of_turn_are_refused() -> Result<()> {
     let late = client.request("multicoder/status", Value::Null)?;
     ensure!(client.response(late)?["error"]["code"] == -32600, "after shutdown");
     client.notify("exit", Value::Null)?;
-    ensure!(client.wait_for_exit(Duration::from_secs(1))?.code() == Some(0));
+    ensure!(client.wait_for_exit(EXIT_PATIENCE)?.code() == Some(0));
     Ok(())
 }

@@ -1,17 +1,15 @@
 //! What known editors announce in `initialize`, and what the server must make of each.
 
-use crate::session::{start, wait_until_loaded};
+use crate::session::{all_offered, find_item, start, wait_until_loaded};
 use anyhow::{Context, Result, ensure};
-use multicoder_tests::editor::Editor;
+use multicoder_tests::editor::{Editor, Encoding};
 use multicoder_tests::program::language_server;
 use serde_json::{Value, json};
-
-const TEXT: &str = "import os\n\n\ndef read(path):\n    with open(path) as file:\n        return file.";
 
 struct Client {
     name: &'static str,
     capabilities: Value,
-    encoding: &'static str,
+    encoding: Encoding,
     /// Shows ghost text; the others get items of the completion menu.
     is_inline: bool,
 }
@@ -32,11 +30,11 @@ fn clients() -> Vec<Client> {
     let asked = json!({"configuration": true, "didChangeConfiguration": {"dynamicRegistration": true}});
     let pushed = json!({"configuration": false, "didChangeConfiguration": {"dynamicRegistration": false}});
     vec![
-        client("Neovim", &["utf-8", "utf-16", "utf-32"], &inline, asked.clone(), "utf-8", true),
-        client("VS Code", &["utf-16"], &inline, asked.clone(), "utf-16", true),
-        client("Emacs lsp-mode", &["utf-32", "utf-8", "utf-16"], &inline, asked, "utf-8", true),
-        client("Helix", &["utf-8", "utf-32", "utf-16"], &menu, pushed, "utf-8", false),
-        Client { name: "a bare client", capabilities: json!({}), encoding: "utf-16", is_inline: false },
+        client("Neovim", &["utf-8", "utf-16", "utf-32"], &inline, asked.clone(), Encoding::Utf8, true),
+        client("VS Code", &["utf-16"], &inline, asked.clone(), Encoding::Utf16, true),
+        client("Emacs lsp-mode", &["utf-32", "utf-8", "utf-16"], &inline, asked, Encoding::Utf8, true),
+        client("Helix", &["utf-8", "utf-32", "utf-16"], &menu, pushed, Encoding::Utf8, false),
+        Client { name: "a bare client", capabilities: json!({}), encoding: Encoding::Utf16, is_inline: false },
     ]
 }
 
@@ -49,16 +47,17 @@ fn each_known_editor_is_served_in_its_way() -> Result<()> {
 }
 
 fn check(client: &Client) -> Result<()> {
-    let (mut server, answer) = start(language_server()?, client.capabilities.clone(), json!({"minProbability": 0.0}))?;
+    let (mut server, answer) = start(language_server()?, client.capabilities.clone(), all_offered())?;
     let capabilities = &answer["capabilities"];
-    ensure!(capabilities["positionEncoding"] == client.encoding, "{capabilities}");
+    ensure!(capabilities["positionEncoding"] == client.encoding.name(), "{capabilities}");
     ensure!(capabilities["inlineCompletionProvider"] == true, "true, not an object: {capabilities}");
     ensure!(capabilities["completionProvider"].is_object() != client.is_inline, "{capabilities}");
     server.configuration = json!({"maxLines": 1});
     wait_until_loaded(&mut server)?;
-    let mut editor = Editor::open(server, "sample.py", "python", TEXT)?;
-    let inline = editor.complete()?.context("an inline completion")?;
-    let position = editor.position(TEXT.len());
+    let mut editor = Editor::open(server, "sample.py", "python", "")?;
+    editor.encoding = client.encoding;
+    let inline = find_item(&mut editor)?;
+    let position = editor.position(editor.text.len());
     let parameters = json!({"textDocument": {"uri": editor.uri}, "position": position});
     let menu = editor.client.call("textDocument/completion", parameters)?;
     let items = menu["items"].as_array().context("a list of items")?;

@@ -3,7 +3,8 @@
 --     nvim --clean --headless -l tests/e2e/neovim.lua
 --
 -- MULTICODER_NVIM is the editor to drive, MULTICODER_SNIPPET the configuration under test, MULTICODER_FILE the file to open,
--- MULTICODER_TYPED the text to type. Prints one JSON object with what was seen; a failed step ends it with code 1.
+-- MULTICODER_TYPED the text to type, MULTICODER_OPTIONS the initialization options (JSON) that the user adds.
+-- Prints one JSON object with what was seen; a failed step ends it with code 1.
 
 local DEADLINE_MS = 60000
 
@@ -63,8 +64,10 @@ end
 local function run()
   vim.rpcrequest(channel, "nvim_command", "set noswapfile noautoindent nosmartindent indentexpr=")
   vim.rpcrequest(channel, "nvim_command", "source " .. vim.env.MULTICODER_SNIPPET)
+  lua("vim.lsp.config('multicoder', { init_options = vim.json.decode(...) })", vim.env.MULTICODER_OPTIONS)
   vim.rpcrequest(channel, "nvim_command", "edit " .. vim.env.MULTICODER_FILE)
-  vim.rpcrequest(channel, "nvim_command", "setlocal noautoindent nosmartindent indentexpr=")
+  -- What is typed is what the buffer gets: the editor adds no indentation, comment leader or line break.
+  vim.rpcrequest(channel, "nvim_command", "setlocal noautoindent nosmartindent nocindent indentexpr= formatoptions= textwidth=0")
   wait_for("the server is attached", function()
     return lua("return #vim.lsp.get_clients({ bufnr = 0, name = 'multicoder' }) == 1 and vim.lsp.get_clients()[1].initialized")
   end)
@@ -91,6 +94,9 @@ local function run()
   local asked_again = vim.uv.now()
   seen.ghost = wait_for("ghost text is shown", function()
     local ghost = current(ghost_text())
+    if ghost and ghost.column ~= #vim.env.MULTICODER_TYPED then
+      ghost = nil
+    end
     if not ghost and vim.uv.now() - asked_again > 1000 then
       asked_again = vim.uv.now()
       keys(" <BS>")

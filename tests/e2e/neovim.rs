@@ -1,5 +1,6 @@
 //! A real Neovim, 0.12 or newer: open a file, type, see ghost text, accept it. Skipped with a printed reason where there is none.
 
+use crate::session::{SAMPLES, all_offered, sample_cuts};
 use anyhow::{Context, Result, ensure};
 use multicoder_tests::program::{language_server, run};
 use multicoder_tests::{repository_root, skipped};
@@ -9,53 +10,57 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// A file, and what is typed below it: places at which a reader knows what comes next.
+/// A file, and what is typed below it.
 struct Scene {
-    file_name: &'static str,
-    text: &'static str,
-    typed: &'static str,
+    file_name: String,
+    text: String,
+    typed: String,
 }
 
-const SCENES: [Scene; 6] = [
-    Scene {
-        file_name: "point.py",
-        text: "class Point:\n    def __init__(self, x, y, z):\n        self.x = x\n        self.y = y\n",
-        typed: "        self.z =",
-    },
-    Scene { file_name: "shape.rs", text: "use std::path::Path;\nuse std::fs;\n", typed: "#[derive(" },
-    Scene { file_name: "lines.py", text: "import os\n\n\ndef main():\n    pass\n\n\n", typed: "if __name__ ==" },
-    Scene {
-        file_name: "loop.c",
-        text: "#include <stdio.h>\n\nint sum(int *v, int n) {\n    int s = 0;\n",
-        typed: "    for (int i = 0;",
-    },
-    Scene {
-        file_name: "list.js",
-        text: "const a = [1, 2, 3];\nconsole.log(a);\nconst b = [4, 5];\n",
-        typed: "console.",
-    },
-    Scene { file_name: "error.go", text: "package main\n\nfunc f() error {\n\tx, err := g()\n", typed: "if err !=" },
+/// Places at which a reader knows what comes next: file name, its text, what is typed below it.
+const SIMPLE_SCENES: [(&str, &str, &str); 6] = [
+    (
+        "point.py",
+        "class Point:\n    def __init__(self, x, y, z):\n        self.x = x\n        self.y = y\n",
+        "        self.z =",
+    ),
+    ("shape.rs", "use std::path::Path;\nuse std::fs;\n", "#[derive("),
+    ("lines.py", "import os\n\n\ndef main():\n    pass\n\n\n", "if __name__ =="),
+    ("loop.c", "#include <stdio.h>\n\nint sum(int *v, int n) {\n    int s = 0;\n", "    for (int i = 0;"),
+    ("list.js", "const a = [1, 2, 3];\nconsole.log(a);\nconst b = [4, 5];\n", "console."),
+    ("error.go", "package main\n\nfunc f() error {\n\tx, err := g()\n", "if err !="),
 ];
 
-/// Ghost text is shown from this probability on; scenes must be clearly above it.
-const SURE: f64 = 0.3;
+/// The simple scenes, then the lines of the samples. A tab cannot be typed: it accepts.
+fn scenes() -> Result<Vec<Scene>> {
+    let scene = |file_name: &str, text: String, typed: String| Scene { file_name: file_name.to_owned(), text, typed };
+    let simple = SIMPLE_SCENES.iter().map(|(name, text, typed)| scene(name, (*text).to_owned(), (*typed).to_owned()));
+    let mut scenes: Vec<Scene> = simple.collect();
+    for (name, _) in SAMPLES {
+        let cuts = sample_cuts(name)?.into_iter().filter(|(before, typed)| !before.is_empty() && !typed.contains('\t'));
+        scenes.extend(cuts.map(|(before, typed)| scene(name, before, typed)));
+    }
+    Ok(scenes)
+}
 
-/// The first scene of which the model is sure, by asking it from the shell.
-fn scene(folder: &Path) -> Result<&'static Scene> {
-    for scene in &SCENES {
-        let file = folder.join(scene.file_name);
+/// The first scene at which the model has an answer, likely or not, by asking it from the shell. The file holds the scene's text.
+fn answered_scene(folder: &Path) -> Result<Scene> {
+    let scenes = scenes()?;
+    let n_scenes = scenes.len();
+    for scene in scenes {
+        let file = folder.join(&scene.file_name);
         let (line, column) = (scene.text.lines().count() + 1, scene.typed.chars().count() + 1);
         std::fs::write(&file, format!("{}{}\n", scene.text, scene.typed))?;
         let place = format!("{}:{line}:{column}", file.display());
         let answer = run(language_server()?.args(["complete", "--json", &place]), Duration::from_secs(60))?.stdout;
         let answer: Value = serde_json::from_str(&answer).with_context(|| answer.clone())?;
-        std::fs::write(&file, scene.text)?;
-        if answer["probability"].as_f64() > Some(SURE) {
+        std::fs::write(&file, &scene.text)?;
+        if answer["text"].is_string() {
             return Ok(scene);
         }
         println!("{}: {answer}", scene.file_name);
     }
-    anyhow::bail!("the model is not sure of any of {} simple lines", SCENES.len())
+    anyhow::bail!("the model has no answer at any of {n_scenes} places")
 }
 
 /// `MULTICODER_NVIM`, or `nvim` of the search path; `Err` holds the reason why neither will do.
@@ -84,6 +89,7 @@ fn neovim(program: &Path, home: &Path) -> Result<Command> {
     }
     command.env("PATH", path).env("MULTICODER_NVIM", program);
     command.env("MULTICODER_SNIPPET", root.join("editors/neovim/multicoder.lua"));
+    command.env("MULTICODER_OPTIONS", all_offered().to_string());
     Ok(command)
 }
 
@@ -110,14 +116,14 @@ fn ghost_text_is_shown_and_accepted() -> Result<()> {
         }
     };
     let home = tempfile::tempdir()?;
-    let scene = scene(home.path())?;
+    let scene = answered_scene(home.path())?;
     let mut command = neovim(&program, home.path())?;
-    command.env("MULTICODER_FILE", home.path().join(scene.file_name)).env("MULTICODER_TYPED", scene.typed);
+    command.env("MULTICODER_FILE", home.path().join(&scene.file_name)).env("MULTICODER_TYPED", &scene.typed);
     let output = run(&mut command, Duration::from_secs(180))?;
     ensure!(output.code == Some(0), "the script failed: {}", output.stderr);
     let seen: Value = serde_json::from_str(&output.stdout).with_context(|| output.stdout.clone())?;
     println!("Neovim showed {} and held {}", seen["ghost"], seen["accepted"]);
-    check_acceptance(&seen, scene.typed)?;
+    check_acceptance(&seen, &scene.typed)?;
     check_server_has_ended(&seen)
 }
 

@@ -2,7 +2,7 @@
 //! enough for a test: this repository's own sources.
 
 use anyhow::{Context, Result, bail, ensure};
-use multicoder_tests::program::{Finished, binary, kill, run};
+use multicoder_tests::program::{Finished, binary, interrupt, kill, run};
 use multicoder_tests::repository_root;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -107,9 +107,7 @@ impl Workshop {
 fn kill_when(command: &mut Command, mut reached: impl FnMut() -> bool) -> Result<()> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     wait_until(&mut child, &mut reached)?;
-    kill(child.id());
-    child.wait()?;
-    Ok(())
+    kill(&mut child)
 }
 
 fn wait_until(child: &mut Child, reached: &mut impl FnMut() -> bool) -> Result<()> {
@@ -119,7 +117,7 @@ fn wait_until(child: &mut Child, reached: &mut impl FnMut() -> bool) -> Result<(
             bail!("the run ended ({status}) before it was to be stopped");
         }
         if started.elapsed() > DEADLINE {
-            kill(child.id());
+            kill(child)?;
             bail!("the run did not come to where it was to be stopped");
         }
         std::thread::sleep(Duration::from_micros(200));
@@ -203,7 +201,7 @@ fn a_killed_run_ends_where_an_unbroken_one_does() -> Result<()> {
     };
     for _ in 0..3 {
         let newest = newest_step(&folder);
-        if newest > 15 {
+        if newest > 10 {
             break;
         }
         kill_when(&mut resume()?, || newest_step(&folder) > newest + 1 && is_writing(&folder))?;
@@ -227,7 +225,7 @@ fn an_interrupted_run_saves_and_continues() -> Result<()> {
     let mut child = workshop.train("interrupted", &[])?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let metrics = workshop.path("interrupted/metrics.jsonl");
     wait_until(&mut child, &mut || std::fs::read_to_string(&metrics).is_ok_and(|text| text.lines().count() >= 3))?;
-    Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
+    interrupt(&child)?;
     let status = child.wait()?;
     ensure!(status.code().is_some(), "the run ends by itself: {status}");
     let saved = newest_step(&workshop.path("interrupted"));

@@ -8,8 +8,13 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-/// How long a test waits for one message before it calls the server dead.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a test waits for one message before it calls the server dead: twice the longest time that a completion may take.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long a test waits for the end of a server that is told to end, or whose editor is gone. It must end within a second (`lsp`
+/// looks for its editor every 300 ms and gives the last answers 300 ms more), but on a loaded machine the second passes before the
+/// server is given the processor, and no test fails by the clock.
+pub const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running server and what it has said so far.
 pub struct LanguageClient {
@@ -19,6 +24,8 @@ pub struct LanguageClient {
     responses: HashMap<i64, Value>,
     /// Notifications of the server, oldest first.
     pub notifications: Vec<Value>,
+    /// Answers without the number of a request (errors about messages that could not be read), oldest first.
+    pub unnumbered: Vec<Value>,
     /// Answers to `workspace/configuration`: the whole section.
     pub configuration: Value,
     last_id: i64,
@@ -36,8 +43,16 @@ impl LanguageClient {
         let input = process.stdin.take();
         let (sender, received) = channel();
         std::thread::spawn(move || read_messages(output, &sender));
-        let (responses, notifications) = (HashMap::new(), Vec::new());
-        Ok(Self { process, input, received, responses, notifications, configuration: Value::Null, last_id: 0 })
+        Ok(Self {
+            process,
+            input,
+            received,
+            responses: HashMap::new(),
+            notifications: Vec::new(),
+            unnumbered: Vec::new(),
+            configuration: Value::Null,
+            last_id: 0,
+        })
     }
 
     /// Sends `initialize` with the given client capabilities and options, then `initialized`; returns the server's answer.
@@ -110,6 +125,18 @@ impl LanguageClient {
         Ok(())
     }
 
+    /// Waits until there are `n` answers without the number of a request, and returns the newest.
+    ///
+    /// # Errors
+    /// There are not within [`PATIENCE`], or the server has ended.
+    pub fn wait_for_unnumbered(&mut self, n: usize) -> Result<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.unnumbered.len() < n {
+            self.receive(deadline).with_context(|| format!("so far: {:?}", self.unnumbered))?;
+        }
+        Ok(self.unnumbered.last().cloned().unwrap_or_default())
+    }
+
     /// Writes bytes as they are: for messages that no well-behaved client sends.
     ///
     /// # Errors
@@ -144,14 +171,14 @@ impl LanguageClient {
         bail!("the server is still running after {} ms", deadline.as_millis())
     }
 
-    /// `shutdown`, `exit`, and the end of the process within a second.
+    /// `shutdown`, `exit`, and the end of the process within [`EXIT_PATIENCE`].
     ///
     /// # Errors
     /// The server does not answer or does not end.
     pub fn shut_down(&mut self) -> Result<ExitStatus> {
         self.call("shutdown", Value::Null)?;
         self.notify("exit", Value::Null)?;
-        self.wait_for_exit(Duration::from_secs(1))
+        self.wait_for_exit(EXIT_PATIENCE)
     }
 
     fn send(&mut self, message: &Value) -> Result<()> {
@@ -175,9 +202,12 @@ impl LanguageClient {
             }
             (None, Some(_)) => self.notifications.push(message),
             (Some(id), None) => {
-                let id = id.as_i64().unwrap_or(-1);
+                let Some(id) = id.as_i64() else {
+                    self.unnumbered.push(message);
+                    return Ok(());
+                };
                 let twice = self.responses.insert(id, message);
-                ensure!(twice.is_none() || id < 0, "request {id} was answered twice");
+                ensure!(twice.is_none(), "request {id} was answered twice");
             }
             (None, None) => bail!("neither request, notification nor answer: {message}"),
         }

@@ -1,8 +1,9 @@
 //! Finding and running the binaries under test.
 
 use anyhow::{Context, Result, ensure};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// What a program did: its exit code (`None` when a signal ended it) and what it printed.
@@ -47,15 +48,44 @@ pub fn run(command: &mut Command, deadline: Duration) -> Result<Finished> {
     match waiting.recv_timeout(deadline) {
         Ok(output) => Ok(finished(&output.with_context(|| format!("waiting for {what}"))?)),
         Err(_) => {
-            kill(id);
+            // Not yet waited for (the thread still does), so that the number is still that of this process.
+            signal(id, libc::SIGKILL)?;
             anyhow::bail!("{what} was not done after {:.1} s", started.elapsed().as_secs_f64())
         }
     }
 }
 
-/// Ends a process at once (SIGKILL): what a power cut or the kernel's out-of-memory killer does.
-pub fn kill(process_id: u32) {
-    let _ = Command::new("kill").args(["-9", &process_id.to_string()]).status();
+/// Ends a process at once (SIGKILL), as the kernel's out-of-memory killer does, and waits until it is gone.
+///
+/// # Errors
+/// The process cannot be killed, or had ended by itself before.
+pub fn kill(child: &mut Child) -> Result<()> {
+    child.kill().with_context(|| format!("killing process {}", child.id()))?;
+    let status = child.wait().with_context(|| format!("waiting for process {}", child.id()))?;
+    ensure!(
+        status.signal() == Some(libc::SIGKILL),
+        "process {} ended by itself before it was killed: {status}",
+        child.id()
+    );
+    Ok(())
+}
+
+/// Asks a process to end (SIGINT), as Ctrl-C does.
+///
+/// # Errors
+/// The signal cannot be sent.
+pub fn interrupt(child: &Child) -> Result<()> {
+    signal(child.id(), libc::SIGINT)
+}
+
+/// Sends a signal to a process that this one has started and not yet waited for.
+fn signal(process_id: u32, number: libc::c_int) -> Result<()> {
+    let id = libc::pid_t::try_from(process_id).context("a process number")?;
+    // SAFETY: the call takes two numbers and touches no memory of this process.
+    let result = unsafe { libc::kill(id, number) };
+    let error = std::io::Error::last_os_error();
+    ensure!(result == 0, "sending signal {number} to process {process_id}: {error}");
+    Ok(())
 }
 
 /// The language server, with the model inside it, or with the one that `MULTICODER_TEST_MODEL` names (a `.gguf` file or a folder).

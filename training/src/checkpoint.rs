@@ -72,7 +72,7 @@ pub fn due(every_steps: u64, step: u64, last: bool) -> bool {
     last || (every_steps > 0 && step > 0 && step.is_multiple_of(every_steps))
 }
 
-/// Writes the checkpoint of `state.step` and removes all but the newest `keep`.
+/// Writes the checkpoint of `state.step` and removes all of later steps, and all but the newest `keep`.
 ///
 /// # Errors
 /// Anything the file system refuses; the checkpoints written before stay as they are.
@@ -107,6 +107,10 @@ pub fn save(
     }
     fs::rename(&part, &path).with_context(|| path.display().to_string())?;
     sync(&folder)?;
+    // Newer ones are what a resume passed over: damaged, and of steps that this run does again.
+    for (_, newer) in numbered(&folder)?.into_iter().filter(|(step, _)| *step > state.step) {
+        discard(&folder, &newer)?;
+    }
     let mut all = list(run_folder)?;
     while all.len() > config.checkpoint.keep.max(1) {
         discard(&folder, &all.remove(0))?;
@@ -119,10 +123,19 @@ pub fn save(
 /// # Errors
 /// Checkpoints exist and none is intact; the message names the newest one and its defect.
 pub fn load_newest(run_folder: &Path, device: &Device, warn: &mut dyn FnMut(&str)) -> Result<Option<Checkpoint>> {
+    newest(run_folder, warn, &mut |path| load(path, device))
+}
+
+/// What `open` makes of the newest checkpoint that it accepts.
+fn newest<T>(
+    run_folder: &Path,
+    warn: &mut dyn FnMut(&str),
+    open: &mut dyn FnMut(&Path) -> Result<T>,
+) -> Result<Option<T>> {
     let mut newest_defect = None;
     for path in list(run_folder)?.into_iter().rev() {
-        match load(&path, device) {
-            Ok(checkpoint) => return Ok(Some(checkpoint)),
+        match open(&path) {
+            Ok(opened) => return Ok(Some(opened)),
             Err(error) => {
                 warn(&format!("warning: checkpoint passed over: {error:#}"));
                 newest_defect.get_or_insert(error);
@@ -155,10 +168,25 @@ pub fn load(path: &Path, device: &Device) -> Result<Checkpoint> {
     Ok(Checkpoint { path: path.to_owned(), weights, tokenizer, moments, state, config })
 }
 
-/// Folders of the checkpoints of a run, oldest first; the newest of them is what `eval` and `pack` want. Not verified.
+/// Folder of the newest checkpoint of a run whose files are what was written, or `None` when there is none at all. Damaged ones are
+/// reported to `warn` and passed over.
+///
+/// # Errors
+/// Checkpoints exist and none is intact; the message names the newest one and its defect.
+pub fn newest_intact(run_folder: &Path, warn: &mut dyn FnMut(&str)) -> Result<Option<PathBuf>> {
+    newest(run_folder, warn, &mut |path| verify(path).map(|()| path.to_owned()))
+}
+
+/// Folders of the checkpoints of a run, oldest first. Not verified.
+///
+/// # Errors
+/// A folder that cannot be listed.
 pub fn list(run_folder: &Path) -> Result<Vec<PathBuf>> {
-    let folder = run_folder.join(FOLDER);
-    let Ok(entries) = fs::read_dir(&folder) else { return Ok(Vec::new()) };
+    Ok(numbered(&run_folder.join(FOLDER))?.into_iter().map(|(_, path)| path).collect())
+}
+
+fn numbered(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
     let mut steps: Vec<(u64, PathBuf)> = Vec::new();
     for entry in entries {
         let path = entry.with_context(|| folder.display().to_string())?.path();
@@ -168,7 +196,7 @@ pub fn list(run_folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     steps.sort();
-    Ok(steps.into_iter().map(|(_, path)| path).collect())
+    Ok(steps)
 }
 
 fn verify(path: &Path) -> Result<()> {
@@ -275,14 +303,36 @@ mod tests {
         assert!(!dir.path().join(FOLDER).join(".step-00000011.part").exists());
     }
 
+    fn write_folder(folder: &Path) {
+        fs::create_dir_all(folder).unwrap();
+        for name in [STATE, MOMENTS, CONFIG, WEIGHTS, TOKENIZER] {
+            fs::write(folder.join(name), "content").unwrap();
+        }
+        let text = serde_json::to_string(&manifest(folder).unwrap()).unwrap();
+        fs::write(folder.join(MANIFEST), text).unwrap();
+    }
+
+    #[test]
+    fn the_newest_intact_folder_is_taken_and_damaged_ones_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(newest_intact(dir.path(), &mut |_| ()).unwrap(), None);
+        let folder = |step: u64| dir.path().join(FOLDER).join(format!("step-{step:08}"));
+        [2, 4].map(folder).iter().for_each(|folder| write_folder(folder));
+        assert_eq!(newest_intact(dir.path(), &mut |_| ()).unwrap(), Some(folder(4)));
+        fs::write(folder(4).join(WEIGHTS), "cont").unwrap();
+        let mut warnings = Vec::new();
+        let found = newest_intact(dir.path(), &mut |message| warnings.push(message.to_owned())).unwrap();
+        assert_eq!(found, Some(folder(2)));
+        assert!(warnings.len() == 1 && warnings[0].contains("step-00000004"), "{warnings:?}");
+        fs::remove_file(folder(2).join(MANIFEST)).unwrap();
+        let message = newest_intact(dir.path(), &mut |_| ()).unwrap_err().to_string();
+        assert!(message.contains("no intact checkpoint"), "{message}");
+    }
+
     #[test]
     fn a_truncated_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        for name in [STATE, MOMENTS, CONFIG, WEIGHTS, TOKENIZER] {
-            fs::write(dir.path().join(name), "content").unwrap();
-        }
-        let text = serde_json::to_string(&manifest(dir.path()).unwrap()).unwrap();
-        fs::write(dir.path().join(MANIFEST), text).unwrap();
+        write_folder(dir.path());
         verify(dir.path()).unwrap();
         fs::write(dir.path().join(MOMENTS), "cont").unwrap();
         let message = verify(dir.path()).unwrap_err().to_string();

@@ -227,10 +227,13 @@ impl RunConfig {
             let unit = d.sequence_tokens;
             bail!("data.batch_tokens = {}: expected a multiple of data.sequence_tokens = {unit}", d.batch_tokens);
         }
-        ensure!(d.language_temperature > 0.0, "data.language_temperature: expected a number above 0");
+        let temperature = d.language_temperature;
+        ensure!(temperature > 0.0, "data.language_temperature = {temperature}: expected a number above 0");
         ensure!(d.window_tokens >= 16, "data.window_tokens = {}: expected at least 16", d.window_tokens);
         let o = &self.optimizer;
-        ensure!(o.eps > 0.0 && o.clip_norm >= 0.0 && o.weight_decay >= 0.0, "optimizer: expected eps > 0, others >= 0");
+        ensure!(o.eps > 0.0, "optimizer.eps = {}: expected a number above 0", o.eps);
+        ensure!(o.clip_norm >= 0.0, "optimizer.clip_norm = {}: expected 0 (no clipping) or more", o.clip_norm);
+        ensure!(o.weight_decay >= 0.0, "optimizer.weight_decay = {}: expected 0 or more", o.weight_decay);
         let s = &self.schedule;
         ensure!(s.lr > 0.0, "schedule.lr = {}: expected a number above 0", s.lr);
         ensure!(self.checkpoint.keep > 0, "checkpoint.keep = 0: expected at least 1");
@@ -240,11 +243,13 @@ impl RunConfig {
             ("data.tag_dropout_frac", d.tag_dropout_frac),
             ("schedule.decay_frac", s.decay_frac),
             ("schedule.final_lr_frac", s.final_lr_frac),
-            ("optimizer.momentum", o.momentum),
-            ("optimizer.beta1", o.beta1),
-            ("optimizer.beta2", o.beta2),
         ] {
             ensure!((0.0..=1.0).contains(&value), "{name} = {value}: expected 0 to 1");
+        }
+        for (name, value) in
+            [("optimizer.momentum", o.momentum), ("optimizer.beta1", o.beta1), ("optimizer.beta2", o.beta2)]
+        {
+            ensure!((0.0..1.0).contains(&value), "{name} = {value}: expected 0 or more and below 1");
         }
         ensure!(self.max_hours >= 0.0, "max_hours = {}: expected 0 (no limit) or more", self.max_hours);
         if self.max_hours > 0.0 && s.kind != ScheduleKind::Wsd {
@@ -352,6 +357,21 @@ mod tests {
         assert!(error_of("n_steps").contains("expected path=value"));
         assert!(error_of("seed.x=1").contains("seed is a value"));
         assert!(preset("smok").unwrap_err().to_string().contains("did you mean `smoke`?"));
+    }
+
+    #[test]
+    fn optimizer_values_that_make_no_run_are_named() {
+        for name in ["momentum", "beta1", "beta2"] {
+            let message = error_of(&format!("optimizer.{name}=1.0"));
+            assert!(message.contains(&format!("optimizer.{name} = 1: expected 0 or more and below 1")), "{message}");
+        }
+        for assignment in ["eps=0.0", "clip_norm=-1.0", "weight_decay=-1.0"] {
+            let (name, value) = assignment.trim_end_matches(".0").split_once('=').unwrap();
+            let message = error_of(&format!("optimizer.{assignment}"));
+            assert!(message.contains(&format!("optimizer.{name} = {value}: expected")), "{message}");
+        }
+        let message = error_of("data.language_temperature=0.0");
+        assert!(message.contains("data.language_temperature = 0: expected"), "{message}");
     }
 
     #[test]

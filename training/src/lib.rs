@@ -10,6 +10,7 @@ pub mod run;
 pub mod step;
 
 pub mod checkpoint;
+pub mod clock;
 pub mod dry_run;
 pub mod interrupt;
 pub mod memory;

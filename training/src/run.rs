@@ -10,24 +10,36 @@ use multicoder_model::ops::set_bf16_products;
 use multicoder_model::{CodeLm, Tokenizer};
 
 use crate::checkpoint::{self, Checkpoint, RunState, due};
+use crate::clock::Clock;
 use crate::config::{Compute, RunConfig};
 use crate::data::loader::Loader;
+use crate::interrupt;
 use crate::metrics::Metrics;
 use crate::optimizer::Optimizer;
 use crate::parallel::Mesh;
-use crate::schedule::{lr_at, n_steps_by_clock};
+use crate::schedule::lr_at;
 use crate::step::{StepOptions, step};
 use crate::validate::ValidationSet;
-use crate::{interrupt, weights};
+use crate::weights::{self, Source};
 
 /// What a run starts from.
 pub enum Start {
     /// Random weights.
     Scratch,
     /// The weights of another model, by name; everything else is new.
-    Weights(PathBuf),
+    Weights(Box<Source>),
     /// A checkpoint of this run.
     Checkpoint(Box<Checkpoint>),
+}
+
+impl Start {
+    /// Step and folder of the checkpoint that the run goes on from.
+    fn saved(&self) -> Option<(u64, PathBuf)> {
+        match self {
+            Start::Checkpoint(checkpoint) => Some((checkpoint.state.step, checkpoint.path.clone())),
+            Start::Scratch | Start::Weights(_) => None,
+        }
+    }
 }
 
 /// Trains as `config` says, in the run folder `out`. Returns the folder of the last checkpoint.
@@ -42,34 +54,33 @@ pub fn run(
     out: &Path,
 ) -> Result<PathBuf> {
     let mesh = Mesh::Single;
-    if config.compute == Compute::Bf16 && !set_bf16_products(true) {
-        eprintln!("compute = \"bf16\": this processor has no AVX-512 BF16; float32 it is");
-    }
+    choose_products(config.compute);
     let mut lm = CodeLm::init(&config.model, config.seed, device)?;
     let mut optimizer = Optimizer::new(&config.optimizer, lm.parameters())?;
     let mut loader = Loader::open(config, tokenizer)?;
+    let mut saved = start.saved();
     let mut state = restore_or_start(start, config, &lm, &mut optimizer, &mut loader)?;
     let options = step_options(config, device);
     let validation = load_validation(config, tokenizer, &options)?;
     let mut metrics = Metrics::open(out, state.step, state.n_steps, config.metrics.log_every_steps)?;
     metrics.note(&summary(config, &loader, &state));
-    let mut saved = (state.step > 0).then_some(state.step);
     let mut clock = Clock::start(state.elapsed_s);
 
     while state.step <= state.n_steps {
         let done = state.step == state.n_steps;
         let last = done || interrupt::requested();
         if let Some(validation) = validation.as_ref().filter(|_| due(config.eval.every_steps, state.step, done)) {
-            let values = validation.measure(&lm)?;
-            metrics.note(&format!("step {}: {}", state.step, validation_line(&values)));
-            metrics.log_values("valid", state.step, &values)?;
+            clock.set_validation(validate(validation, &lm, state.step, &mut metrics)?);
         }
         state.elapsed_s = clock.elapsed_s();
-        if due(config.checkpoint.every_steps, state.step, last) && saved != Some(state.step) {
+        let is_saved = saved.as_ref().is_some_and(|(step, _)| *step == state.step);
+        if due(config.checkpoint.every_steps, state.step, last) && !is_saved {
+            let start = Instant::now();
             (state.cursor, state.parameter_steps) = (loader.cursor().clone(), optimizer.state().n_steps);
             metrics.flush()?;
-            checkpoint::save(out, &lm, tokenizer, &optimizer, &state, config)?;
-            saved = Some(state.step);
+            let path = checkpoint::save(out, &lm, tokenizer, &optimizer, &state, config)?;
+            saved = Some((state.step, path));
+            clock.set_saving(start.elapsed().as_secs_f64());
         }
         if last {
             break;
@@ -78,11 +89,28 @@ pub fn run(
         let report = step(&mut lm, &mut optimizer, &mut loader, mesh, &options, lr)?;
         metrics.log_step(state.step, state.n_steps, lr, &report)?;
         state.step += 1;
-        clock.end_in_time(config, &mut state, &metrics);
+        clock.add_step(report.elapsed_s);
+        end_in_time(&clock, config, &mut state, &metrics);
     }
     metrics.finish()?;
-    let newest = checkpoint::list(out)?.pop();
-    newest.with_context(|| format!("{}: no checkpoint was written", out.display()))
+    saved.map(|(_, path)| path).with_context(|| format!("{}: no checkpoint was written", out.display()))
+}
+
+/// Moves the end of the run when `max_hours` would otherwise cut its decay off.
+fn end_in_time(clock: &Clock, config: &RunConfig, state: &mut RunState, metrics: &Metrics) {
+    if let Some(n_steps) = clock.end_in_time(config, state.n_steps, state.step) {
+        metrics.note(&format!("the clock ends this run at step {n_steps} of {}", state.n_steps));
+        state.n_steps = n_steps;
+    }
+}
+
+/// Sets the process's switch, both ways: another run may have set it before.
+fn choose_products(compute: Compute) {
+    let wanted = compute == Compute::Bf16;
+    let can = set_bf16_products(wanted);
+    if wanted && !can {
+        eprintln!("warning: compute = \"bf16\": this processor has no AVX-512 BF16; float32 it is");
+    }
 }
 
 fn restore_or_start(
@@ -102,8 +130,8 @@ fn restore_or_start(
     };
     match start {
         Start::Scratch => Ok(fresh),
-        Start::Weights(path) => {
-            eprintln!("{}", weights::warm_start(lm, &path)?);
+        Start::Weights(source) => {
+            eprintln!("{}", weights::warm_start(lm, &source)?);
             Ok(fresh)
         }
         Start::Checkpoint(checkpoint) => {
@@ -111,13 +139,21 @@ fn restore_or_start(
             weights::set_all(lm, &weights).with_context(|| path.display().to_string())?;
             optimizer.restore(&moments).with_context(|| path.display().to_string())?;
             loader.seek(state.cursor.clone(), state.texts_fingerprint)?;
-            let planned = saved.get("n_steps").and_then(|n_steps| n_steps.as_integer());
-            if planned != i64::try_from(config.n_steps).ok() {
+            if !same_end(&saved, config) {
                 state.n_steps = config.n_steps.max(state.step);
             }
             Ok(state)
         }
     }
+}
+
+/// Whether `config` asks for the end that the saved configuration asked for; an end that the clock has moved then stays.
+fn same_end(saved: &toml::Table, config: &RunConfig) -> bool {
+    let number = |name: &str| {
+        let value = saved.get(name)?;
+        value.as_float().or_else(|| value.as_integer().map(|value| value as f64))
+    };
+    number("n_steps") == Some(config.n_steps as f64) && number("max_hours") == Some(config.max_hours)
 }
 
 fn step_options(config: &RunConfig, device: &Device) -> StepOptions {
@@ -129,6 +165,15 @@ fn step_options(config: &RunConfig, device: &Device) -> StepOptions {
     }
 }
 
+/// Measures and reports; returns the seconds that it took.
+fn validate(validation: &ValidationSet, lm: &CodeLm, step: u64, metrics: &mut Metrics) -> Result<f64> {
+    let start = Instant::now();
+    let values = validation.measure(lm)?;
+    metrics.note(&format!("step {step}: {}", validation_line(&values)));
+    metrics.log_values("valid", step, &values)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
 fn load_validation(
     config: &RunConfig,
     tokenizer: &Arc<Tokenizer>,
@@ -138,43 +183,6 @@ fn load_validation(
         return Ok(None);
     }
     ValidationSet::load(config, tokenizer, &options.language_indices, &options.device).map(Some)
-}
-
-/// Weight of the newest step in the running mean of seconds a step.
-const NEWEST_STEP_FRAC: f64 = 0.02;
-
-/// Wall time of the run over all its stretches, and how fast it goes now.
-struct Clock {
-    start: Instant,
-    before_s: f64,
-    last_s: f64,
-    s_per_step: Option<f64>,
-}
-
-impl Clock {
-    fn start(before_s: f64) -> Clock {
-        Clock { start: Instant::now(), before_s, last_s: before_s, s_per_step: None }
-    }
-
-    fn elapsed_s(&self) -> f64 {
-        self.before_s + self.start.elapsed().as_secs_f64()
-    }
-
-    /// Counts a step; moves the end of the run when `max_hours` would otherwise cut its decay off.
-    fn end_in_time(&mut self, config: &RunConfig, state: &mut RunState, metrics: &Metrics) {
-        let elapsed_s = self.elapsed_s();
-        let newest = elapsed_s - self.last_s;
-        let mean = self.s_per_step.map_or(newest, |mean| mean + NEWEST_STEP_FRAC * (newest - mean));
-        (self.last_s, self.s_per_step) = (elapsed_s, Some(mean));
-        if config.max_hours == 0.0 {
-            return;
-        }
-        let left_s = config.max_hours * 3600.0 - elapsed_s;
-        if let Some(n_steps) = n_steps_by_clock(&config.schedule, state.n_steps, state.step, mean, left_s) {
-            metrics.note(&format!("the clock ends this run at step {n_steps} of {}", state.n_steps));
-            state.n_steps = n_steps;
-        }
-    }
 }
 
 fn summary(config: &RunConfig, loader: &Loader, state: &RunState) -> String {
@@ -206,4 +214,24 @@ fn validation_line(values: &[(String, f64)]) -> String {
     let macro_values: Vec<String> =
         values.iter().take(2).map(|(name, value)| format!("validation {name} {value:.4}")).collect();
     macro_values.join("  ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{parse, preset, resolve, set};
+
+    #[test]
+    fn another_n_steps_or_max_hours_asks_for_another_end() {
+        let table = |sets: &[&str]| {
+            let mut table = parse(preset("smoke").unwrap(), "smoke").unwrap();
+            sets.iter().for_each(|assignment| set(&mut table, assignment).unwrap());
+            table
+        };
+        let saved = table(&["n_steps=100", "max_hours=2"]);
+        let same = |sets: &[&str]| same_end(&saved, &resolve(&table(sets), "smoke").unwrap());
+        assert!(same(&["n_steps=100", "max_hours=2.0"]));
+        assert!(!same(&["n_steps=101", "max_hours=2.0"]));
+        assert!(!same(&["n_steps=100", "max_hours=3.0"]));
+    }
 }

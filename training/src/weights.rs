@@ -1,11 +1,11 @@
 //! Weights from elsewhere into a model that is about to train.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, Var};
-use multicoder_model::CodeLm;
+use multicoder_model::{CodeLm, ModelConfig, RouterConfig, Tokenizer};
 
 /// Sets every parameter from the tensor of its name.
 ///
@@ -27,22 +27,61 @@ pub fn set_all(lm: &CodeLm, tensors: &HashMap<String, Tensor>) -> Result<()> {
     Ok(())
 }
 
-/// Sets the parameters for which the model at `path` (GGUF file or folder) has a tensor of the same name and shape, and says which
-/// were left at their initial values.
+/// A model whose weights another one starts from.
+pub struct Source {
+    /// The GGUF file or folder.
+    pub path: PathBuf,
+    /// The model.
+    pub lm: CodeLm,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+impl Source {
+    /// Reads a GGUF file or a folder.
+    ///
+    /// # Errors
+    /// Whatever is missing or is no model, named.
+    pub fn open(path: &Path) -> Result<Source> {
+        let named = || path.display().to_string();
+        let (lm, tokenizer) = if path.is_dir() {
+            let lm = multicoder_model::checkpoint::load_lm(path, true, &Device::Cpu)?;
+            (lm, Tokenizer::from_file(&path.join("tokenizer.json"))?)
+        } else {
+            let bytes = std::fs::read(path).with_context(named)?;
+            let bundle = multicoder_model::gguf::read_as(&bytes, &named(), true, &Device::Cpu)?;
+            (bundle.lm, bundle.tokenizer)
+        };
+        Ok(Source { path: path.to_owned(), lm, tokenizer })
+    }
+
+    /// Checks that `tokenizer`, read from `origin`, is the source's: rows of the embedding mean nothing under another one.
+    ///
+    /// # Errors
+    /// Another tokenizer.
+    pub fn check_tokenizer(&self, tokenizer: &Tokenizer, origin: &str) -> Result<()> {
+        let same = tokenizer.to_json()? == self.tokenizer.to_json()?;
+        let path = self.path.display();
+        ensure!(
+            same,
+            "data.tokenizer = {origin}: another one than that of --init-from {path}; expected the same, or none"
+        );
+        Ok(())
+    }
+}
+
+/// Sets the parameters for which `source` has a tensor of the same name and shape, and says which were left at their initial values.
+/// Where languages choose the experts, an expert starts from the one that its first language had in `source`.
 ///
 /// # Errors
-/// An unreadable model, or one with nothing in common.
-pub fn warm_start(lm: &CodeLm, path: &Path) -> Result<String> {
-    let source = if path.is_dir() {
-        multicoder_model::checkpoint::load_lm(path, true, &Device::Cpu)?
-    } else {
-        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-        multicoder_model::gguf::read_as(&bytes, &path.display().to_string(), true, &Device::Cpu)?.lm
-    };
-    let theirs: HashMap<&str, &Var> = source.parameters().iter().map(|(name, var)| (name.as_str(), var)).collect();
+/// A model with nothing in common.
+pub fn warm_start(lm: &CodeLm, source: &Source) -> Result<String> {
+    let theirs: HashMap<&str, &Var> = source.lm.parameters().iter().map(|(name, var)| (name.as_str(), var)).collect();
+    let experts = source_experts(lm.config(), source.lm.config());
     let (mut n_taken, mut left) = (0, Vec::new());
     for (name, parameter) in lm.parameters() {
-        match theirs.get(name.as_str()).filter(|tensor| tensor.dims() == parameter.dims()) {
+        let tensor = source_name(name, experts.as_deref()).and_then(|name| theirs.get(name.as_str()));
+        match tensor.filter(|tensor| tensor.dims() == parameter.dims()) {
             Some(tensor) => {
                 parameter.set(&tensor.to_device(parameter.device())?)?;
                 n_taken += 1;
@@ -51,8 +90,91 @@ pub fn warm_start(lm: &CodeLm, path: &Path) -> Result<String> {
         }
     }
     if n_taken == 0 {
-        bail!("{}: no weight has the name and shape of one of this model's", path.display());
+        bail!("{}: no weight has the name and shape of one of this model's", source.path.display());
     }
     let rest = if left.is_empty() { String::new() } else { format!("; initial values: {}", left.join(", ")) };
-    Ok(format!("{n_taken} weights taken from {}{rest}", path.display()))
+    let moved = experts.is_some_and(|experts| experts.iter().enumerate().any(|(e, &from)| from != Some(e)));
+    let by_name = if moved { "; experts matched by the names of their languages" } else { "" };
+    Ok(format!("{n_taken} weights taken from {}{by_name}{rest}", source.path.display()))
+}
+
+/// For each expert of `target`, the expert of `source` that its first language known to both had; `None` in all for models in which
+/// languages do not choose.
+fn source_experts(target: &ModelConfig, source: &ModelConfig) -> Option<Vec<Option<usize>>> {
+    let chosen_by_language = |config: &ModelConfig| {
+        let router = config.moe.as_ref().map(|moe| &moe.router);
+        matches!(router, Some(RouterConfig::PlHard(_) | RouterConfig::PlShared(_))) && !config.languages.is_empty()
+    };
+    let n_experts = target.moe.as_ref()?.n_experts;
+    if !chosen_by_language(target) || !chosen_by_language(source) {
+        return None;
+    }
+    let theirs = source.expert_of_language();
+    let mut experts = vec![None; n_experts];
+    for (name, expert) in target.languages.iter().zip(target.expert_of_language()) {
+        let known = source.languages.iter().position(|language| language == name);
+        experts[expert] = experts[expert].or(known.map(|idx| theirs[idx]));
+    }
+    Some(experts)
+}
+
+/// The name in the source of the parameter `name`; `None` for one of an expert that has no counterpart.
+fn source_name(name: &str, experts: Option<&[Option<usize>]>) -> Option<String> {
+    let split = name.split_once(".experts.").and_then(|(layer, rest)| Some((layer, rest.split_once('.')?)));
+    let (Some(experts), Some((layer, (expert, rest)))) = (experts, split) else { return Some(name.to_owned()) };
+    let from = experts.get(expert.parse::<usize>().ok()?).copied().flatten()?;
+    Some(format!("{layer}.experts.{from}.{rest}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use multicoder_model::tokenizer::TokenizerOptions;
+    use serde_json::json;
+
+    fn tokenizer(text: &str) -> Tokenizer {
+        let options = TokenizerOptions { vocab_size: 400, languages: Vec::new(), min_frequency: 2 };
+        Tokenizer::train(std::iter::repeat_n(text, 8), &options).unwrap()
+    }
+
+    fn lm(languages: &[&str], n_experts: usize, seed: u64) -> CodeLm {
+        let config: ModelConfig = serde_json::from_value(json!({
+            "vocab_size": 300, "d_model": 16, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "d_head": 16, "d_ff": 16,
+            "context_tokens": 32, "languages": languages,
+            "moe": {"layers": {"every_n": 1}, "n_experts": n_experts, "d_ff_expert": 8, "router": {"kind": "pl_hard"}},
+        }))
+        .unwrap();
+        CodeLm::init(&config, seed, &Device::Cpu).unwrap()
+    }
+
+    fn up(lm: &CodeLm, expert: usize) -> Vec<f32> {
+        let part = format!(".experts.{expert}.up_proj.weight");
+        let (_, var) = lm.parameters().iter().find(|(name, _)| name.ends_with(&part)).unwrap();
+        var.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn experts_are_matched_by_the_names_of_their_languages() {
+        let source =
+            Source { path: "m".into(), lm: lm(&["c", "lua", "python"], 3, 1), tokenizer: tokenizer("int main\n") };
+        let target = lm(&["go", "lua", "python"], 3, 2);
+        let go = up(&target, 0);
+        let said = warm_start(&target, &source).unwrap();
+        assert!(said.contains("experts.0"), "{said}");
+        assert!(up(&target, 0) == go && up(&target, 1) == up(&source.lm, 1));
+
+        // Without `c`, every other language moves one place down.
+        let target = lm(&["lua", "python"], 2, 2);
+        let said = warm_start(&target, &source).unwrap();
+        assert!(said.contains("matched by the names"), "{said}");
+        assert!(up(&target, 0) == up(&source.lm, 1) && up(&target, 1) == up(&source.lm, 2));
+    }
+
+    #[test]
+    fn another_tokenizer_is_refused() {
+        let source = Source { path: "m".into(), lm: lm(&["c"], 1, 1), tokenizer: tokenizer("int main\n") };
+        source.check_tokenizer(&tokenizer("int main\n"), "a.json").unwrap();
+        let error = source.check_tokenizer(&tokenizer("local x\n"), "b.json").unwrap_err().to_string();
+        assert!(error.contains("data.tokenizer = b.json") && error.contains("--init-from m"), "{error}");
+    }
 }

@@ -156,6 +156,27 @@ fn a_second_build_reuses_stages_and_gives_the_same_bytes() {
 }
 
 #[test]
+fn a_build_that_cannot_replace_every_split_leaves_a_folder_that_readers_refuse() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path());
+    let shards = dir.path().join("shards");
+    // A file where the folder of a split belongs: some splits are replaced, then this one is not.
+    write(&shards.join("valid"), "in the way");
+    write(&dir.path().join("corpus.toml"), MANIFEST);
+    let manifest = Manifest::read(&dir.path().join("corpus.toml")).unwrap();
+    let inputs = Inputs::of_manifest(&manifest, dir.path()).unwrap();
+    assert!(build(&inputs, Some(&manifest), &options(dir.path())).is_err());
+    for split in ["train", "test"] {
+        let error = read_split(&shards, split).err().unwrap().to_string();
+        assert!(error.contains("did not finish"), "{error}");
+    }
+    assert!(Report::read(&shards).is_err());
+    fs::remove_file(shards.join("valid")).unwrap();
+    build_all(dir.path());
+    assert!(!documents(dir.path(), "train").is_empty());
+}
+
+#[test]
 fn benchmark_passages_are_left_out() {
     let dir = tempfile::tempdir().unwrap();
     fill(dir.path());

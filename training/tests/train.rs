@@ -4,9 +4,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use candle_core::Device;
+use multicoder_model::Tokenizer;
+use multicoder_model::ops::set_bf16_products;
+use multicoder_training::config;
 use multicoder_training::data::shard::{Document, ShardWriter};
+use multicoder_training::run::{Start, run};
 use tempfile::TempDir;
 
 /// Longest time that any single run below may take, on a busy machine too.
@@ -214,7 +220,14 @@ fn a_truncated_checkpoint_is_named_and_the_one_before_is_taken() {
     assert!(said.contains("at step 2"), "{said}");
     assert!(fixture.weights("run", 4) == whole, "the repeated steps differ");
 
-    truncate(&fixture.checkpoint("run", 4).join("state.json"));
+    // Stopped again before the damaged one is reached: what was saved is named, and the damaged one is gone.
+    truncate(&fixture.checkpoint("run", 4).join("model.safetensors"));
+    let resume = ["train", "--resume", "--set", "n_steps=3", "--out"];
+    let said = succeed(multicoder(&resume).arg(fixture.path("run")));
+    assert!(said.contains("done: ") && said.contains("step-00000003"), "{said}");
+    assert!(fixture.checkpoint("run", 3).exists() && !fixture.checkpoint("run", 4).exists());
+
+    truncate(&fixture.checkpoint("run", 3).join("state.json"));
     truncate(&fixture.checkpoint("run", 2).join("optimizer.safetensors"));
     let output = multicoder(&["train", "--resume", "--out"]).arg(fixture.path("run")).output().unwrap();
     assert!(!output.status.success() && stderr(&output).contains("no intact checkpoint"), "{}", stderr(&output));
@@ -223,6 +236,21 @@ fn a_truncated_checkpoint_is_named_and_the_one_before_is_taken() {
 fn truncate(path: &Path) {
     let bytes = fs::read(path).unwrap();
     fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+#[test]
+fn more_steps_on_resume_take_effect() {
+    let fixture = Fixture::new();
+    succeed(&mut fixture.train("run", &["--set", "n_steps=2", "--set", "schedule.kind=wsd"]));
+    // No time: the clock ends the run after one step.
+    let resume = |sets: &[&str]| {
+        let mut command = multicoder(&["train", "--resume", "--out"]);
+        succeed(command.arg(fixture.path("run")).args(sets))
+    };
+    let said = resume(&["--set", "n_steps=9", "--set", "max_hours=1e-9"]);
+    assert!(said.contains("step-00000003"), "{said}");
+    let said = resume(&["--set", "max_hours=1.0"]);
+    assert!(said.contains("step-00000009"), "{said}");
 }
 
 #[test]
@@ -239,6 +267,35 @@ fn a_warm_start_takes_the_weights_and_the_tokenizer() {
         line["loss"].as_f64().unwrap()
     };
     assert!(first_loss("second") < first_loss("first") - 1.0, "{} {}", first_loss("second"), first_loss("first"));
+}
+
+#[test]
+fn a_float32_run_after_a_bfloat16_run_in_one_process_is_a_float32_run() {
+    let fixture = Fixture::new();
+    let tokenizer = Arc::new(Tokenizer::from_file(&fixture.path("tokenizer.json")).unwrap());
+    let weights = |compute: &str, out: &str| {
+        let mut table = config::parse(config::preset("smoke").unwrap(), "smoke").unwrap();
+        let shards = format!("data.shards={:?}", fixture.path("shards").display().to_string());
+        let languages = "languages=[\"lua\", \"python\"]";
+        for set in ["n_steps=2", "eval.every_steps=0", "data.batch_tokens=512", &shards, &format!("compute={compute}")]
+        {
+            config::set(&mut table, set).unwrap();
+        }
+        for section in ["data", "model"] {
+            config::set(&mut table, &format!("{section}.{languages}")).unwrap();
+        }
+        config::set(&mut table, &format!("model.vocab_size={}", tokenizer.vocab_size())).unwrap();
+        let config = config::resolve(&table, "smoke").unwrap();
+        let out = fixture.path(out);
+        fs::create_dir(&out).unwrap();
+        let saved = run(&config, &tokenizer, Start::Scratch, &Device::Cpu, &out).unwrap();
+        fs::read(saved.join("model.safetensors")).unwrap()
+    };
+    let first = weights("f32", "first");
+    let rounded = weights("bf16", "bf16");
+    let can = set_bf16_products(true);
+    assert_eq!(rounded != first, can, "bfloat16 products are seen in the weights where there are any");
+    assert!(weights("f32", "second") == first, "the switch stayed on");
 }
 
 #[test]

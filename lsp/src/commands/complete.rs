@@ -123,7 +123,7 @@ struct CaretLine {
 }
 
 fn caret_line(request: &Request) -> CaretLine {
-    let around = Around { prefix: &request.window.prefix, suffix: &request.window.suffix };
+    let around = Around { prefix: &request.window.prefix, suffix: &request.window.suffix, language: request.language };
     CaretLine { before: around.line_before().to_string(), after: around.line_after().to_string() }
 }
 

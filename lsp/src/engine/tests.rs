@@ -3,8 +3,7 @@
 use super::*;
 use crate::config::Settings;
 use crate::documents::Snapshot;
-use crate::scripted::Scripted;
-use std::time::Duration;
+use crate::scripted::{Gate, Scripted};
 
 fn request_in(document: &str, text: &str) -> Request {
     let snapshot = Snapshot::from_file(document.into(), text);
@@ -15,42 +14,48 @@ fn engine(scripted: Scripted) -> Engine {
     Engine::start(Box::new(|| Ok(Box::new(scripted)))).unwrap()
 }
 
-fn slow() -> Scripted {
-    Scripted::always("12345678901234567890123456789012345678\n").with_token_delay(Duration::from_millis(20))
+/// One that writes nothing until the gate is dropped.
+fn gated() -> (Scripted, Gate) {
+    Scripted::always("12345678901234567890123456789012345678\n").gated()
 }
 
 #[tokio::test]
 async fn the_newest_request_of_a_document_wins() {
-    let scripted = slow();
-    let (calls, finished) = scripted.counters();
+    let (scripted, gate) = gated();
+    let (_, finished) = scripted.counters();
     let engine = engine(scripted);
     let old: Vec<Pending> =
         (0..20).map(|i| engine.submit(Channel::Inline, request_in("a.py", &format!("x{i} = ")))).collect();
-    let newest = engine.submit(Channel::Inline, request_in("a.py", "y = ")).await;
-    assert!(newest.is_ok());
+    let newest = engine.submit(Channel::Inline, request_in("a.py", "y = "));
+    drop(gate);
+    assert!(newest.await.is_ok());
     for pending in old {
         assert_eq!(pending.await.unwrap_err().reason, Reason::Superseded);
     }
-    assert!(calls.load(Ordering::SeqCst) <= 3 && finished.load(Ordering::SeqCst) == 1);
+    assert_eq!(finished.load(Ordering::SeqCst), 1, "only the newest ran to its end");
 }
 
 #[tokio::test]
 async fn documents_and_channels_do_not_disturb_each_other() {
-    let engine = engine(slow());
+    let (scripted, gate) = gated();
+    let engine = engine(scripted);
     let a = engine.submit(Channel::Inline, request_in("a.py", "x = "));
     let b = engine.submit(Channel::Inline, request_in("b.py", "x = "));
     let c = engine.submit(Channel::Menu, request_in("a.py", "x = "));
+    drop(gate);
     assert!(a.await.is_ok() && b.await.is_ok());
     assert!(c.await.unwrap().is_reused, "the same place was answered a moment ago");
 }
 
 #[tokio::test]
 async fn dropping_stops_the_model() {
-    let scripted = slow();
+    let (scripted, gate) = gated();
     let (_, finished) = scripted.counters();
     let engine = engine(scripted);
     drop(engine.submit(Channel::Inline, request_in("a.py", "x = ")));
-    assert!(engine.submit(Channel::Inline, request_in("b.py", "x = ")).await.is_ok());
+    let other = engine.submit(Channel::Inline, request_in("b.py", "x = "));
+    drop(gate);
+    assert!(other.await.is_ok());
     assert_eq!(finished.load(Ordering::SeqCst), 1);
 }
 
@@ -81,21 +86,40 @@ async fn typing_an_answer_needs_no_model() {
 
 #[tokio::test]
 async fn requests_wait_for_the_model_and_learn_that_there_is_none() {
-    let slowly: Loader = Box::new(|| {
-        std::thread::sleep(Duration::from_millis(50));
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let slowly: Loader = Box::new(move || {
+        let _ = released.recv();
         Err("no such file".to_string())
     });
     let engine = Engine::start(slowly).unwrap();
-    let early = engine.submit(Channel::Inline, request_in("a.py", "x = ")).await;
-    assert_eq!(early.unwrap_err(), Reason::NoModel.because("no such file"));
+    let early = engine.submit(Channel::Inline, request_in("a.py", "x = "));
+    drop(release);
+    assert_eq!(early.await.unwrap_err(), Reason::NoModel.because("no such file"));
     let late = engine.submit(Channel::Inline, request_in("a.py", "x = ")).await;
     assert_eq!(late.unwrap_err().reason, Reason::NoModel);
     assert!(matches!(&*engine.loading().borrow(), Loading::Failed(_)));
 }
 
 #[tokio::test]
+async fn forgetting_a_document_supersedes_what_was_asked_in_it() {
+    let (scripted, gate) = gated();
+    let (_, finished) = scripted.counters();
+    let engine = engine(scripted);
+    let inline = engine.submit(Channel::Inline, request_in("a.py", "x = "));
+    let menu = engine.submit(Channel::Menu, request_in("a.py", "x = "));
+    let other = engine.submit(Channel::Inline, request_in("b.py", "x = "));
+    engine.forget(&request_in("a.py", "x = ").document);
+    assert_eq!(inline.await.unwrap_err().reason, Reason::Superseded);
+    assert_eq!(menu.await.unwrap_err().reason, Reason::Superseded);
+    drop(gate);
+    assert!(other.await.is_ok());
+    assert_eq!(finished.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn closing_answers_what_waits() {
-    let engine = engine(slow());
+    let (scripted, _gate) = gated();
+    let engine = engine(scripted);
     let pending: Vec<Pending> =
         (0..5).map(|i| engine.submit(Channel::Inline, request_in(&format!("{i}.py"), "x = "))).collect();
     engine.close();

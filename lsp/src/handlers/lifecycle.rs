@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering;
 use tower_lsp::gen_lsp_types::{InitializeParams, InitializeResult, MessageType, ProgressToken};
 
 use crate::capabilities::{self, Session};
+use crate::config::Layer;
 use crate::engine::Loading;
 use crate::handlers::workspace;
 use crate::state::State;
 
 pub(crate) fn initialize(state: &State, params: InitializeParams) -> InitializeResult {
     if let Some(options) = &params.initialization_options {
-        state.hold_messages(state.merge_settings(options));
+        state.hold_messages(state.set_settings(Layer::Initial, options));
     }
     let session = Session::new(&params.capabilities, &state.settings());
     state.begin_session(session);

@@ -7,12 +7,12 @@ use tower_lsp::gen_lsp_types::{ConfigurationItem, DidChangeConfigurationParams, 
 use tower_lsp::jsonrpc::{Error, Result};
 
 use crate::capabilities::ACCEPTED_COMMAND;
-use crate::config::{MenuItems, SECTION};
+use crate::config::{Layer, MenuItems, SECTION};
 use crate::state::State;
 
 /// Pushed settings count; those that the editor holds for us are asked for again.
 pub(crate) fn did_change_configuration(state: &Arc<State>, params: &DidChangeConfigurationParams) {
-    merge(state, &params.settings);
+    set(state, Layer::Pushed, &params.settings);
     if state.session().answers_configuration {
         pull_configuration(state);
     }
@@ -24,7 +24,7 @@ pub(crate) fn pull_configuration(state: &Arc<State>) {
     tokio::spawn(async move {
         let item = ConfigurationItem { scope_uri: None, section: Some(SECTION.to_string()) };
         match state.client.configuration(vec![item]).await {
-            Ok(answers) => answers.iter().for_each(|answer| merge(&state, answer)),
+            Ok(answers) => answers.iter().for_each(|answer| set(&state, Layer::Pulled, answer)),
             Err(error) => tracing::warn!(%error, "the editor does not answer workspace/configuration"),
         }
     });
@@ -45,9 +45,9 @@ pub(crate) fn register_configuration(state: &Arc<State>) {
     });
 }
 
-fn merge(state: &State, value: &Value) {
+fn set(state: &State, layer: Layer, value: &Value) {
     let before = state.settings().completion_items;
-    let mut messages = state.merge_settings(value);
+    let mut messages = state.set_settings(layer, value);
     let after = state.settings().completion_items;
     let needs_restart = match after {
         MenuItems::Auto => before != MenuItems::Auto,

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// No answer takes longer, or the test fails.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(30);
 const PIPE_BYTES: usize = 1 << 16;
 
 /// One editor.
@@ -40,13 +40,13 @@ pub fn scripted(completer: Scripted) -> Loader {
 }
 
 /// A completer that repeats the number at the end of the text before the caret, so that an answer tells what text it was made from.
-pub fn echo(token_delay: Duration) -> Scripted {
+pub fn echo() -> Scripted {
     let script = |ask: &multicoder_lsp::completer::Ask<'_>| {
         let line = ask.prefix.rsplit('\n').next().unwrap_or_default();
         let digits: String = line.chars().filter(char::is_ascii_digit).collect();
         Ok(format!("seen({digits})\n"))
     };
-    Scripted::new(script).with_token_delay(token_delay)
+    Scripted::new(script)
 }
 
 impl Client {
@@ -211,9 +211,9 @@ impl Client {
         self.to_server = None;
     }
 
-    /// Waits until serving ends, at most `limit`.
-    pub async fn ended_within(self, limit: Duration) -> Ended {
-        timeout(limit, self.served).await.expect("still serving").expect("the server panicked").expect("no engine")
+    /// Waits until serving ends.
+    pub async fn ended(self) -> Ended {
+        timeout(DEADLINE, self.served).await.expect("still serving").expect("the server panicked").expect("no engine")
     }
 }
 

@@ -107,15 +107,16 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// `path` itself, or the newest checkpoint when it is the folder of a run.
+/// `path` itself, or the newest intact checkpoint when it is the folder of a run; damaged ones are named on standard error.
 ///
 /// # Errors
-/// A run folder that cannot be listed.
+/// A run folder that cannot be listed, or that holds checkpoints of which none is intact.
 pub(super) fn newest_model(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() || path.join("config.json").exists() {
         return Ok(path.to_owned());
     }
-    Ok(checkpoint::list(path)?.pop().unwrap_or_else(|| path.to_owned()))
+    let newest = checkpoint::newest_intact(path, &mut |message| eprintln!("{message}"))?;
+    Ok(newest.unwrap_or_else(|| path.to_owned()))
 }
 
 fn options(args: &Args) -> EvalOptions {

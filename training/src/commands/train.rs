@@ -6,13 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use multicoder_grammars::LanguageId;
-use multicoder_model::{Bundle, Tokenizer};
+use multicoder_model::{ModelConfig, Tokenizer};
 use toml::{Table, Value};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::config;
 use crate::data::shard;
 use crate::run::Start;
+use crate::weights::Source;
 use crate::{dry_run, interrupt, memory};
 
 /// Arguments of `multicoder train`.
@@ -62,8 +63,9 @@ pub fn run(args: Args) -> Result<()> {
     apply_arguments(&mut table, &args)?;
     // The keys are checked before the files that they name are opened.
     config::resolve(&with_placeholders(&table), &origin)?;
-    let tokenizer = load_tokenizer(&args, &table, checkpoint.as_ref())?;
-    complete(&mut table, tokenizer.as_ref())?;
+    let source = args.init_from.as_deref().map(Source::open).transpose()?;
+    let tokenizer = load_tokenizer(&table, checkpoint.as_ref(), source.as_ref())?;
+    complete(&mut table, tokenizer.as_ref(), source.as_ref().map(|source| source.lm.config()))?;
     let config = config::resolve(&table, &origin)?;
     if args.dry_run {
         println!("{}\n{}", config.to_toml()?, dry_run::report(&config));
@@ -75,9 +77,9 @@ pub fn run(args: Args) -> Result<()> {
     let run_toml = args.out.join("run.toml");
     std::fs::write(&run_toml, config.to_toml()?).with_context(|| run_toml.display().to_string())?;
     interrupt::install();
-    let start = match (checkpoint, args.init_from) {
+    let start = match (checkpoint, source) {
         (Some(checkpoint), _) => Start::Checkpoint(Box::new(checkpoint)),
-        (None, Some(path)) => Start::Weights(path),
+        (None, Some(source)) => Start::Weights(Box::new(source)),
         (None, None) => Start::Scratch,
     };
     let last = crate::run::run(&config, &tokenizer, start, &device, &args.out)?;
@@ -130,19 +132,26 @@ fn apply_arguments(table: &mut Table, args: &Args) -> Result<()> {
     args.set.iter().try_for_each(|assignment| config::set(table, assignment))
 }
 
-fn load_tokenizer(args: &Args, table: &Table, checkpoint: Option<&Checkpoint>) -> Result<Option<Tokenizer>> {
+fn load_tokenizer(
+    table: &Table,
+    checkpoint: Option<&Checkpoint>,
+    source: Option<&Source>,
+) -> Result<Option<Tokenizer>> {
     if let Some(checkpoint) = checkpoint {
         return Ok(Some(Tokenizer::from_file(&checkpoint.path.join("tokenizer.json"))?));
     }
-    let path = data_path(table, "tokenizer");
-    if let (None, Some(init_from)) = (&path, &args.init_from) {
-        return Ok(Some(Bundle::load(init_from, &Device::Cpu)?.tokenizer));
-    }
-    path.map(|path| Tokenizer::from_file(Path::new(&path)).context("data.tokenizer")).transpose()
+    let Some(path) = data_path(table, "tokenizer") else {
+        let theirs = source.map(|source| source.tokenizer.to_json().and_then(|json| Tokenizer::from_json(&json)));
+        return Ok(theirs.transpose()?);
+    };
+    let tokenizer = Tokenizer::from_file(Path::new(&path)).context("data.tokenizer")?;
+    source.map_or(Ok(()), |source| source.check_tokenizer(&tokenizer, &path))?;
+    Ok(Some(tokenizer))
 }
 
 /// Fills in what follows from the tokenizer and the shards: `model.vocab_size`, `model.languages`, `data.languages`.
-fn complete(table: &mut Table, tokenizer: Option<&Tokenizer>) -> Result<()> {
+/// A model that starts from `source` keeps its languages and their experts, if that has all of the data.
+fn complete(table: &mut Table, tokenizer: Option<&Tokenizer>, source: Option<&ModelConfig>) -> Result<()> {
     if let Some(tokenizer) = tokenizer {
         section(table, "model")?.insert("vocab_size".to_owned(), Value::Integer(tokenizer.vocab_size() as i64));
     }
@@ -157,11 +166,35 @@ fn complete(table: &mut Table, tokenizer: Option<&Tokenizer>) -> Result<()> {
     }
     let data_languages = data.get("languages").cloned().unwrap_or_else(|| names(&in_shards));
     let model = section(table, "model")?;
+    if let Some(source) = source {
+        adopt_languages(model, source, &data_languages);
+    }
     if is_empty_list(model.get("languages")) {
         model.insert("languages".to_owned(), data_languages);
     }
     drop_absent_experts(model);
     Ok(())
+}
+
+/// Takes the languages of `source`, and which expert each has, where nothing else is said and none of the data is missing there.
+fn adopt_languages(model: &mut Table, source: &ModelConfig, data_languages: &Value) {
+    let known = |name: &Value| name.as_str().is_some_and(|name| source.languages.iter().any(|known| known == name));
+    let covered = data_languages.as_array().is_some_and(|names| names.iter().all(known));
+    let moe = model.get("moe").and_then(Value::as_table);
+    let experts = moe.and_then(|moe| moe.get("expert_of_language")).and_then(Value::as_table);
+    let is_explicit = !is_empty_list(model.get("languages")) || experts.is_some_and(|experts| !experts.is_empty());
+    if is_explicit || !covered || source.languages.is_empty() {
+        return;
+    }
+    let names = source.languages.iter().cloned().map(Value::String).collect();
+    model.insert("languages".to_owned(), Value::Array(names));
+    let theirs = source.moe.as_ref();
+    let moe = model.get_mut("moe").and_then(Value::as_table_mut);
+    let (Some(moe), Some(theirs)) = (moe, theirs) else { return };
+    if moe.get("n_experts").and_then(Value::as_integer) == i64::try_from(theirs.n_experts).ok() {
+        let experts = theirs.expert_of_language.iter().map(|(name, &e)| (name.clone(), Value::Integer(e as i64)));
+        moe.insert("expert_of_language".to_owned(), Value::Table(experts.collect()));
+    }
 }
 
 /// A preset may name the expert of languages that this corpus does not have.
@@ -208,4 +241,34 @@ fn data_path(table: &Table, key: &str) -> Option<String> {
 fn section<'a>(table: &'a mut Table, name: &str) -> Result<&'a mut Table> {
     let value = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
     value.as_table_mut().with_context(|| format!("{name}: expected a section"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warm_start_keeps_the_languages_and_experts_of_its_source() {
+        let source: ModelConfig = serde_json::from_value(serde_json::json!({
+            "vocab_size": 300, "d_model": 16, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "d_head": 16, "d_ff": 16,
+            "context_tokens": 32, "languages": ["c", "lua", "python"],
+            "moe": {"layers": {"every_n": 1}, "n_experts": 4, "d_ff_expert": 8, "router": {"kind": "pl_hard"},
+                    "expert_of_language": {"c": 3}},
+        }))
+        .unwrap();
+        let names = |names: &[&str]| Value::Array(names.iter().map(|name| Value::from(*name)).collect());
+        let adopted = |text: &str, data: &[&str]| {
+            let mut model: Table = text.parse().unwrap();
+            adopt_languages(&mut model, &source, &names(data));
+            model
+        };
+        let model = adopted("moe = { n_experts = 4 }", &["lua", "python"]);
+        assert_eq!(model["languages"], names(&["c", "lua", "python"]));
+        assert_eq!(model["moe"]["expert_of_language"]["c"].as_integer(), Some(3));
+        // A language that the source lacks, and languages or experts that were asked for.
+        assert!(!adopted("moe = { n_experts = 4 }", &["go", "lua"]).contains_key("languages"));
+        assert_eq!(adopted("languages = [\"lua\"]", &["lua"])["languages"], names(&["lua"]));
+        let explicit = adopted("moe = { n_experts = 4, expert_of_language = { lua = 0 } }", &["lua"]);
+        assert!(!explicit.contains_key("languages"));
+    }
 }

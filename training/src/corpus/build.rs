@@ -16,10 +16,10 @@ use super::filter::Drop;
 use super::input::{Input, Inputs};
 use super::manifest::{Manifest, Split};
 use super::minhash::Signature;
-use super::report::Report;
+use super::report::{REPORT_NAME, Report};
 use super::stage::{self, StageOptions, Staged};
 use super::{Error, Result};
-use crate::data::shard::{Document, ShardReader, ShardWriter};
+use crate::data::shard::{Document, INCOMPLETE_NAME, ShardReader, ShardWriter};
 
 /// What a build is asked for.
 pub struct BuildOptions {
@@ -70,8 +70,8 @@ pub fn build(inputs: &Inputs, manifest: Option<&Manifest>, options: &BuildOption
     if rows.iter().all(|row| row.drop.is_some()) {
         return Err(Error::format(&options.out, "no file is left; expected some source in the listed languages"));
     }
-    write_shards(&rows, inputs, &staged, options)?;
-    report.write(&options.out)?;
+    let part = write_shards(&rows, inputs, &staged, options)?;
+    take_place(&part, options, &report)?;
     Ok(report)
 }
 
@@ -222,8 +222,8 @@ fn report_of(inputs: &Inputs, staged: &[Staged], rows: &[Row]) -> Report {
     report
 }
 
-/// Writes beside the old shards and then takes their place, split by split.
-fn write_shards(rows: &[Row], inputs: &Inputs, staged: &[Staged], options: &BuildOptions) -> Result<()> {
+/// Writes beside the old shards, in the folder that is returned.
+fn write_shards(rows: &[Row], inputs: &Inputs, staged: &[Staged], options: &BuildOptions) -> Result<PathBuf> {
     let part = options.out.join(".part");
     if part.exists() {
         fs::remove_dir_all(&part).map_err(Error::io(&part))?;
@@ -236,6 +236,18 @@ fn write_shards(rows: &[Row], inputs: &Inputs, staged: &[Staged], options: &Buil
     let mut languages: Vec<&str> = languages.into_iter().collect();
     languages.sort_unstable();
     with_bar(&languages, "write", |language| write_language(language, &split_of, inputs, staged, options, &part))?;
+    Ok(part)
+}
+
+/// Puts the shards of `part` and then the report in the place of the old ones. Readers refuse the folder meanwhile, and for good if
+/// this is ended on the way.
+fn take_place(part: &Path, options: &BuildOptions, report: &Report) -> Result<()> {
+    let marker = options.out.join(INCOMPLETE_NAME);
+    fs::write(&marker, "").map_err(Error::io(&marker))?;
+    let old_report = options.out.join(REPORT_NAME);
+    if old_report.exists() {
+        fs::remove_file(&old_report).map_err(Error::io(&old_report))?;
+    }
     for split in Split::ALL {
         let (new, old) = (part.join(split.name()), options.out.join(split.name()));
         if old.exists() {
@@ -245,7 +257,9 @@ fn write_shards(rows: &[Row], inputs: &Inputs, staged: &[Staged], options: &Buil
             fs::rename(&new, &old).map_err(Error::io(&old))?;
         }
     }
-    fs::remove_dir_all(&part).map_err(Error::io(&part))
+    fs::remove_dir_all(part).map_err(Error::io(part))?;
+    report.write(&options.out)?;
+    fs::remove_file(&marker).map_err(Error::io(&marker))
 }
 
 fn write_language(

@@ -52,6 +52,13 @@ impl Benchmarks {
     fn add_records(&mut self, path: &PathBuf) -> Result<()> {
         let text = if path.extension().is_some_and(|e| e == "gz") {
             let unpacked = Command::new("gzip").arg("-dc").arg(path).output().map_err(Error::io(path))?;
+            if !unpacked.status.success() {
+                let reason = String::from_utf8_lossy(&unpacked.stderr).trim().to_owned();
+                return Err(Error::format(
+                    path,
+                    format!("gzip -dc: {}; expected a whole gzip file: {reason}", unpacked.status),
+                ));
+            }
             String::from_utf8_lossy(&unpacked.stdout).into_owned()
         } else {
             fs::read_to_string(path).map_err(Error::io(path))?
@@ -171,5 +178,24 @@ mod tests {
         assert!(benchmarks.hits("def sub(left, right):\n    return left - right\n").is_empty());
         fs::write(dir.path().join("x.jsonl"), "{").unwrap();
         assert!(Benchmarks::read(dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_truncated_gzip_file_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.jsonl");
+        // Random enough to stay long when packed, so that half of the file unpacks to whole lines.
+        let line = |n: u64| format!("{{\"text\": \"{:x}\"}}\n", n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        fs::write(&path, (0..20_000).map(line).collect::<String>()).unwrap();
+        if !Command::new("gzip").arg(&path).status().is_ok_and(|status| status.success()) {
+            println!("skipped: gzip is not installed");
+            return;
+        }
+        let packed = dir.path().join("x.jsonl.gz");
+        Benchmarks::read(dir.path()).unwrap();
+        let bytes = fs::read(&packed).unwrap();
+        fs::write(&packed, &bytes[..bytes.len() / 2]).unwrap();
+        let message = Benchmarks::read(dir.path()).err().unwrap().to_string();
+        assert!(message.contains("x.jsonl.gz") && message.contains("gzip"), "{message}");
     }
 }

@@ -75,7 +75,7 @@ pub fn fetch(manifest: &Manifest, options: &FetchOptions) -> Result<FetchReport>
     let mut lock = Lock::default();
     let mut todo = VecDeque::new();
     for package in packages {
-        match fetched(&options.out, package.source, &package.name) {
+        match fetched(&options.out, package.source, &package.name).filter(|locked| is_wanted(locked, &package, &old)) {
             Some(locked) => {
                 report.n_present += 1;
                 lock.insert(locked);
@@ -102,6 +102,12 @@ pub fn fetch(manifest: &Manifest, options: &FetchOptions) -> Result<FetchReport>
     report.failed.sort();
     report.warnings.sort();
     Ok(report)
+}
+
+/// Whether the version that is there is the pinned one, else the one of the lock, if either says anything.
+fn is_wanted(present: &Locked, package: &Package, lock: &Lock) -> bool {
+    let locked = || lock.get(package.source, &package.name).map(|locked| &locked.version);
+    package.version.as_ref().or_else(locked).is_none_or(|version| *version == present.version)
 }
 
 /// The private lists; without them the other kinds of package are fetched all the same.
@@ -240,5 +246,27 @@ mod tests {
         };
         fs::write(folder.join("done.json"), serde_json::to_vec(&locked).unwrap()).unwrap();
         assert_eq!(fetched(dir.path(), Source::Npm, "@a/b"), Some(locked));
+    }
+
+    #[test]
+    fn a_present_package_of_another_version_is_not_taken() {
+        let locked = |version: &str| Locked {
+            source: Source::Npm,
+            name: "b".into(),
+            version: version.into(),
+            sha256: "00".into(),
+            licence: "MIT".into(),
+            suite: None,
+        };
+        let package = |version: &str| -> Package {
+            toml::from_str(&format!("source = \"npm\"\nname = \"b\"\nsplit = \"train\"\n{version}")).unwrap()
+        };
+        let (free, pinned) = (package(""), package("version = \"2\""));
+        let mut lock = Lock::default();
+        assert!(is_wanted(&locked("1"), &free, &lock), "nothing says which");
+        assert!(is_wanted(&locked("2"), &pinned, &lock) && !is_wanted(&locked("1"), &pinned, &lock));
+        lock.insert(locked("3"));
+        assert!(is_wanted(&locked("3"), &free, &lock) && !is_wanted(&locked("1"), &free, &lock));
+        assert!(is_wanted(&locked("2"), &pinned, &lock), "the pin goes before the lock");
     }
 }

@@ -4,6 +4,7 @@
 //! Shards are written beside their place and renamed, so a shard that exists is whole.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +32,9 @@ const ROW_GROUP_BYTES: usize = 8 << 20;
 /// Text bytes of one shard file, after which the next number begins.
 const SHARD_BYTES: usize = 64 << 20;
 
+/// Name of the file that a folder of shards has while a build replaces its splits: what is there is neither the old nor the new.
+pub const INCOMPLETE_NAME: &str = "incomplete";
+
 /// What went wrong with a shard.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,6 +50,9 @@ pub enum Error {
     /// There is nothing to read.
     #[error("{path}: no shards of split `{split}` (expected {path}/{split}/<language>-NNNN.parquet)")]
     NoShards { path: PathBuf, split: String },
+    /// A build was ended while it replaced the splits.
+    #[error("{path}: the corpus build did not finish; expected no such file: build again")]
+    Incomplete { path: PathBuf },
 }
 
 /// Result of this module.
@@ -248,10 +255,18 @@ fn write_row_group(writer: &mut SerializedFileWriter<File>, rows: &[Document]) -
 /// Paths of the shards of `split` under `dir`, sorted.
 ///
 /// # Errors
-/// [`Error::NoShards`] when the folder is absent or holds none.
+/// [`Error::NoShards`] when the folder is absent or holds none; [`Error::Incomplete`] when a build of it did not finish.
 pub fn shard_paths(dir: &Path, split: &str) -> Result<Vec<PathBuf>> {
     let missing = || Error::NoShards { path: dir.to_owned(), split: split.to_owned() };
-    let entries = fs::read_dir(dir.join(split)).map_err(|_| missing())?;
+    let marker = dir.join(INCOMPLETE_NAME);
+    if marker.exists() {
+        return Err(Error::Incomplete { path: marker });
+    }
+    let folder = dir.join(split);
+    let entries = fs::read_dir(&folder).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => missing(),
+        _ => Error::Io { path: folder.clone(), error },
+    })?;
     let mut paths: Vec<PathBuf> =
         entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "parquet")).collect();
     paths.sort();
@@ -298,6 +313,17 @@ mod tests {
         assert_eq!(writer.finish().unwrap(), 2);
         let paths: Vec<_> = read_split(dir.path(), "train").unwrap().map(|d| d.unwrap().path).collect();
         assert_eq!(paths, (0..70).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_folder_whose_build_did_not_finish_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::create(dir.path(), "train", "rust").unwrap();
+        writer.push(document(1)).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(shard_paths(dir.path(), "train").unwrap().len(), 1);
+        fs::write(dir.path().join(INCOMPLETE_NAME), "").unwrap();
+        assert!(matches!(read_split(dir.path(), "train"), Err(Error::Incomplete { .. })));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::metric::{LineScore, TextScore, line_score};
 use super::sample::LanguageSample;
 use super::token_store::TokenStore;
 use super::{EvalOptions, SystemOutput, progress_bar};
+use crate::data::shard;
 use crate::ngram::{Documents, KneserNey, Mixture, Weights, complete_line, mixture, vocabulary_by_bytes};
 
 /// Valid text from which the mixture weights of a language are fitted, in tokens.
@@ -56,15 +57,28 @@ pub fn evaluate(tokenizer: &Tokenizer, samples: &[LanguageSample], options: &Eva
     let bar = progress_bar(0, "tokenizing for the n-gram baseline, bytes");
     let tell = |n_bytes| bar.inc(n_bytes);
     let train = store.load(&options.shards, "train", tokenizer, &tell)?;
-    let valid = store.load(&options.shards, "valid", tokenizer, &tell).unwrap_or_default();
+    let valid = if_there(store.load(&options.shards, "valid", tokenizer, &tell))?;
     bar.finish_and_clear();
     let output = train_and_score(tokenizer, samples, &train, &valid, options)?;
-    fs::write(&kept, serde_json::to_string(&output)?).with_context(|| kept.display().to_string())?;
+    let part = kept.with_extension("part");
+    fs::write(&part, serde_json::to_string(&output)?).with_context(|| part.display().to_string())?;
+    fs::rename(&part, &kept).with_context(|| kept.display().to_string())?;
     Ok(output)
 }
 
+/// Nothing for a corpus without such a split; an error for shards that cannot be read.
+fn if_there(loaded: Result<BTreeMap<String, Documents>>) -> Result<BTreeMap<String, Documents>> {
+    let absent = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(shard::Error::NoShards { .. }));
+    match loaded {
+        Err(error) if absent(&error) => Ok(BTreeMap::new()),
+        loaded => loaded,
+    }
+}
+
+/// Hash of all that the scores depend on besides tokenizer and shards.
 fn identity(samples: &[LanguageSample], options: &EvalOptions) -> u64 {
-    let mut identity = format!("{VERSION} {} {FIT_TOKENS}", options.ngram_order);
+    let (order, line_tokens) = (options.ngram_order, options.max_line_tokens);
+    let mut identity = format!("{VERSION} {order} {FIT_TOKENS} {LINE_PREFIX_TOKENS} {line_tokens}");
     for sample in samples {
         identity += &format!(" {} {:?}", sample.language, sample.lines);
         sample.texts.iter().for_each(|text| identity += &format!(" {:x}", xxh3_64(text.as_bytes())));
@@ -91,9 +105,7 @@ fn train_and_score(
     let all = fit(&together)?;
     let info = BaselineInfo {
         order,
-        method: "interpolated modified Kneser-Ney without cut-offs, one model per language mixed with one over all \
-                 languages, and an in-file cache of contexts up to 8 tokens; weights fitted by EM on the valid split"
-            .to_owned(),
+        method: method(samples, valid),
         n_train_tokens: together.n_tokens(),
         n_ngrams_all: all.n_ngrams(),
     };
@@ -116,6 +128,24 @@ fn train_and_score(
     }
     bar.finish_and_clear();
     Ok(output)
+}
+
+/// How the baseline predicts, in words, with the languages whose weights could not be fitted.
+fn method(samples: &[LanguageSample], valid: &BTreeMap<String, Documents>) -> String {
+    let names = samples.iter().map(|sample| sample.language.as_str());
+    let unfitted: Vec<&str> = names.filter(|name| !valid.contains_key(*name)).collect();
+    let weights = if unfitted.is_empty() {
+        "weights fitted by EM on the valid split".to_owned()
+    } else if unfitted.len() == samples.len() {
+        "weights not fitted, for want of valid text: constants".to_owned()
+    } else {
+        let names = unfitted.join(", ");
+        format!("weights fitted by EM on the valid split, but not for want of valid text: {names} (mean of the others)")
+    };
+    format!(
+        "interpolated modified Kneser-Ney without cut-offs, one model per language mixed with one over all languages, \
+         and an in-file cache of contexts up to 8 tokens; {weights}"
+    )
 }
 
 /// Every k-th document, so that about `n_tokens` are taken from all over.
@@ -175,5 +205,39 @@ impl Scorer<'_> {
         });
         let bytes = complete_line(&mut predictor, self.tokenizer, vocabulary, &prompt.heal, max_new_tokens);
         Ok(line_score(&String::from_utf8_lossy(&bytes), truth))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::tests::options;
+
+    #[test]
+    fn every_option_that_moves_a_score_is_in_the_identity() {
+        let samples = [LanguageSample { language: "lua".to_owned(), ..LanguageSample::default() }];
+        let first = identity(&samples, &options());
+        assert_eq!(first, identity(&samples, &EvalOptions { n_resamples: 7, suffix_tokens: 7, ..options() }));
+        assert_ne!(first, identity(&samples, &EvalOptions { max_line_tokens: 7, ..options() }));
+        assert_ne!(first, identity(&samples, &EvalOptions { ngram_order: 7, ..options() }));
+    }
+
+    #[test]
+    fn only_an_absent_valid_split_counts_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let split = || if_there(shard::read_split(dir.path(), "valid").map(|_| BTreeMap::new()).map_err(Into::into));
+        assert!(split().unwrap().is_empty());
+        fs::write(dir.path().join("valid"), "no folder").unwrap();
+        assert!(split().is_err());
+    }
+
+    #[test]
+    fn the_report_says_whose_weights_were_not_fitted() {
+        let sample = |name: &str| LanguageSample { language: name.to_owned(), ..LanguageSample::default() };
+        let samples = [sample("lua"), sample("perl")];
+        let valid = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), Documents::default())).collect();
+        assert!(method(&samples, &valid(&["lua", "perl"])).ends_with("on the valid split"));
+        assert!(method(&samples, &valid(&["lua"])).contains("valid text: perl"));
+        assert!(method(&samples, &valid(&[])).contains("weights not fitted"));
     }
 }

@@ -30,7 +30,11 @@ impl TokenStore {
     pub fn open(dir: &Path, shards: &Path, tokenizer: &Tokenizer) -> Result<Self> {
         let mut identity = tokenizer.to_json()?;
         for split in ["train", "valid"] {
-            for path in shard::shard_paths(shards, split).unwrap_or_default() {
+            let paths = match shard::shard_paths(shards, split) {
+                Err(shard::Error::NoShards { .. }) => Vec::new(),
+                paths => paths?,
+            };
+            for path in paths {
                 let n_bytes = fs::metadata(&path).with_context(|| path.display().to_string())?.len();
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 identity += &format!("{split}/{name} {n_bytes}\n");
