@@ -18,6 +18,8 @@ use crate::rng::Rng;
 pub const IGNORE_ID: u32 = u32::MAX;
 /// A rest of a sequence that is shorter than this is padding: no piece worth learning from fits.
 const MIN_PIECE_TOKENS: usize = 24;
+/// The shortest fill-in-the-middle piece that is aimed at.
+const SHORTEST_FIM_TOKENS: usize = 64;
 /// Tokens that a piece needs besides its text.
 const FRAME_TOKENS: usize = 6;
 
@@ -169,7 +171,8 @@ impl Packer {
         let with_tag = !rng.chance(self.config.tag_dropout_frac);
         let tag = with_tag.then_some(texts.name.as_str());
         let fim_piece = rng.chance(self.config.fim_frac);
-        let mut max_bytes = (room.saturating_sub(FRAME_TOKENS) as f64 * texts.bytes_per_token) as usize;
+        let wanted = if fim_piece { fim_tokens(room, rng) } else { room };
+        let mut max_bytes = (wanted.saturating_sub(FRAME_TOKENS) as f64 * texts.bytes_per_token) as usize;
         for attempt in 0.. {
             let text = &rest[..line_cut(rest, max_bytes)];
             let whole = text.len() == rest.len();
@@ -219,6 +222,13 @@ impl Packer {
     }
 }
 
+/// Length of a fill-in-the-middle piece, log-uniform up to `room`. The suffix helps most near the end of the middle: many short pieces
+/// teach its use, while the long ones keep the prompt of a long file familiar.
+fn fim_tokens(room: usize, rng: &mut Rng) -> usize {
+    let shortest = SHORTEST_FIM_TOKENS.min(room) as f64;
+    (shortest * (room as f64 / shortest).powf(rng.uniform())) as usize
+}
+
 fn fim_cut(text: &str, texts: &LanguageTexts, config: &DataConfig, rng: &mut Rng) -> Option<std::ops::Range<usize>> {
     cut::suffix_start(text, texts.grammar, config.fim_suffix_max_frac, rng).map(|end| 0..end)
 }
@@ -233,4 +243,20 @@ pub fn language_probs(texts: &Texts, temperature: f64) -> Vec<f64> {
 /// `n^(1/T)`, and 0 for 0: the unnormalised weight of temperature sampling (Devlin et al. 2019, multilingual BERT).
 pub fn balanced_weight(n: usize, temperature: f64) -> f64 {
     if n == 0 { 0.0 } else { (n as f64).powf(1.0 / temperature) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fim_pieces_are_of_all_lengths_and_fit() {
+        let mut rng = Rng::keyed(1, "lengths", &[]);
+        let lengths: Vec<usize> = (0..1000).map(|_| fim_tokens(1024, &mut rng)).collect();
+        assert!(lengths.iter().all(|length| (SHORTEST_FIM_TOKENS..=1024).contains(length)));
+        let share = |from: usize, to: usize| lengths.iter().filter(|&&n| n >= from && n < to).count();
+        // Each doubling holds a quarter of them.
+        assert!([(64, 128), (128, 256), (256, 512), (512, 1025)].iter().all(|&(from, to)| share(from, to) > 200));
+        assert_eq!(fim_tokens(24, &mut rng), 24);
+    }
 }
