@@ -165,7 +165,14 @@ fn header_is_clean(header: &[u8]) -> bool {
 }
 
 fn check(body: &[u8]) -> Result<(), (Fault, Option<Id>)> {
-    let Err(error) = serde_json::from_slice::<Message>(body) else { return Ok(()) };
+    let error = match serde_json::from_slice::<Message>(body) {
+        // The library's request does without a method.
+        Ok(Message::Request(request)) if request.method().is_empty() => {
+            return Err((Fault::invalid("none of method, result and error is there"), request.id().cloned()));
+        }
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
     let Ok(value) = serde_json::from_slice::<Value>(body) else {
         let reason = match std::str::from_utf8(body) {
             Ok(text) => serde_json::from_str::<Value>(text).err().unwrap_or(error).to_string(),
@@ -272,6 +279,8 @@ mod tests {
             "1",
             r#"{"jsonrpc":"2.0","method":4,"id":9}"#,
             r#"{"method":"x"}"#,
+            r#"{"jsonrpc":"2.0"}"#,
+            r#"{"jsonrpc":"2.0","id":9}"#,
             "",
             "{\"a\":\"\u{1}\"}",
         ];
