@@ -19,6 +19,7 @@ pub mod optimizer;
 pub mod parallel;
 pub mod rng;
 pub mod schedule;
+pub mod threads;
 pub mod validate;
 pub mod weights;
 

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use multicoder_training::commands;
+use clap::{CommandFactory, Parser, Subcommand};
+use multicoder_training::{commands, threads};
 
 /// Builds corpora, trains PL-MoE code models, measures them and packs them into one file.
 #[derive(Parser)]
@@ -25,15 +25,25 @@ enum Command {
     Eval(commands::eval::Args),
     /// Pack a checkpoint into the one file that is served, and write its model card.
     Pack(commands::pack::Args),
+    /// Print the completion script of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 fn main() -> ExitCode {
+    threads::park_idle_workers();
     let outcome = match Cli::parse().command {
         Command::Corpus(args) => commands::corpus::run(args),
         Command::Tokenizer(args) => commands::tokenizer::run(args),
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Pack(args) => commands::pack::run(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "multicoder", &mut std::io::stdout());
+            Ok(())
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

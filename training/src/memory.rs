@@ -15,6 +15,8 @@ pub fn keep_pages() {
             libc::mallopt(libc::M_MMAP_MAX, 0);
         }
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP_BYTES);
+        // The training loop runs on a thread of a pool. The heaps that glibc gives to such threads hold 64 MiB, and what is larger is mapped.
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

@@ -53,11 +53,12 @@ mod x86 {
         __m512, __m512bh, __m512i, __mmask16, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_si512,
         _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
     };
+    use std::ops::Range;
 
     use rayon::prelude::*;
 
     use super::super::simd::{self, Mat, Rows, Shared};
-    use super::{COLS, PAIRS, ROWS};
+    use super::{COLS, MIN_ROWS, PAIRS, ROWS};
 
     pub(super) fn matmul(
         dst: &mut [f32],
@@ -71,21 +72,17 @@ mod x86 {
         assert!((m - 1) * a.row + (k - 1) * a.col < a.data.len(), "matmul: left factor too short");
         assert!((k - 1) * b.row + (n - 1) * b.col < b.data.len(), "matmul: right factor too short");
         let dst = Shared::new(dst);
-        let mut left = vec![0u32; m.div_ceil(ROWS) * ROWS * PAIRS];
+        let mut left = vec![0u32; m * PAIRS];
         for first in (0..k).step_by(2 * PAIRS) {
             let inner = (2 * PAIRS).min(k - first);
             let pairs = inner.div_ceil(2);
             let stretch = first..first + inner;
-            let panels = left[..m.div_ceil(ROWS) * ROWS * pairs].par_chunks_exact_mut(ROWS * pairs);
-            panels.enumerate().for_each(|(panel, packed)| {
-                pack::<ROWS>(packed, a.t(), panel * ROWS, ROWS.min(m - panel * ROWS), stretch.clone());
-            });
-            let left = &left[..m.div_ceil(ROWS) * ROWS * pairs];
+            let left = Left::pack(&mut left[..m * pairs], a, m, stretch.clone());
             (0..n.div_ceil(COLS)).into_par_iter().for_each(|panel| {
                 let first_col = panel * COLS;
                 let cols = COLS.min(n - first_col);
                 let mut right = vec![0u32; COLS * pairs];
-                pack::<COLS>(&mut right, b, first_col, cols, stretch.clone());
+                pack_right(&mut right, b, first_col, cols, stretch.clone());
                 let dst = dst.rows(first_col, dst_row, (m, cols));
                 // SAFETY: panels write columns of their own; the caller saw AVX-512 BF16.
                 unsafe { panel_product(left, &right, pairs, m, dst, keep || first > 0) };
@@ -93,31 +90,75 @@ mod x86 {
         }
     }
 
-    /// Packs `width` columns of `mat` (inner dimension along its rows) from `first` on as `[pair][W]` words of two bfloat16.
-    fn pack<const W: usize>(packed: &mut [u32], mat: Mat, first: usize, width: usize, stretch: std::ops::Range<usize>) {
-        let (start, end) = (stretch.start, stretch.end);
-        let at = |k: usize, j: usize| mat.data[k * mat.row + (first + j) * mat.col];
-        if mat.col == 1 && width == W {
-            let words = packed.chunks_exact_mut(W).enumerate();
-            return simd::vectorized(|| {
-                words.for_each(|(pair, words)| {
-                    let k = start + 2 * pair;
-                    let even = &mat.data[k * mat.row + first..][..W];
-                    match k + 1 < end {
-                        true => {
-                            let odd = &mat.data[(k + 1) * mat.row + first..][..W];
-                            (0..W).for_each(|j| words[j] = word(even[j], odd[j]));
-                        }
-                        false => (0..W).for_each(|j| words[j] = word(even[j], 0.0)),
-                    }
+    /// The left factor in words of two bfloat16, in the order of its own memory, so that packing reads and writes in line: the word of
+    /// `(row, pair)` is `words[row * row_step + pair * pair_step]`.
+    #[derive(Clone, Copy)]
+    struct Left<'a> {
+        words: &'a [u32],
+        row_step: usize,
+        pair_step: usize,
+    }
+
+    impl<'a> Left<'a> {
+        /// Packs the columns `stretch` of the `m` rows of `mat`.
+        fn pack(words: &'a mut [u32], mat: Mat, m: usize, stretch: Range<usize>) -> Left<'a> {
+            let pairs = stretch.len().div_ceil(2);
+            if mat.row == 1 {
+                words.par_chunks_exact_mut(m).enumerate().for_each(|(pair, words)| {
+                    pack_pair(words, mat.t(), 0, stretch.start + 2 * pair, stretch.end);
                 });
+                return Left { words, row_step: 1, pair_step: m };
+            }
+            words.par_chunks_exact_mut(pairs).with_min_len(MIN_ROWS).enumerate().for_each(|(row, words)| {
+                pack_along(words, mat, row, stretch.clone());
+            });
+            Left { words, row_step: pairs, pair_step: 1 }
+        }
+    }
+
+    /// Packs `width` columns of `mat` (inner dimension along its rows) from `first` on as `[pair][COLS]`.
+    fn pack_right(packed: &mut [u32], mat: Mat, first: usize, width: usize, stretch: Range<usize>) {
+        if mat.col == 1 {
+            let lines = packed.chunks_exact_mut(COLS).enumerate();
+            return lines.for_each(|(pair, words)| {
+                pack_pair(&mut words[..width], mat, first, stretch.start + 2 * pair, stretch.end);
             });
         }
+        let mut line = [0u32; PAIRS];
         for j in 0..width {
-            for (pair, words) in packed.chunks_exact_mut(W).enumerate() {
-                let k = start + 2 * pair;
-                words[j] = word(at(k, j), if k + 1 < end { at(k + 1, j) } else { 0.0 });
+            let line = &mut line[..packed.len() / COLS];
+            pack_along(line, mat.t(), first + j, stretch.clone());
+            packed.iter_mut().skip(j).step_by(COLS).zip(line).for_each(|(word, &mut value)| *word = value);
+        }
+    }
+
+    /// Words of the rows `k` and `k + 1` (zero from `end` on) of `mat`, whose columns lie side by side.
+    fn pack_pair(words: &mut [u32], mat: Mat, first: usize, k: usize, end: usize) {
+        let even = &mat.data[k * mat.row + first..][..words.len()];
+        let odd = if k + 1 < end { &mat.data[(k + 1) * mat.row + first..][..words.len()] } else { even };
+        let high = if k + 1 < end { 0xFFFF_0000 } else { 0 };
+        simd::vectorized(|| {
+            for ((packed, &low), &odd) in words.iter_mut().zip(even).zip(odd) {
+                *packed = word(low, odd) & (high | 0xFFFF);
             }
+        });
+    }
+
+    /// Words of the elements `stretch` of a row of `mat`.
+    fn pack_along(words: &mut [u32], mat: Mat, row: usize, stretch: Range<usize>) {
+        if mat.col != 1 {
+            let at = |k: usize| mat.data[row * mat.row + k * mat.col];
+            let other = |k: usize| if k < stretch.end { at(k) } else { 0.0 };
+            let starts = stretch.clone().step_by(2);
+            return words.iter_mut().zip(starts).for_each(|(packed, k)| *packed = word(at(k), other(k + 1)));
+        }
+        let values = &mat.data[row * mat.row..][stretch];
+        let (whole, rest) = values.as_chunks::<2>();
+        simd::vectorized(|| {
+            words.iter_mut().zip(whole).for_each(|(packed, &[low, high])| *packed = word(low, high));
+        });
+        if let (Some(last), &[low]) = (words.last_mut(), rest) {
+            *last = word(low, 0.0);
         }
     }
 
@@ -133,27 +174,31 @@ mod x86 {
 
     /// All rows of the left factor times one panel of the right.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn panel_product(left: &[u32], right: &[u32], pairs: usize, m: usize, dst: Rows, keep: bool) {
-        for (panel, left) in left.chunks_exact(ROWS * pairs).enumerate() {
-            let rows = ROWS.min(m - panel * ROWS);
-            let acc = tile(left, right, pairs);
-            for (row, acc) in acc.iter().enumerate().take(rows) {
+    unsafe fn panel_product(left: Left, right: &[u32], pairs: usize, m: usize, dst: Rows, keep: bool) {
+        for first in (0..m).step_by(ROWS) {
+            // The last rows repeat the last of all; what they give is not stored.
+            let starts = std::array::from_fn(|i| (first + i).min(m - 1) * left.row_step);
+            let acc = tile(left, starts, right, pairs);
+            for (i, acc) in acc.iter().enumerate().take(m - first) {
                 // SAFETY: these rows are this task's, as the caller says.
-                store(unsafe { dst.row(panel * ROWS + row) }, acc, keep);
+                store(unsafe { dst.row(first + i) }, acc, keep);
             }
         }
     }
 
-    /// The products of six rows and 64 columns.
+    /// The products of six rows, whose words begin at `starts`, and 64 columns.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn tile(left: &[u32], right: &[u32], pairs: usize) -> [[__m512; 4]; ROWS] {
+    fn tile(left: Left, starts: [usize; ROWS], right: &[u32], pairs: usize) -> [[__m512; 4]; ROWS] {
         let mut acc = [[_mm512_setzero_ps(); 4]; ROWS];
-        let (left, _) = left.as_chunks::<ROWS>();
         let (right, _) = right.as_chunks::<COLS>();
-        for (a, b) in left.iter().zip(right).take(pairs) {
+        let furthest = starts.iter().max().map_or(0, |start| start + (pairs - 1) * left.pair_step);
+        assert!(pairs > 0 && right.len() >= pairs && furthest < left.words.len(), "tile out of bounds");
+        for (pair, b) in right.iter().enumerate().take(pairs) {
             let b: [__m512bh; 4] = std::array::from_fn(|i| bf16(load(&b[16 * i..16 * (i + 1)])));
             for row in 0..ROWS {
-                let a = bf16(_mm512_set1_epi32(a[row] as i32));
+                // SAFETY: at most the index that the assertion bounds.
+                let word = unsafe { *left.words.get_unchecked(starts[row] + pair * left.pair_step) };
+                let a = bf16(_mm512_set1_epi32(word as i32));
                 for i in 0..4 {
                     acc[row][i] = _mm512_dpbf16_ps(acc[row][i], a, b[i]);
                 }

@@ -82,7 +82,8 @@ pub fn run(args: Args) -> Result<()> {
         (None, Some(source)) => Start::Weights(Box::new(source)),
         (None, None) => Start::Scratch,
     };
-    let last = crate::run::run(&config, &tokenizer, start, &device, &args.out)?;
+    // On a thread of the pool: from any other, each parallel loop would hand its work over and sleep until it is done.
+    let last = rayon::scope(|_| crate::run::run(&config, &tokenizer, start, &device, &args.out))?;
     let peak_mib = memory::peak_rss_bytes() >> 20;
     match interrupt::requested() {
         true => eprintln!("interrupted: saved {}; continue with --resume", last.display()),
