@@ -48,7 +48,7 @@ impl Clock {
     }
 
     /// The number of steps at which the run must end now that `step` steps are done, so that `max_hours` does not cut its decay off;
-    /// `None` to leave the planned `n_steps`.
+    /// `None` to leave `n_steps`.
     pub fn end_in_time(&self, config: &RunConfig, n_steps: u64, step: u64) -> Option<u64> {
         self.end_at(config, n_steps, step, self.elapsed_s())
     }
@@ -63,7 +63,7 @@ impl Clock {
         let s_per_step = self.s_per_step
             + per_step(config.eval.every_steps, self.validation_s)
             + per_step(config.checkpoint.every_steps, self.saving_s);
-        n_steps_by_clock(&config.schedule, n_steps, step, s_per_step, left_s)
+        n_steps_by_clock(&config.schedule, config.n_steps, n_steps, step, s_per_step, left_s)
     }
 }
 
@@ -75,7 +75,13 @@ mod tests {
     /// 36 s allowed, 1000 steps planned, the last fifth of them decay.
     fn config(sets: &[&str]) -> RunConfig {
         let mut table = parse(preset("smoke").unwrap(), "smoke").unwrap();
-        let common = ["max_hours=0.01", "schedule.decay_frac=0.2", "eval.every_steps=100", "checkpoint.every_steps=0"];
+        let common = [
+            "n_steps=1000",
+            "max_hours=0.01",
+            "schedule.decay_frac=0.2",
+            "eval.every_steps=100",
+            "checkpoint.every_steps=0",
+        ];
         common.iter().chain(sets).for_each(|assignment| set(&mut table, assignment).unwrap());
         resolve(&table, "smoke").unwrap()
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A run may overrun its clock by this share of its steps before its end is moved once more.
+/// A run may miss its clock by this share of its steps before its end is moved once more.
 const CLOCK_SLACK_FRAC: f64 = 0.02;
 
 /// The shape of the learning rate over a run.
@@ -56,27 +56,28 @@ pub fn decay_start(schedule: &ScheduleConfig, n_steps: u64) -> u64 {
     n_steps - (n_steps as f64 * schedule.decay_frac).round() as u64
 }
 
-/// The number of steps at which a `wsd` run must end so that the clock stops it with its decay complete, `left_s` seconds from now at
-/// `s_per_step` seconds a step.
+/// The number of steps at which a `wsd` run of `planned` steps, which now would end at `n_steps`, must end so that the clock stops it with
+/// its decay complete, `left_s` seconds from now at `s_per_step` seconds a step.
 ///
-/// Returns `None` while the choice can wait (the decay of the longest affordable run has not begun) and when the planned `n_steps` end
-/// in time or nearly so.
+/// Returns `None` while the choice can wait (the decay of the longest affordable run has not begun) and when `n_steps` is right or nearly so.
 pub fn n_steps_by_clock(
     schedule: &ScheduleConfig,
+    planned: u64,
     n_steps: u64,
     step: u64,
     s_per_step: f64,
     left_s: f64,
 ) -> Option<u64> {
     let affordable = step + (left_s.max(0.0) / s_per_step.max(1e-9)) as u64;
-    let in_time = affordable as f64 >= n_steps as f64 * (1.0 - CLOCK_SLACK_FRAC);
-    if in_time || step < decay_start(schedule, affordable) {
+    if step < decay_start(schedule, affordable).min(decay_start(schedule, n_steps)) {
         return None;
     }
     // The decay begins now, whatever was lost to a slow spell: its length is the planned fraction of the steps done so far.
     let stable_frac = 1.0 - schedule.decay_frac;
     let full_decay = if stable_frac > 0.0 { (step as f64 / stable_frac).round() as u64 } else { affordable };
-    Some(full_decay.min(affordable).max(step).min(n_steps))
+    let end = full_decay.min(affordable).min(planned).max(step);
+    let is_near = end.abs_diff(n_steps) as f64 <= n_steps as f64 * CLOCK_SLACK_FRAC;
+    (!is_near).then_some(end)
 }
 
 fn progress(step: u64, from: u64, to: u64) -> f64 {
@@ -132,15 +133,19 @@ mod tests {
     #[test]
     fn the_clock_ends_a_run_with_its_decay() {
         let s = schedule(ScheduleKind::Wsd);
+        let end = |n_steps, step, s_per_step, left_s| n_steps_by_clock(&s, 1000, n_steps, step, s_per_step, left_s);
         // One second a step, 100 s allowed, 1000 steps planned: decay starts at step 80 and the run ends at 100.
-        assert_eq!(n_steps_by_clock(&s, 1000, 79, 1.0, 21.0), None);
-        assert_eq!(n_steps_by_clock(&s, 1000, 80, 1.0, 20.0), Some(100));
-        // The plan ends in time, or nearly: nothing to change.
-        assert_eq!(n_steps_by_clock(&s, 90, 80, 1.0, 20.0), None);
-        assert_eq!(n_steps_by_clock(&s, 100, 90, 1.0, 9.5), None);
-        // A slow spell in the decay shortens it.
-        assert_eq!(n_steps_by_clock(&s, 100, 90, 2.0, 10.0), Some(95));
+        assert_eq!(end(1000, 79, 1.0, 21.0), None);
+        assert_eq!(end(1000, 80, 1.0, 20.0), Some(100));
+        // In time, or nearly: nothing to change.
+        assert_eq!(end(100, 80, 1.0, 20.0), None);
+        assert_eq!(end(100, 90, 1.0, 9.0), None);
+        // A slow spell in the decay shortens it, and a fast one brings back what was lost, but never more than was planned.
+        assert_eq!(end(100, 90, 2.0, 10.0), Some(95));
+        assert_eq!(end(95, 92, 1.0, 9.0), Some(101));
+        assert_eq!(end(95, 92, 0.1, 9.0), Some(115));
+        assert_eq!(n_steps_by_clock(&s, 100, 95, 92, 1.0, 9.0), Some(100));
         // Time is over: end now.
-        assert_eq!(n_steps_by_clock(&s, 1000, 50, 1.0, -3.0), Some(50));
+        assert_eq!(end(1000, 50, 1.0, -3.0), Some(50));
     }
 }
