@@ -47,6 +47,7 @@ fn config(shape: &[usize]) -> ModelConfig {
         value_embedding_layers: Vec::new(),
         languages: (0..8).map(|i| format!("language{i}")).collect(),
         moe: (n_experts > 0).then_some(moe),
+        copy: None,
     }
 }
 

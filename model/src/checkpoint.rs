@@ -99,6 +99,7 @@ fn from_hugging_face(json: &Value, model_type: &str) -> std::result::Result<Mode
         value_embedding_layers: Vec::new(),
         languages: Vec::new(),
         moe: None,
+        copy: None,
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::copy::CopyConfig;
 use crate::error::{Error, Result};
 use crate::router::RouterConfig;
 
@@ -50,6 +51,9 @@ pub struct ModelConfig {
     pub languages: Vec<String>,
     #[serde(default)]
     pub moe: Option<MoeConfig>,
+    /// How what the text itself says is mixed in; training knows nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<CopyConfig>,
 }
 
 /// The non-linearity of a feed-forward network.
@@ -165,6 +169,7 @@ impl ModelConfig {
         names.sort();
         names.dedup();
         check(names.len() == self.languages.len(), "languages", format!("{:?}", self.languages), "no name twice")?;
+        self.copy.as_ref().map_or(Ok(()), CopyConfig::validate)?;
         self.moe.as_ref().map_or(Ok(()), |moe| self.validate_moe(moe))
     }
 
@@ -272,6 +277,7 @@ pub(crate) mod tests {
                 router,
                 expert_of_language: BTreeMap::new(),
             }),
+            copy: None,
         }
     }
 

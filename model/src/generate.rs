@@ -1,6 +1,8 @@
 //! The next-token loop: ids only, greedy, asks `stop` at every token and `cancelled` between layers; keeps its cache for the next call.
+#![allow(non_snake_case)]
 
 use crate::cache::KvCache;
+use crate::copy::next_token_probs;
 use crate::error::{Error, Result};
 use crate::fim::Prompt;
 use crate::lm::CodeLm;
@@ -79,7 +81,8 @@ impl Generator {
         };
         while out.ids.len() < options.max_new_tokens {
             let to_heal = prompt.heal.get(out.bytes.len()..).unwrap_or_default();
-            let Some((id, logprob)) = likeliest(&logits, tokenizer, to_heal) else {
+            let probs_V = next_token_probs(&logits, self.cache.ids(), lm.config().copy.as_ref());
+            let Some((id, logprob)) = likeliest(&probs_V, tokenizer, to_heal) else {
                 out.finish = Finish::EndOfText;
                 break;
             };
@@ -136,7 +139,7 @@ impl Generator {
 /// The likeliest allowed token and the logarithm of its probability among the allowed.
 ///
 /// Allowed are tokens with bytes and the end of the text; while bytes are to be healed, only tokens that agree with them.
-fn likeliest(logits: &[f32], tokenizer: &Tokenizer, to_heal: &[u8]) -> Option<(u32, f32)> {
+fn likeliest(probs_V: &[f32], tokenizer: &Tokenizer, to_heal: &[u8]) -> Option<(u32, f32)> {
     let end_of_text = tokenizer.special().end_of_text;
     let allowed = |id: u32| {
         let bytes = tokenizer.bytes_of(id);
@@ -145,10 +148,10 @@ fn likeliest(logits: &[f32], tokenizer: &Tokenizer, to_heal: &[u8]) -> Option<(u
         }
         !bytes.is_empty() && (bytes.starts_with(to_heal) || to_heal.starts_with(bytes))
     };
-    let candidates = || (0..logits.len() as u32).filter(|&id| allowed(id)).map(|id| (id, logits[id as usize]));
+    let candidates = || (0..probs_V.len() as u32).filter(|&id| allowed(id)).map(|id| (id, probs_V[id as usize]));
     let (best, max) = candidates().reduce(|a, b| if b.1 > a.1 { b } else { a })?;
-    let total: f32 = candidates().map(|(_, logit)| (logit - max).exp()).sum();
-    Some((best, -total.ln()))
+    let total: f32 = candidates().map(|(_, p)| p).sum();
+    Some((best, (max / total).ln()))
 }
 
 #[cfg(test)]
@@ -197,7 +200,8 @@ mod tests {
         for _ in 0..6 {
             let logits = lm.forward_logits(&expected, 1).unwrap();
             let row = logits.get(expected.len() - 1).unwrap().to_vec1::<f32>().unwrap();
-            expected.push(likeliest(&row, &tokenizer, &[]).unwrap().0);
+            let probs_V = next_token_probs(&row, &expected, None);
+            expected.push(likeliest(&probs_V, &tokenizer, &[]).unwrap().0);
         }
         let prompt = Prompt { ids: ids.clone(), heal: Vec::new() };
         let mut generator = Generator::new(&lm).unwrap();

@@ -28,6 +28,7 @@ pub mod router;
 pub mod ops;
 mod params;
 
+pub mod copy;
 pub mod fim;
 pub mod generate;
 pub mod tokenizer;
@@ -41,6 +42,7 @@ mod error;
 pub use bundle::{Bundle, BundleInfo, Golden};
 pub use cache::KvCache;
 pub use config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE};
+pub use copy::CopyConfig;
 pub use error::{Error, Result};
 pub use fim::{Prompt, PromptBudget};
 pub use generate::{Finish, GenerateOptions, Generated, Generator};

@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor, Var};
 use crate::block::{Block, Ffn, MoeReport};
 use crate::cache::KvCache;
 use crate::config::{ModelConfig, check};
+use crate::copy::CopyConfig;
 use crate::error::{Error, Result};
 use crate::ops::{self, Rope, linear};
 use crate::params::{Init, Params};
@@ -94,6 +95,16 @@ impl CodeLm {
 
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Changes how what the text itself says is mixed in.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a table of another shape.
+    pub fn set_copy(&mut self, copy: Option<CopyConfig>) -> Result<()> {
+        copy.as_ref().map_or(Ok(()), CopyConfig::validate)?;
+        self.config.copy = copy;
+        Ok(())
     }
 
     pub fn device(&self) -> &Device {

@@ -40,6 +40,13 @@ fn with_values<T>(tensor: &Tensor, op: &'static str, f: impl FnOnce(&[f32]) -> R
     }
 }
 
+/// Replaces a row of logits by its softmax.
+pub(crate) fn softmax_row(row: &mut [f32]) {
+    simd::vectorized(|| {
+        simd::softmax_row(row);
+    });
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use candle_core::{Device, Result, Tensor, Var};

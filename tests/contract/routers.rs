@@ -50,6 +50,7 @@ fn config(router: RouterConfig) -> ModelConfig {
             router,
             expert_of_language: BTreeMap::new(),
         }),
+        copy: None,
     }
 }
 

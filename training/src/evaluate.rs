@@ -12,6 +12,7 @@ use multicoder_model::{CodeLm, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 pub mod baseline;
+pub mod copy_fit;
 pub mod metric;
 pub mod neural;
 pub mod sample;
@@ -104,7 +105,7 @@ pub fn evaluate(candidate: Option<Candidate<'_>>, tokenizer: &Tokenizer, options
 }
 
 /// A bar on standard error that shows at least every second, or nothing where that is no terminal.
-fn progress_bar(length: u64, message: &'static str) -> ProgressBar {
+pub(crate) fn progress_bar(length: u64, message: &'static str) -> ProgressBar {
     let bar = if length == 0 { ProgressBar::no_length() } else { ProgressBar::new(length) };
     if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {human_pos}/{human_len} {msg}") {
         bar.set_style(style);

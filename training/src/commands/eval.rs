@@ -58,6 +58,9 @@ pub struct Args {
     /// Bootstrap resamples behind the intervals.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     resamples: usize,
+    /// Whether the model's copy component counts, if it has one.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    copy: Switch,
     /// Where the model runs.
     #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
     device: DeviceKind,
@@ -91,7 +94,10 @@ pub fn run(args: Args) -> Result<()> {
                 DeviceKind::Cuda => Device::new_cuda(0).context("--device cuda")?,
             };
             let path = newest_model(path)?;
-            let bundle = Bundle::load(&path, &device)?;
+            let mut bundle = Bundle::load(&path, &device)?;
+            if args.copy == Switch::Off {
+                bundle.lm.set_copy(None)?;
+            }
             let info = model_info(&path, &bundle)?;
             let candidate = Candidate { lm: &bundle.lm, info: &info };
             evaluate::evaluate(Some(candidate), &bundle.tokenizer, &options)?

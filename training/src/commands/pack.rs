@@ -12,12 +12,15 @@ use multicoder_model::{Bundle, CodeLm, Golden, PromptBudget, Tokenizer, checkpoi
 
 use super::eval::newest_model;
 use crate::corpus::report::Report;
-use crate::evaluate::Evaluation;
+use crate::evaluate::sample::{self, SampleOptions};
+use crate::evaluate::{Evaluation, copy_fit, progress_bar};
 use crate::report::loss_curve::{self, RunCurves};
 use crate::report::model_card::{self, CardInputs};
 
 /// Golden pairs in the file; a server may check them each time it starts.
 const N_GOLDENS: usize = 4;
+/// Held-out text on which the copy component is fitted.
+const COPY_BYTES_PER_LANGUAGE: usize = 40_000;
 /// Length of a golden continuation, in tokens.
 const GOLDEN_TOKENS: usize = 4;
 /// Text of the golden inputs and of the comparison before and after quantization.
@@ -43,6 +46,9 @@ pub struct Args {
     /// How weights are stored.
     #[arg(long, value_enum, default_value_t = Format::Q8_0)]
     quantize: Format,
+    /// Fit the copy component, which mixes in what the text itself says, on the valid split of these shards.
+    #[arg(long, value_name = "DIR", requires = "checkpoint")]
+    fit_copy: Option<PathBuf>,
     /// Write a model card of the file, and the loss curve beside it (.svg).
     #[arg(long, value_name = "FILE")]
     card: Option<PathBuf>,
@@ -83,8 +89,11 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn pack(dir: &Path, args: &Args) -> Result<()> {
-    let lm = checkpoint::load_lm(dir, true, &Device::Cpu)?;
+    let mut lm = checkpoint::load_lm(dir, true, &Device::Cpu)?;
     let tokenizer = Tokenizer::from_file(&dir.join("tokenizer.json"))?;
+    if let Some(shards) = &args.fit_copy {
+        fit_copy(&mut lm, &tokenizer, shards)?;
+    }
     let stem = args.out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let name = args.name.clone().unwrap_or(stem);
     let quantization = match args.quantize {
@@ -118,6 +127,22 @@ fn pack(dir: &Path, args: &Args) -> Result<()> {
         error.same_best_percent
     );
     Ok(())
+}
+
+fn fit_copy(lm: &mut CodeLm, tokenizer: &Tokenizer, shards: &Path) -> Result<()> {
+    let languages = &lm.config().languages;
+    let draw = SampleOptions { languages, max_bytes_per_language: COPY_BYTES_PER_LANGUAGE, n_lines: 0, seed: 1 };
+    let samples = sample::draw(shards, "valid", &draw)?;
+    let bar = progress_bar(samples.iter().map(|sample| sample.texts.len() as u64).sum(), "copy component");
+    let copy = copy_fit::fit(lm, tokenizer, &samples, &bar)?;
+    bar.finish_and_clear();
+    let rounded = |row: &Vec<f32>| row.iter().map(|weight| format!("{weight:.2}")).collect::<Vec<_>>().join(" ");
+    println!(
+        "copy component: discount {}, weights by tokens matched (rows) and the network's confidence:",
+        copy.discount
+    );
+    copy.weights.iter().for_each(|row| println!("  {}", rounded(row)));
+    Ok(lm.set_copy(Some(copy))?)
 }
 
 fn prompt_ids(tokenizer: &Tokenizer, language: Option<&str>, text: &str) -> Result<Vec<u32>> {
@@ -258,6 +283,7 @@ mod tests {
             out: dir.path().join("toy.gguf"),
             name: None,
             quantize: Format::Q8_0,
+            fit_copy: None,
             card: Some(card.clone()),
             metrics: None,
             eval: None,

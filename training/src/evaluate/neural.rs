@@ -2,18 +2,14 @@
 #![allow(non_snake_case)]
 
 use anyhow::Result;
-use candle_core::Tensor;
 use indicatif::ProgressBar;
-use multicoder_model::{Batch, IGNORE_ID};
+use multicoder_model::copy::next_token_probs;
 use multicoder_model::{CodeLm, PromptBudget, Tokenizer, fim};
 use multicoder_model::{GenerateOptions, Generator};
 
 use super::metric::{TextScore, line_score};
 use super::sample::LanguageSample;
 use super::{EvalOptions, SystemOutput};
-
-/// Windows scored at once.
-const BATCH_WINDOWS: usize = 8;
 
 /// Scores the model on one language's sample; `bar` is moved by one a file and one a completion.
 ///
@@ -40,10 +36,54 @@ pub fn score(
     Ok(SystemOutput { texts, lines, lines_with_suffix })
 }
 
+fn score_texts(
+    lm: &CodeLm,
+    tokenizer: &Tokenizer,
+    sample: &LanguageSample,
+    bar: &ProgressBar,
+) -> Result<Vec<TextScore>> {
+    let mut scores = Vec::new();
+    for text in &sample.texts {
+        let ids = tokenizer.encode(text)?;
+        let mut score = TextScore { n_bytes: text.len() as u64, n_tokens: ids.len() as u64, ..TextScore::default() };
+        each_token(lm, tokenizer, &sample.language, &ids, &mut |at, logits_V| {
+            let probs_V = next_token_probs(logits_V, &ids[..at], lm.config().copy.as_ref());
+            let p = probs_V[ids[at] as usize];
+            score.bits -= f64::from(p.max(f32::MIN_POSITIVE)).log2();
+            score.n_correct += u64::from(probs_V.iter().all(|&other| other <= p));
+        })?;
+        scores.push(score);
+        bar.inc(1);
+    }
+    Ok(scores)
+}
+
+/// Calls `visit` with each position of one file, in order, and the network's logits for the token there.
+///
+/// # Errors
+/// Errors of the model.
+pub fn each_token(
+    lm: &CodeLm,
+    tokenizer: &Tokenizer,
+    language: &str,
+    ids: &[u32],
+    visit: &mut dyn FnMut(usize, &[f32]),
+) -> Result<()> {
+    let first = tokenizer.language_token(language).unwrap_or(tokenizer.special().end_of_text);
+    let language = lm.config().language_index(Some(language));
+    for window in windows(ids.len(), lm.config().context_tokens) {
+        let mut x = vec![first];
+        x.extend(&ids[window.from..window.to - 1]);
+        let counted = window.counted_from - window.from;
+        let logits_LV = lm.forward_logits(&x, language)?.narrow(0, counted, x.len() - counted)?.to_vec2::<f32>()?;
+        logits_LV.iter().zip(window.counted_from..).for_each(|(logits_V, at)| visit(at, logits_V));
+    }
+    Ok(())
+}
+
 /// A stretch of one file that is scored in one forward pass.
 #[derive(Debug, PartialEq, Eq)]
 struct Window {
-    text: usize,
     /// Targets are `ids[from..to]`; those before `counted_from` are context only.
     from: usize,
     to: usize,
@@ -52,82 +92,17 @@ struct Window {
 
 /// Windows of at most `context_tokens` targets, half overlapping: each token is counted once, and but for the file's first window it
 /// has at least half a window before it.
-fn windows(text: usize, n_ids: usize, context_tokens: usize) -> Vec<Window> {
+fn windows(n_ids: usize, context_tokens: usize) -> Vec<Window> {
     let stride = (context_tokens / 2).max(1);
     let mut windows = Vec::new();
     let (mut from, mut counted_from) = (0, 0);
     while counted_from < n_ids {
         let to = (from + context_tokens).min(n_ids);
-        windows.push(Window { text, from, to, counted_from });
+        windows.push(Window { from, to, counted_from });
         counted_from = to;
         from += stride;
     }
     windows
-}
-
-fn score_texts(
-    lm: &CodeLm,
-    tokenizer: &Tokenizer,
-    sample: &LanguageSample,
-    bar: &ProgressBar,
-) -> Result<Vec<TextScore>> {
-    let encoded: Vec<Vec<u32>> = sample.texts.iter().map(|text| Ok(tokenizer.encode(text)?)).collect::<Result<_>>()?;
-    let context_tokens = lm.config().context_tokens;
-    let mut queue: Vec<Window> = Vec::new();
-    let mut scores = Vec::new();
-    for (idx, (text, ids)) in sample.texts.iter().zip(&encoded).enumerate() {
-        queue.extend(windows(idx, ids.len(), context_tokens));
-        scores.push(TextScore { n_bytes: text.len() as u64, n_tokens: ids.len() as u64, ..TextScore::default() });
-    }
-    // Windows of like length together, so that little is padded.
-    queue.sort_by_key(|window| std::cmp::Reverse(window.to - window.from));
-    let mut windows_left: Vec<usize> = vec![0; encoded.len()];
-    queue.iter().for_each(|window| windows_left[window.text] += 1);
-    let first = tokenizer.language_token(&sample.language).unwrap_or(tokenizer.special().end_of_text);
-    let language = lm.config().language_index(Some(&sample.language));
-    for batch in queue.chunks(BATCH_WINDOWS) {
-        score_batch(lm, batch, &encoded, first, language, &mut scores)?;
-        for window in batch {
-            windows_left[window.text] -= 1;
-            bar.inc(u64::from(windows_left[window.text] == 0));
-        }
-    }
-    Ok(scores)
-}
-
-fn score_batch(
-    lm: &CodeLm,
-    windows: &[Window],
-    encoded: &[Vec<u32>],
-    first: u32,
-    language: u32,
-    scores: &mut [TextScore],
-) -> Result<()> {
-    let l = windows.iter().map(|window| window.to - window.from).max().unwrap_or(0);
-    let (mut x, mut y) = (Vec::new(), Vec::new());
-    for window in windows {
-        let ids = &encoded[window.text][window.from..window.to];
-        let padding = l - ids.len();
-        x.push(first);
-        x.extend(&ids[..ids.len() - 1]);
-        x.extend(std::iter::repeat_n(first, padding));
-        let n_context = window.counted_from - window.from;
-        y.extend(std::iter::repeat_n(IGNORE_ID, n_context));
-        y.extend(&ids[n_context..]);
-        y.extend(std::iter::repeat_n(IGNORE_ID, padding));
-    }
-    let shape = (windows.len(), l);
-    let x_BL = Tensor::from_vec(x, shape, lm.device())?;
-    let y_BL = Tensor::from_vec(y, shape, lm.device())?;
-    let scored = lm.scores(&Batch { x_BL, y_BL, language_BL: vec![language; windows.len() * l] })?;
-    for (row, window) in windows.iter().enumerate() {
-        let counted = row * l + window.counted_from - window.from..row * l + window.to - window.from;
-        let score = &mut scores[window.text];
-        let nats: f64 = scored.nll_N[counted.clone()].iter().map(|&nll| f64::from(nll)).sum();
-        score.bits += nats / std::f64::consts::LN_2;
-        score.n_correct += scored.correct_N[counted].iter().filter(|&&correct| correct).count() as u64;
-    }
-    Ok(())
 }
 
 struct Completer<'a> {
@@ -165,7 +140,7 @@ mod tests {
     #[test]
     fn windows_count_every_token_once_with_half_a_window_before_it() {
         for (n_ids, context_tokens) in [(0, 8), (1, 8), (8, 8), (9, 8), (100, 8), (101, 16), (5, 1)] {
-            let windows = windows(0, n_ids, context_tokens);
+            let windows = windows(n_ids, context_tokens);
             let mut counted = 0;
             for window in &windows {
                 assert_eq!(window.counted_from, counted);

@@ -229,7 +229,7 @@ fn fit_cache(samples: &[Sample], weights: &mut Weights) -> f64 {
 }
 
 /// Weights of the first of two probabilities, per bucket, by expectation maximisation: first one for all buckets, then each.
-fn maximise(pairs: impl Iterator<Item = ([usize; 2], f64, f64)>, weights: &mut [Vec<f64>]) {
+pub(crate) fn maximise(pairs: impl Iterator<Item = ([usize; 2], f64, f64)>, weights: &mut [Vec<f64>]) {
     let mut buckets: Vec<Vec<Vec<(f64, f64)>>> =
         weights.iter().map(|row| row.iter().map(|_| Vec::new()).collect()).collect();
     for (bucket, first, second) in pairs {
