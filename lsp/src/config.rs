@@ -51,7 +51,7 @@ impl Settings {
     pub fn standard() -> Settings {
         Settings {
             enable: true,
-            min_probability: 0.25,
+            min_probability: 0.5,
             max_lines: 1,
             max_tokens: 64,
             timeout_ms: 2000,
