@@ -35,7 +35,7 @@ const MALFORMED: [(&str, Option<i64>); 11] = [
     ("\"text\"", Some(INVALID_REQUEST)),
     ("{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"x\"}", Some(INVALID_REQUEST)),
     ("{\"jsonrpc\":\"2.0\",\"method\":17}", Some(INVALID_REQUEST)),
-    ("{\"jsonrpc\":\"2.0\"}", None),
+    ("{\"jsonrpc\":\"2.0\"}", Some(INVALID_REQUEST)),
     ("{\"jsonrpc\":\"2.0\",\"method\":\"textDocument/didChange\",\"params\":{\"textDocument\":7}}", None),
     ("{\"jsonrpc\":\"2.0\",\"method\":\"no/such/method\",\"params\":{}}", None),
 ];
