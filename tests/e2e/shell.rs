@@ -154,6 +154,20 @@ fn unusual_files_are_completed_or_declined() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn both_programs_print_completions_for_every_shell() -> Result<()> {
+    for (program, subcommand) in [("multicoder", "corpus"), ("multicoder-lsp", "doctor")] {
+        for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+            let finished = run(Command::new(binary(program)?).args(["completions", shell]), DEADLINE)?;
+            ensure!(
+                finished.code == Some(0) && finished.stdout.contains(subcommand),
+                "{program} {shell}: {finished:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// One wrong byte anywhere in a model file, or a missing end: refused with the file's name, never a wrong completion.
 #[test]
 fn a_damaged_model_is_refused() -> Result<()> {

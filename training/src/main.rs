@@ -1,5 +1,6 @@
 //! The `multicoder` command: arguments in, exit code out. One row a subcommand; the work is in `multicoder_training`.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -41,8 +42,9 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(args),
         Command::Pack(args) => commands::pack::run(args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "multicoder", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "multicoder", &mut script);
+            std::io::stdout().write_all(&script).map_err(Into::into)
         }
     };
     match outcome {

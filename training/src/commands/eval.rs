@@ -158,6 +158,7 @@ fn model_info(path: &Path, bundle: &Bundle) -> Result<ModelInfo> {
         n_active_parameters: bundle.info.n_active_parameters,
         context_tokens: bundle.lm.config().context_tokens,
         quantization: bundle.info.quantization.clone(),
+        copy: bundle.lm.config().copy.is_some(),
         languages: bundle.info.languages.clone(),
     })
 }
@@ -165,12 +166,13 @@ fn model_info(path: &Path, bundle: &Bundle) -> Result<ModelInfo> {
 fn print(evaluation: &Evaluation) {
     if let Some(model) = &evaluation.model {
         println!(
-            "{}: {} parameters ({} active), {}, {} tokens of context, checksum {}",
+            "{}: {} parameters ({} active), {}, {} tokens of context, copy component {}, checksum {}",
             model.name,
             model.n_parameters,
             model.n_active_parameters,
             model.quantization,
             model.context_tokens,
+            if model.copy { "on" } else { "off" },
             model.checksum
         );
     }

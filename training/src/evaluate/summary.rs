@@ -45,6 +45,9 @@ pub struct ModelInfo {
     pub context_tokens: usize,
     /// How the weights are stored.
     pub quantization: String,
+    /// Whether a copy component counted.
+    #[serde(default)]
+    pub copy: bool,
     /// Languages that it was trained on.
     pub languages: Vec<String>,
 }

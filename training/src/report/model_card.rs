@@ -119,6 +119,9 @@ fn evaluation_section(inputs: &CardInputs<'_>, evaluation: &Evaluation, card: &m
         let (order, n_tokens) = (ngram.order, ngram.n_train_tokens as f64 / 1e6);
         let _ = writeln!(card, "n-gram: order {order}, {n_tokens:.1} million training tokens; {}.\n", ngram.method);
     }
+    if evaluation.model.as_ref().is_some_and(|model| !model.copy && inputs.config.copy.is_some()) {
+        card.push_str("Measured without the copy component that this file has.\n\n");
+    }
     if let Some(measured) = evaluation.model.as_ref().filter(|model| model.checksum != inputs.info.checksum) {
         let _ =
             writeln!(card, "Measured on `{}` (checksum `{}`), not on this file.\n", measured.name, measured.checksum);
