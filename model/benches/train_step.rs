@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor, Var};
 use multicoder_model::config::{Activation, MoeConfig, MoeLayers};
 use multicoder_model::ops::{AdamWStep, adamw_step};
 use multicoder_model::router::RouterConfig;
-use multicoder_model::{Batch, ModelConfig, lm::CodeLm};
+use multicoder_model::{Batch, Gradients, ModelConfig, lm::CodeLm};
 
 const TIMED_STEPS: usize = 5;
 const DEFAULT: &str = "256,6,768,8192,512,8,8,256";
@@ -94,15 +94,18 @@ fn median_step(config: &ModelConfig, b: usize) -> f64 {
     };
     let zero = |var: &Var| Var::from_tensor(&var.zeros_like().expect("zeros")).expect("a moment");
     let moments: Vec<(Var, Var)> = lm.parameters().iter().map(|(_, var)| (zero(var), zero(var))).collect();
+    let mut gradients = Gradients::of(&lm);
     let mut seconds = Vec::new();
     for step in 1..=TIMED_STEPS as u64 + 1 {
         let start = Instant::now();
         let loss = lm.loss(&batch, (b * l) as f64).expect("a loss");
         let grads = loss.loss.backward().expect("gradients");
         let options = AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step };
-        for ((_, var), (m, v)) in lm.parameters().iter().zip(&moments) {
+        gradients.clear();
+        for (idx, ((_, var), (m, v))) in lm.parameters().iter().zip(&moments).enumerate() {
             if let Some(grad) = grads.get(var) {
-                adamw_step(var, grad, m, v, &options).expect("a step");
+                gradients.add(idx, grad).expect("a sum");
+                adamw_step(var, gradients.slice_mut(idx), 1.0, m, v, &options).expect("a step");
             }
         }
         seconds.push(start.elapsed().as_secs_f64());

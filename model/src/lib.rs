@@ -15,6 +15,7 @@
 #![allow(non_snake_case)]
 
 pub mod config;
+pub mod gradients;
 pub mod lm;
 
 mod attention;
@@ -46,6 +47,7 @@ pub use copy::CopyConfig;
 pub use error::{Error, Result};
 pub use fim::{Prompt, PromptBudget};
 pub use generate::{Finish, GenerateOptions, Generated, Generator};
+pub use gradients::Gradients;
 pub use lm::{Batch, CodeLm, IGNORE_ID};
 pub use params::Params;
 pub use router::RouterConfig;

@@ -22,7 +22,9 @@ pub use mixed::set_bf16_products;
 pub use rms_norm::rms_norm;
 pub use rope::{Rope, apply_rope};
 
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
 /// The values of a contiguous float32 CPU tensor.
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> Result<&'a [f32]> {
@@ -31,12 +33,42 @@ fn slice<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> Resu
 }
 
 /// Runs `f` on the values of a contiguous float32 CPU tensor.
-fn with_values<T>(tensor: &Tensor, op: &'static str, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+pub(crate) fn with_values<T>(tensor: &Tensor, op: &'static str, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(cpu) => f(slice(cpu, layout, op)?),
         _ => bail!("{op}: expected a tensor on the CPU"),
+    }
+}
+
+/// Runs `f` on the values of a contiguous float32 CPU tensor, to be changed in place.
+fn with_values_mut<T>(tensor: &Tensor, op: &'static str, f: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<T> {
+    let visit = Visit { op, f: RefCell::new(Some(f)), result: RefCell::new(None) };
+    tensor.inplace_op1(&visit)?;
+    visit.result.into_inner().map_or_else(|| bail!("{op}: expected a tensor on the CPU"), Ok)
+}
+
+/// A function on a tensor's values as candle's in-place operation: its only door to them.
+struct Visit<F, T> {
+    op: &'static str,
+    f: RefCell<Option<F>>,
+    result: RefCell<Option<T>>,
+}
+
+impl<T, F: FnOnce(&mut [f32]) -> Result<T>> InplaceOp1 for Visit<F, T> {
+    fn name(&self) -> &'static str {
+        self.op
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("{}: expected a contiguous tensor", self.op)
+        };
+        let CpuStorage::F32(values) = storage else { bail!("{}: expected float32", self.op) };
+        let Some(f) = self.f.take() else { bail!("{}: it runs once", self.op) };
+        self.result.replace(Some(f(&mut values[start..end])?));
+        Ok(())
     }
 }
 

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Tensor, Var};
+use multicoder_model::Gradients;
+use rayon::prelude::*;
 
 use crate::config::{OptimizerConfig, OptimizerKind};
 
@@ -44,6 +46,17 @@ impl Rule {
     }
 }
 
+impl Slot {
+    fn update(&mut self, config: &OptimizerConfig, gradient: (&[f32], f64), lr: f64) -> Result<()> {
+        self.n_steps += 1;
+        let updated = match &self.rule {
+            Rule::AdamW(moments) => moments.update(config, &self.parameter, gradient, self.n_steps, lr),
+            Rule::Muon(momentum) => momentum.update(config, &self.parameter, gradient, lr),
+        };
+        updated.with_context(|| format!("update of {}", self.name))
+    }
+}
+
 /// Updates all parameters of a model, in the model's order.
 pub struct Optimizer {
     config: OptimizerConfig,
@@ -69,25 +82,23 @@ impl Optimizer {
         Ok(Optimizer { config: config.clone(), slots })
     }
 
-    /// The parameters, in the order in which [`Optimizer::step`] expects their gradients.
-    pub fn parameters(&self) -> impl ExactSizeIterator<Item = &Var> {
-        self.slots.iter().map(|slot| &slot.parameter)
-    }
-
-    /// Updates every parameter that has a gradient. Gradients are multiplied by `scale` first.
-    pub fn step(&mut self, gradients: &[Option<Tensor>], scale: f64, lr: f64) -> Result<()> {
-        ensure!(gradients.len() == self.slots.len(), "{} gradients, {} parameters", gradients.len(), self.slots.len());
-        for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
-            let Some(gradient) = gradient else { continue };
-            slot.n_steps += 1;
-            let gradient = if scale == 1.0 { gradient.clone() } else { (gradient * scale)? };
-            let updated = match &slot.rule {
-                Rule::AdamW(moments) => moments.update(&self.config, &slot.parameter, &gradient, slot.n_steps, lr),
-                Rule::Muon(momentum) => momentum.update(&self.config, &slot.parameter, &gradient, lr),
-            };
-            updated.with_context(|| format!("update of {}", slot.name))?;
-        }
-        Ok(())
+    /// Updates every parameter that has a gradient; `gradients` are in the model's order and multiplied by `scale` first.
+    ///
+    /// # Errors
+    /// Gradients of other parameters; those of tensors, with the name of the parameter.
+    pub fn step(&mut self, gradients: &Gradients, scale: f64, lr: f64) -> Result<()> {
+        let (got, expected) = (gradients.n_parameters(), self.slots.len());
+        ensure!(got == expected, "{got} gradients, {expected} parameters");
+        let config = &self.config;
+        // All of AdamW at once: many small parameters keep the cores as busy as one large one. Muon's products are parallel themselves.
+        let slots = self.slots.par_iter_mut().enumerate();
+        slots.filter(|(_, slot)| matches!(slot.rule, Rule::AdamW(_))).try_for_each(|(idx, slot)| {
+            gradients.get(idx).map_or(Ok(()), |gradient| slot.update(config, (gradient, scale), lr))
+        })?;
+        let slots = self.slots.iter_mut().enumerate();
+        slots.filter(|(_, slot)| matches!(slot.rule, Rule::Muon(_))).try_for_each(|(idx, slot)| {
+            gradients.get(idx).map_or(Ok(()), |gradient| slot.update(config, (gradient, scale), lr))
+        })
     }
 
     /// What a checkpoint must hold of the optimizer.
@@ -133,6 +144,15 @@ mod tests {
         var.flatten_all().unwrap().to_vec1().unwrap()
     }
 
+    /// Gradients of [`two_parameters`], of two values each.
+    fn gradients(values: [Option<[f32; 2]>; 2]) -> Gradients {
+        let mut gradients = Gradients::new([2, 2]);
+        for (idx, values) in values.iter().enumerate().filter_map(|(idx, values)| Some((idx, (*values)?))) {
+            gradients.slice_mut(idx).copy_from_slice(&values);
+        }
+        gradients
+    }
+
     fn config() -> OptimizerConfig {
         OptimizerConfig::for_tests()
     }
@@ -145,8 +165,7 @@ mod tests {
     fn matrices_decay_and_vectors_do_not() {
         let parameters = two_parameters();
         let mut optimizer = Optimizer::new(&config(), &parameters).unwrap();
-        let zeros = parameters.iter().map(|(_, var)| Some(var.zeros_like().unwrap())).collect::<Vec<_>>();
-        optimizer.step(&zeros, 1.0, 0.5).unwrap();
+        optimizer.step(&gradients([Some([0.0; 2]); 2]), 1.0, 0.5).unwrap();
         assert_eq!(values(&parameters[0].1), [0.95, -1.9]);
         assert_eq!(values(&parameters[1].1), [1.0, 1.0]);
     }
@@ -155,15 +174,13 @@ mod tests {
     fn a_parameter_without_a_gradient_is_left_alone_and_starts_its_own_count_later() {
         let parameters = two_parameters();
         let mut optimizer = Optimizer::new(&config(), &parameters).unwrap();
-        let ones = Some(Tensor::ones(2, candle_core::DType::F32, &Device::Cpu).unwrap());
         for _ in 0..5 {
-            optimizer.step(&[None, ones.clone()], 1.0, 0.1).unwrap();
+            optimizer.step(&gradients([None, Some([1.0; 2])]), 1.0, 0.1).unwrap();
         }
         assert_eq!(values(&parameters[0].1), [1.0, -2.0]);
         assert_eq!(optimizer.state().n_steps, [0, 5]);
         // The first step of Adam moves by the learning rate, whatever the gradient's size: its bias correction is its own.
-        let gradient = Tensor::from_slice(&[3f32, -3.0], (1, 2), &Device::Cpu).unwrap();
-        optimizer.step(&[Some(gradient), None], 1.0, 0.1).unwrap();
+        optimizer.step(&gradients([Some([3.0, -3.0]), None]), 1.0, 0.1).unwrap();
         let moved = values(&parameters[0].1);
         assert!((moved[0] - (0.99 - 0.1)).abs() < 1e-6 && (moved[1] - (-1.98 + 0.1)).abs() < 1e-6, "{moved:?}");
     }
@@ -171,9 +188,7 @@ mod tests {
     #[test]
     fn a_restored_state_continues_exactly() {
         let (first, second) = (two_parameters(), two_parameters());
-        let gradients = |k: f32| -> Vec<Option<Tensor>> {
-            first.iter().map(|(_, var)| Some((var.ones_like().unwrap() * f64::from(k)).unwrap())).collect()
-        };
+        let gradients = |k: f32| gradients([Some([k; 2]); 2]);
         let mut a = Optimizer::new(&config(), &first).unwrap();
         (1..4).for_each(|k| a.step(&gradients(k as f32), 0.5, 0.01).unwrap());
         let mut b = Optimizer::new(&config(), &second).unwrap();

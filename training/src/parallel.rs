@@ -1,7 +1,7 @@
 //! The ranks of a run. Only this module knows how they talk; today there is one.
 
 use anyhow::Result;
-use candle_core::Tensor;
+use multicoder_model::Gradients;
 
 /// The group of processes that train one model together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub enum Mesh {
 
 impl Mesh {
     /// Replaces each gradient by its sum over all ranks.
-    pub fn sum_gradients(self, _gradients: &mut [Option<Tensor>]) -> Result<()> {
+    pub fn sum_gradients(self, _gradients: &mut Gradients) -> Result<()> {
         match self {
             Mesh::Single => Ok(()),
         }

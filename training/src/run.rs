@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use multicoder_model::ops::set_bf16_products;
-use multicoder_model::{CodeLm, Tokenizer};
+use multicoder_model::{CodeLm, Gradients, Tokenizer};
 
 use crate::checkpoint::{self, Checkpoint, RunState, due};
 use crate::clock::Clock;
@@ -57,6 +57,7 @@ pub fn run(
     choose_products(config.compute);
     let mut lm = CodeLm::init(&config.model, config.seed, device)?;
     let mut optimizer = Optimizer::new(&config.optimizer, lm.parameters())?;
+    let mut gradients = Gradients::of(&lm);
     let mut loader = Loader::open(config, tokenizer)?;
     let mut saved = start.saved();
     let mut state = restore_or_start(start, config, &lm, &mut optimizer, &mut loader)?;
@@ -86,7 +87,7 @@ pub fn run(
             break;
         }
         let lr = lr_at(&config.schedule, state.n_steps, state.step);
-        let report = step(&mut lm, &mut optimizer, &mut loader, mesh, &options, lr)?;
+        let report = step(&mut lm, &mut optimizer, &mut gradients, &mut loader, mesh, &options, lr)?;
         metrics.log_step(state.step, state.n_steps, lr, &report)?;
         state.step += 1;
         clock.add_step(report.elapsed_s);

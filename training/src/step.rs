@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
-use multicoder_model::{Batch, CodeLm};
+use multicoder_model::{Batch, CodeLm, Gradients};
 
 use crate::data::loader::Loader;
 use crate::data::packer::Sequence;
@@ -55,6 +55,7 @@ pub struct StepReport {
 pub fn step(
     lm: &mut CodeLm,
     optimizer: &mut Optimizer,
+    gradients: &mut Gradients,
     loader: &mut Loader,
     mesh: Mesh,
     options: &StepOptions,
@@ -65,12 +66,12 @@ pub fn step(
     let loader_wait_s = start.elapsed().as_secs_f64();
     let n_counted = mesh.sum(batch.n_counted as f64)?.max(1.0);
 
-    let mut gradients: Vec<Option<Tensor>> = vec![None; optimizer.parameters().len()];
+    gradients.clear();
     let mut report = StepReport { n_counted: n_counted as usize, loader_wait_s, ..StepReport::default() };
     for sequences in batch.sequences.chunks(options.micro_batch_sequences) {
         let inputs = to_batch(sequences, &options.language_indices, &options.device)?;
         let output = lm.loss(&inputs, n_counted)?;
-        add_gradients(&mut gradients, &mut output.loss.backward()?, optimizer)?;
+        add_gradients(gradients, &mut output.loss.backward()?, lm)?;
         report.loss += output.nll_sum / n_counted;
         report.aux_loss += output.aux_loss;
         report.n_tokens += inputs.language_BL.len();
@@ -78,9 +79,9 @@ pub fn step(
         add_load(&mut report.load_E, &output.load_E, share);
     }
 
-    mesh.sum_gradients(&mut gradients)?;
+    mesh.sum_gradients(gradients)?;
     report.loss = mesh.sum(report.loss)?;
-    report.grad_norm = global_norm(&gradients)?;
+    report.grad_norm = gradients.norm();
     if !mesh.all(report.loss.is_finite() && report.grad_norm.is_finite())? {
         bail!(
             "loss {} and gradient norm {}: expected finite numbers; no weight was changed",
@@ -90,7 +91,7 @@ pub fn step(
     }
     let clipped = options.clip_norm > 0.0 && report.grad_norm > options.clip_norm;
     let scale = if clipped { options.clip_norm / report.grad_norm } else { 1.0 };
-    optimizer.step(&gradients, scale, lr)?;
+    optimizer.step(gradients, scale, lr)?;
     lm.after_step(&report.load_E);
     report.elapsed_s = start.elapsed().as_secs_f64();
     Ok(report)
@@ -108,26 +109,14 @@ pub fn to_batch(sequences: &[Sequence], language_indices: &[u32], device: &Devic
     Ok(Batch { x_BL, y_BL, language_BL })
 }
 
-/// Adds the gradients of a micro-step; a parameter that the loss does not depend on keeps `None`.
-fn add_gradients(sums: &mut [Option<Tensor>], grads: &mut GradStore, optimizer: &Optimizer) -> Result<()> {
-    for (sum, parameter) in sums.iter_mut().zip(optimizer.parameters()) {
-        let Some(gradient) = grads.remove(parameter) else { continue };
-        *sum = Some(match sum.take() {
-            Some(sum) => (sum + gradient)?,
-            None => gradient,
-        });
+/// Adds the gradients of a micro-step; a parameter that the loss does not depend on stays absent.
+fn add_gradients(sums: &mut Gradients, grads: &mut GradStore, lm: &CodeLm) -> Result<()> {
+    for (idx, (_, parameter)) in lm.parameters().iter().enumerate() {
+        if let Some(gradient) = grads.remove(parameter) {
+            sums.add(idx, &gradient)?;
+        }
     }
     Ok(())
-}
-
-/// Euclidean norm over all gradients.
-fn global_norm(gradients: &[Option<Tensor>]) -> Result<f64> {
-    let mut sum = 0.0;
-    for gradient in gradients.iter().flatten() {
-        // A host read for each parameter: the check must end before the update begins.
-        sum += f64::from(gradient.flatten_all()?.sqr()?.sum_all()?.to_scalar::<f32>()?);
-    }
-    Ok(sum.sqrt())
 }
 
 fn add_load(sum: &mut Vec<Vec<f32>>, load: &[Vec<f32>], share: f32) {

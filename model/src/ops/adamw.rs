@@ -1,9 +1,9 @@
-//! AdamW in place: three passes over memory and no temporaries (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2).
+//! AdamW in place: one pass over memory and no temporaries (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2).
 
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use super::{simd, slice};
+use super::{simd, with_values_mut};
 
 const CHUNK: usize = 64 * 1024;
 
@@ -20,89 +20,63 @@ pub struct AdamWStep {
     pub step: u64,
 }
 
-/// Updates `param` and its moments `m` and `v` (all float32, of one shape) with `grad`.
-pub fn adamw_step(param: &Var, grad: &Tensor, m: &Var, v: &Var, step: &AdamWStep) -> Result<()> {
+/// Updates `param` and its moments `m` and `v` (all float32, of one shape) with `scale * grad`.
+///
+/// # Errors
+/// A gradient of another size; tensors that are not contiguous.
+pub fn adamw_step(param: &Var, grad: &[f32], scale: f64, m: &Var, v: &Var, step: &AdamWStep) -> Result<()> {
+    let (got, expected) = (grad.len(), param.elem_count());
+    if got != expected {
+        bail!("adamw: a gradient of {got} values, expected {expected}");
+    }
     let correction = |beta: f64| 1.0 - beta.powi(step.step.min(i32::MAX as u64) as i32);
     let (by_m, by_v) = (1.0 / correction(step.beta1), 1.0 / correction(step.beta2));
     if !param.device().is_cpu() {
-        return composed(param, grad, m, v, step, (by_m, by_v));
+        let grad = (Tensor::from_slice(grad, param.shape(), param.device())? * scale)?;
+        return composed(param, &grad, m, v, step, (by_m, by_v));
     }
-    let grad = grad.contiguous()?;
-    m.inplace_op2(&grad, &Average { beta: step.beta1 as f32, squared: false })?;
-    v.inplace_op2(&grad, &Average { beta: step.beta2 as f32, squared: true })?;
     let update = Update {
+        scale: scale as f32,
+        beta1: step.beta1 as f32,
+        beta2: step.beta2 as f32,
         keep: (1.0 - step.lr * step.weight_decay) as f32,
         lr: (step.lr * by_m) as f32,
         by_v: by_v as f32,
         eps: step.eps as f32,
     };
-    param.inplace_op3(m, v, &update)
-}
-
-/// `a = beta * a + (1 - beta) * grad` or `grad^2`.
-struct Average {
-    beta: f32,
-    squared: bool,
-}
-
-impl InplaceOp2 for Average {
-    fn name(&self) -> &'static str {
-        "adamw_average"
-    }
-
-    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
-        let (average, grad) = (slice_mut(s1, l1)?, slice(s2, l2, "adamw")?);
-        let (beta, rest) = (self.beta, 1.0 - self.beta);
-        average.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).for_each(|(average, grad)| {
-            simd::vectorized(|| {
-                for (a, &g) in average.iter_mut().zip(grad) {
-                    *a = beta * *a + rest * if self.squared { g * g } else { g };
-                }
-            });
-        });
-        Ok(())
-    }
+    with_values_mut(m, "adamw", |m| {
+        with_values_mut(v, "adamw", |v| with_values_mut(param, "adamw", |param| update.run(param, grad, m, v)))
+    })
 }
 
 struct Update {
+    scale: f32,
+    beta1: f32,
+    beta2: f32,
     keep: f32,
     lr: f32,
     by_v: f32,
     eps: f32,
 }
 
-impl InplaceOp3 for Update {
-    fn name(&self) -> &'static str {
-        "adamw_update"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &mut CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<()> {
-        let param = slice_mut(s1, l1)?;
-        let (m, v) = (slice(s2, l2, "adamw")?, slice(s3, l3, "adamw")?);
-        param.par_chunks_mut(CHUNK).zip(m.par_chunks(CHUNK)).zip(v.par_chunks(CHUNK)).for_each(|((param, m), v)| {
-            simd::vectorized(|| {
-                for ((p, &m), &v) in param.iter_mut().zip(m).zip(v) {
-                    *p = *p * self.keep - self.lr * m / ((v * self.by_v).sqrt() + self.eps);
-                }
-            });
-        });
+impl Update {
+    fn run(&self, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) -> Result<()> {
+        let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
+        let chunks = param.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).zip(moments);
+        chunks.for_each(|((param, grad), (m, v))| self.run_chunk(param, grad, m, v));
         Ok(())
     }
-}
 
-fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("adamw: expected a contiguous tensor") };
-    match storage {
-        CpuStorage::F32(values) => Ok(&mut values[start..end]),
-        _ => bail!("adamw: expected float32"),
+    fn run_chunk(&self, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let (rest1, rest2) = (1.0 - self.beta1, 1.0 - self.beta2);
+        simd::vectorized(|| {
+            for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
+                let g = g * self.scale;
+                *m = self.beta1 * *m + rest1 * g;
+                *v = self.beta2 * *v + rest2 * (g * g);
+                *p = *p * self.keep - self.lr * *m / ((*v * self.by_v).sqrt() + self.eps);
+            }
+        });
     }
 }
 
@@ -127,9 +101,10 @@ mod tests {
         };
         let ((p1, m1, v1), (p2, m2, v2)) = (new(), new());
         for step in 1..=5 {
-            let grad = values(&[9, 7], step as u32).t().unwrap();
+            let grad = values(&[7, 9], step as u32);
+            let flat = (&grad * 2.0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let step = AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step };
-            adamw_step(&p1, &grad, &m1, &v1, &step).unwrap();
+            adamw_step(&p1, &flat, 0.5, &m1, &v1, &step).unwrap();
             let correction = |beta: f64| 1.0 / (1.0 - beta.powi(step.step as i32));
             composed(&p2, &grad, &m2, &v2, &step, (correction(0.9), correction(0.95))).unwrap();
         }

@@ -1,7 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) for everything that is no hidden matrix.
 
 use anyhow::Result;
-use candle_core::{Tensor, Var};
+use candle_core::Var;
 use multicoder_model::ops::{AdamWStep, adamw_step};
 
 use crate::config::OptimizerConfig;
@@ -18,12 +18,12 @@ impl Moments {
         Ok(Moments { first: zeros()?, second: zeros()? })
     }
 
-    /// Updates `parameter`; `n_steps` counts its own steps, this one included.
+    /// Updates `parameter` with `scale * gradient`; `n_steps` counts its own steps, this one included.
     pub(super) fn update(
         &self,
         config: &OptimizerConfig,
         parameter: &Var,
-        gradient: &Tensor,
+        (gradient, scale): (&[f32], f64),
         n_steps: u64,
         lr: f64,
     ) -> Result<()> {
@@ -31,6 +31,6 @@ impl Moments {
         let weight_decay = if parameter.rank() >= 2 { config.weight_decay } else { 0.0 };
         let OptimizerConfig { beta1, beta2, eps, .. } = *config;
         let step = AdamWStep { lr, beta1, beta2, eps, weight_decay, step: n_steps };
-        Ok(adamw_step(parameter, gradient, &self.first, &self.second, &step)?)
+        Ok(adamw_step(parameter, gradient, scale, &self.first, &self.second, &step)?)
     }
 }

@@ -21,10 +21,18 @@ impl Momentum {
         Ok(Momentum(Var::from_tensor(&parameter.zeros_like()?)?))
     }
 
-    /// Updates `parameter`, a matrix.
-    pub(super) fn update(&self, config: &OptimizerConfig, parameter: &Var, gradient: &Tensor, lr: f64) -> Result<()> {
+    /// Updates `parameter`, a matrix, with `scale * gradient`.
+    pub(super) fn update(
+        &self,
+        config: &OptimizerConfig,
+        parameter: &Var,
+        (gradient, scale): (&[f32], f64),
+        lr: f64,
+    ) -> Result<()> {
+        let gradient = Tensor::from_slice(gradient, parameter.shape(), parameter.device())?;
+        let gradient = if scale == 1.0 { gradient } else { (gradient * scale)? };
         let beta = config.momentum;
-        let momentum = ((self.0.as_tensor() * beta)? + gradient)?;
+        let momentum = ((self.0.as_tensor() * beta)? + &gradient)?;
         let direction = orthogonal(&(gradient + (&momentum * beta)?)?)?;
         self.0.set(&momentum)?;
         let (rows, columns) = parameter.dims2()?;
@@ -78,9 +86,9 @@ mod tests {
         let config = OptimizerConfig::for_tests();
         let step = |scale: f64| {
             let parameter = Var::zeros((4, 6), candle_core::DType::F32, &Device::Cpu).unwrap();
-            let values: Vec<f32> = (0..24).map(|i| (i as f32).sin()).collect();
-            let gradient = (Tensor::from_vec(values, (4, 6), &Device::Cpu).unwrap() * scale).unwrap();
-            Momentum::zeros_like(&parameter).unwrap().update(&config, &parameter, &gradient, 0.1).unwrap();
+            let gradient: Vec<f32> = (0..24).map(|i| (i as f32).sin()).collect();
+            let momentum = Momentum::zeros_like(&parameter).unwrap();
+            momentum.update(&config, &parameter, (&gradient, scale), 0.1).unwrap();
             parameter.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let (small, large) = (step(1e-2), step(1e2));
