@@ -91,6 +91,7 @@ fn median_step(config: &ModelConfig, b: usize) -> f64 {
         x_BL: Tensor::from_vec(ids(1), (b, l), &Device::Cpu).expect("ids"),
         y_BL: Tensor::from_vec(ids(2), (b, l), &Device::Cpu).expect("ids"),
         language_BL: (0..b * l).map(|i| (i / l % config.languages.len()) as u32).collect(),
+        start_BL: None,
     };
     let zero = |var: &Var| Var::from_tensor(&var.zeros_like().expect("zeros")).expect("a moment");
     let moments: Vec<(Var, Var)> = lm.parameters().iter().map(|(_, var)| (zero(var), zero(var))).collect();

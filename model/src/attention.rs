@@ -71,12 +71,14 @@ impl Attention {
         Ok(Attention { q, k, v, w_o_DP, norms, value_VP, norm_eps: config.norm_eps, d_head: config.d_head })
     }
 
-    /// Shapes: `x_BLD`, `ids_N` -> `BLD`. With a cache, the new positions follow those in it and are added to it.
+    /// Shapes: `x_BLD`, `ids_N` -> `BLD`. With a cache, the new positions follow those in it and are added to it; without one, no position
+    /// sees what lies before its `start_BL`.
     pub(crate) fn forward(
         &self,
         x_BLD: &Tensor,
         ids_N: &Tensor,
         rope: &Rope,
+        start_BL: Option<&[u32]>,
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
         let (b, l, d) = x_BLD.dims3()?;
@@ -98,9 +100,9 @@ impl Attention {
         let out_BLHK = match cache {
             Some(cache) => {
                 let (k_BMGK, v_BMGK) = cache.append(&k_BLGK, &v_BLGK)?;
-                ops::causal_attention(&q_BLHK, &k_BMGK, &v_BMGK)?
+                ops::causal_attention(&q_BLHK, &k_BMGK, &v_BMGK, None)?
             }
-            None => ops::causal_attention(&q_BLHK, &k_BLGK, &v_BLGK)?,
+            None => ops::causal_attention(&q_BLHK, &k_BLGK, &v_BLGK, start_BL)?,
         };
         let out_NP = out_BLHK.reshape((b * l, ()))?;
         Ok(linear(&out_NP, &self.w_o_DP)?.reshape((b, l, d))?)

@@ -28,6 +28,14 @@ pub(crate) enum Ffn {
     Moe(MoeLayer),
 }
 
+/// What is known of the tokens besides their ids.
+#[derive(Clone, Copy)]
+pub(crate) struct TokenContext<'a> {
+    pub(crate) language_N: &'a [u32],
+    /// The first position of its sequence that each token sees; none for the first of all.
+    pub(crate) start_BL: Option<&'a [u32]>,
+}
+
 /// What a layer with experts says besides its output.
 pub(crate) struct MoeReport {
     pub(crate) aux_loss: Option<Tensor>,
@@ -55,17 +63,17 @@ impl Block {
         x_BLD: &Tensor,
         ids_N: &Tensor,
         rope: &Rope,
-        language_N: &[u32],
+        context: &TokenContext,
         cache: Option<&mut LayerCache>,
     ) -> Result<(Tensor, Option<MoeReport>)> {
         let normed_BLD = ops::rms_norm(x_BLD, &self.input_norm_D, self.norm_eps)?;
-        let x_BLD = (x_BLD + self.attention.forward(&normed_BLD, ids_N, rope, cache)?)?;
+        let x_BLD = (x_BLD + self.attention.forward(&normed_BLD, ids_N, rope, context.start_BL, cache)?)?;
         let (b, l, d) = x_BLD.dims3()?;
         let normed_ND = ops::rms_norm(&x_BLD, &self.ffn_norm_D, self.norm_eps)?.reshape((b * l, d))?;
         let (y_ND, report) = match &self.ffn {
             Ffn::Dense(ffn) => (ffn.forward(&normed_ND)?, None),
             Ffn::Moe(moe) => {
-                let MoeOutput { y_ND, aux_loss, load_E } = moe.forward(&normed_ND, language_N)?;
+                let MoeOutput { y_ND, aux_loss, load_E } = moe.forward(&normed_ND, context.language_N)?;
                 (y_ND, Some(MoeReport { aux_loss, load_E }))
             }
         };

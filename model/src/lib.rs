@@ -28,6 +28,7 @@ pub mod router;
 
 pub mod ops;
 mod params;
+pub mod tape;
 
 pub mod copy;
 pub mod fim;

@@ -2,13 +2,14 @@
 
 use candle_core::{Device, Tensor, Var};
 
-use crate::block::{Block, Ffn, MoeReport};
+use crate::block::{Block, Ffn, MoeReport, TokenContext};
 use crate::cache::KvCache;
 use crate::config::{ModelConfig, check};
 use crate::copy::CopyConfig;
 use crate::error::{Error, Result};
 use crate::ops::{self, Rope, linear};
 use crate::params::{Init, Params};
+use crate::router::Router;
 
 /// The target id that is not counted in a loss.
 pub const IGNORE_ID: u32 = u32::MAX;
@@ -19,6 +20,14 @@ pub struct Batch {
     pub y_BL: Tensor,
     /// Language index of each position, row-major; on the host, where routers by language read it.
     pub language_BL: Vec<u32>,
+    /// The position in its sequence at which each token's document begins: attention stays within documents. None: one document a row.
+    pub start_BL: Option<Vec<u32>>,
+}
+
+impl Batch {
+    pub(crate) fn context(&self) -> TokenContext<'_> {
+        TokenContext { language_N: &self.language_BL, start_BL: self.start_BL.as_deref() }
+    }
 }
 
 /// What [`CodeLm::loss`] returns.
@@ -118,7 +127,7 @@ impl CodeLm {
 
     /// Cross-entropy of a batch in nats, summed and divided by `divisor`, plus the routers' losses.
     pub fn loss(&self, batch: &Batch, divisor: f64) -> Result<LossOutput> {
-        let (x_ND, reports) = self.hidden(&batch.x_BL, &batch.language_BL)?;
+        let (x_ND, reports) = self.hidden(&batch.x_BL, batch.context())?;
         let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
         let cross_entropy = ops::linear_cross_entropy(&x_ND, self.head(), &target_N)?;
         let nll_sum = f64::from(cross_entropy.nll_sum.to_scalar::<f32>()?);
@@ -136,7 +145,7 @@ impl CodeLm {
 
     /// How likely each target was. No gradient.
     pub fn scores(&self, batch: &Batch) -> Result<Scores> {
-        let (x_ND, _) = self.hidden(&batch.x_BL, &batch.language_BL)?;
+        let (x_ND, _) = self.hidden(&batch.x_BL, batch.context())?;
         let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
         let (nll_N, correct_N) = ops::linear_scores(&x_ND, self.head(), &target_N)?;
         Ok(Scores { nll_N, correct_N })
@@ -145,7 +154,8 @@ impl CodeLm {
     /// Logits of every position of one sequence, without a cache. Shape: `LV`.
     pub fn forward_logits(&self, ids: &[u32], language: u32) -> Result<Tensor> {
         let x_1L = Tensor::new(ids, &self.device)?.unsqueeze(0)?;
-        let (x_LD, _) = self.hidden(&x_1L, &vec![language; ids.len()])?;
+        let language_N = vec![language; ids.len()];
+        let (x_LD, _) = self.hidden(&x_1L, TokenContext { language_N: &language_N, start_BL: None })?;
         Ok(linear(&x_LD, self.head())?)
     }
 
@@ -166,8 +176,9 @@ impl CodeLm {
             return Err(Error::Input(format!("{n} tokens after {held}: expected 1 to {}", capacity - held)));
         }
         cache.truncate(held);
-        self.check_ids(ids)?;
+        check_ids(ids, self.config.vocab_size)?;
         let language_N = vec![language; ids.len()];
+        let context = TokenContext { language_N: &language_N, start_BL: None };
         let ids_N = Tensor::new(ids, &self.device)?;
         let before = cache.ids().last().copied().unwrap_or(0);
         let mut x_1LD = self.embed(&ids_N, ids, ids.len(), before)?.unsqueeze(0)?;
@@ -175,7 +186,7 @@ impl CodeLm {
             if cancelled() {
                 return Err(Error::Cancelled);
             }
-            (x_1LD, _) = block.forward(&x_1LD, &ids_N, &self.rope, &language_N, Some(layer))?;
+            (x_1LD, _) = block.forward(&x_1LD, &ids_N, &self.rope, &context, Some(layer))?;
         }
         cache.commit(ids);
         let last_1D = x_1LD.narrow(1, ids.len() - 1, 1)?.squeeze(1)?;
@@ -197,18 +208,16 @@ impl CodeLm {
     }
 
     /// The final hidden states of a batch, normalized. Shape: `BL` -> `ND`.
-    fn hidden(&self, x_BL: &Tensor, language_BL: &[u32]) -> Result<(Tensor, Vec<MoeReport>)> {
+    fn hidden(&self, x_BL: &Tensor, context: TokenContext) -> Result<(Tensor, Vec<MoeReport>)> {
         let (b, l) = x_BL.dims2()?;
-        let context = format!("at most context_tokens = {}", self.config.context_tokens);
-        check(l <= self.config.context_tokens, "sequence length", l, &context)?;
-        check(language_BL.len() == b * l, "language_BL", language_BL.len(), &format!("{} positions", b * l))?;
+        self.check_batch(b, l, context.language_N.len())?;
         let ids_N = x_BL.flatten_all()?;
         let ids = ids_N.to_vec1::<u32>()?;
-        self.check_ids(&ids)?;
+        check_ids(&ids, self.config.vocab_size)?;
         let mut reports = Vec::new();
         let mut x_BLD = self.embed(&ids_N, &ids, l, 0)?.reshape((b, l, self.config.d_model))?;
         for block in &self.blocks {
-            let (y_BLD, report) = block.forward(&x_BLD, &ids_N, &self.rope, language_BL, None)?;
+            let (y_BLD, report) = block.forward(&x_BLD, &ids_N, &self.rope, &context, None)?;
             x_BLD = y_BLD;
             reports.extend(report);
         }
@@ -216,12 +225,22 @@ impl CodeLm {
         Ok((x_BLD.reshape((b * l, self.config.d_model))?, reports))
     }
 
-    fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let v = self.config.vocab_size;
-        match ids.iter().find(|&&id| id as usize >= v) {
-            Some(id) => Err(Error::Input(format!("token id {id}: expected one below vocab_size = {v}"))),
-            None => Ok(()),
-        }
+    pub(crate) fn check_batch(&self, b: usize, l: usize, n_languages: usize) -> Result<()> {
+        let context = format!("at most context_tokens = {}", self.config.context_tokens);
+        check(l <= self.config.context_tokens, "sequence length", l, &context)?;
+        check(n_languages == b * l, "language_BL", n_languages, &format!("{} positions", b * l))
+    }
+
+    pub(crate) fn rope(&self) -> &Rope {
+        &self.rope
+    }
+
+    /// The routers of the layers with experts, in order.
+    pub(crate) fn routers(&self) -> impl Iterator<Item = &dyn Router> {
+        self.blocks.iter().filter_map(|block| match &block.ffn {
+            Ffn::Moe(layer) => Some(layer.router()),
+            Ffn::Dense(_) => None,
+        })
     }
 
     /// The first hidden states of `ids`, rows of `l`, whose first position follows the id `before`. Shape: `ND`.
@@ -235,8 +254,15 @@ impl CodeLm {
     }
 }
 
+pub(crate) fn check_ids(ids: &[u32], v: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= v) {
+        Some(id) => Err(Error::Input(format!("token id {id}: expected one below vocab_size = {v}"))),
+        None => Ok(()),
+    }
+}
+
 /// The row of two consecutive ids in the bigram table, by Fibonacci hashing (Knuth, TAOCP vol. 3, §6.4).
-fn bigram_bucket(last: u32, id: u32, buckets: u32) -> u32 {
+pub(crate) fn bigram_bucket(last: u32, id: u32, buckets: u32) -> u32 {
     let pair = u64::from(last) << 32 | u64::from(id);
     ((pair.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % u64::from(buckets)) as u32
 }
@@ -287,7 +313,7 @@ mod tests {
         let lm = with_tables();
         let ids = |seed: u32| Tensor::new(vec![(0..12).map(|i| i * 7 % 90 + seed).collect::<Vec<u32>>()], &Device::Cpu);
         let language_BL = (0..12).map(|i| i % 3).collect();
-        let batch = Batch { x_BL: ids(1).unwrap(), y_BL: ids(2).unwrap(), language_BL };
+        let batch = Batch { x_BL: ids(1).unwrap(), y_BL: ids(2).unwrap(), language_BL, start_BL: None };
         let grads = lm.loss(&batch, 12.0).unwrap().loss.backward().unwrap();
         for (name, var) in lm.parameters() {
             // The fourth expert belongs to no language.

@@ -40,7 +40,7 @@ impl MoeLayer {
     /// Shape: `x_ND` -> `ND`; `language_N` is row-major B·L.
     pub(crate) fn forward(&self, x_ND: &Tensor, language_N: &[u32]) -> Result<MoeOutput> {
         let (plan, aux) = self.router.plan(x_ND, &RouterContext { language_N })?;
-        let load_E = load(&plan, self.experts.len());
+        let load_E = plan.load(self.experts.len());
         let mut y_ND = self.dispatch(x_ND, &plan)?;
         if let Some(shared) = &self.shared {
             let mut shared_ND = shared.forward(x_ND)?;
@@ -54,6 +54,10 @@ impl MoeLayer {
         }
         let y_ND = y_ND.map_or_else(|| x_ND.zeros_like(), Ok)?;
         Ok(MoeOutput { y_ND, aux_loss: aux.loss, load_E })
+    }
+
+    pub(crate) fn router(&self) -> &dyn Router {
+        &*self.router
     }
 
     /// Passes `load_E` of the last optimizer step to the router.
@@ -109,12 +113,4 @@ fn weigh(y_AD: Tensor, weight_A: Option<&Tensor>) -> Result<Tensor> {
         Some(weight_A) => Ok(y_AD.broadcast_mul(&weight_A.unsqueeze(1)?)?),
         None => Ok(y_AD),
     }
-}
-
-fn load(plan: &Plan, n_experts: usize) -> Vec<f32> {
-    let mut load_E = vec![0f32; n_experts];
-    for &expert in &plan.expert_A {
-        load_E[expert as usize] += 1.0 / plan.expert_A.len() as f32;
-    }
-    load_E
 }

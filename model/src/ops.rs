@@ -7,10 +7,12 @@ mod activation;
 mod adamw;
 mod attention;
 mod cross_entropy;
+mod head_norm_rope;
 mod linear;
 mod mixed;
 mod rms_norm;
 mod rope;
+mod rows;
 mod simd;
 
 pub use activation::{relu2, swiglu};
@@ -21,6 +23,14 @@ pub use linear::linear;
 pub use mixed::set_bf16_products;
 pub use rms_norm::rms_norm;
 pub use rope::{Rope, apply_rope};
+
+pub(crate) use activation::{relu2_backward, relu2_forward, swiglu_backward, swiglu_forward};
+pub(crate) use attention::{AttentionShape, Inputs};
+pub(crate) use cross_entropy::cross_entropy;
+pub(crate) use head_norm_rope::HeadNormRope;
+pub(crate) use linear::{linear_forward, linear_grad_input, linear_grad_weight};
+pub(crate) use rms_norm::{norm, norm_grad};
+pub(crate) use rows::{add_bias, add_rows, bias_grad, copy_rows, scatter_rows};
 
 use std::cell::RefCell;
 

@@ -27,6 +27,17 @@ pub struct Plan {
     pub shared_weight_N: Option<Tensor>,
 }
 
+impl Plan {
+    /// Share of the assignments that each expert has; sums to 1 unless there are none.
+    pub fn load(&self, n_experts: usize) -> Vec<f32> {
+        let mut load_E = vec![0f32; n_experts];
+        for &expert in &self.expert_A {
+            load_E[expert as usize] += 1.0 / self.expert_A.len() as f32;
+        }
+        load_E
+    }
+}
+
 /// What a router has to say besides its plan.
 #[derive(Default)]
 pub struct Aux {
@@ -38,6 +49,11 @@ pub struct Aux {
 pub trait Router: Send + Sync + Debug {
     /// `x_ND` are the tokens that enter the layer, float32.
     fn plan(&self, x_ND: &Tensor, context: &RouterContext) -> Result<(Plan, Aux)>;
+
+    /// Whether the plan depends on the tokens' values, or on their languages alone: then it is made once a step, before the first layer.
+    fn reads_tokens(&self) -> bool {
+        true
+    }
 
     /// Called after an optimizer step with the share of assignments that each expert had.
     fn after_step(&mut self, _load_E: &[f32]) {}

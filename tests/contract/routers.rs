@@ -73,7 +73,7 @@ fn batch(n_rows: usize, l: usize) -> Batch {
     let tensor = |values: Vec<u32>| Tensor::from_vec(values, (n_rows, l), &Device::Cpu).unwrap();
     let language = |row: usize| TRIED_LANGUAGES[row % TRIED_LANGUAGES.len()];
     let language_BL = (0..n_rows).flat_map(|row| vec![language(row); l]).collect();
-    Batch { x_BL: tensor(flat(0)), y_BL: tensor(flat(1)), language_BL }
+    Batch { x_BL: tensor(flat(0)), y_BL: tensor(flat(1)), language_BL, start_BL: None }
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn rows_of_a_batch_do_not_touch_each_other() {
             let x_BL = whole.x_BL.narrow(0, row, 1).unwrap();
             let y_BL = whole.y_BL.narrow(0, row, 1).unwrap();
             let language_BL = whole.language_BL[row * 12..(row + 1) * 12].to_vec();
-            lm.scores(&Batch { x_BL, y_BL, language_BL }).unwrap().nll_N
+            lm.scores(&Batch { x_BL, y_BL, language_BL, start_BL: None }).unwrap().nll_N
         };
         let together = lm.scores(&batch(4, 12)).unwrap().nll_N;
         for (row, expected) in together.chunks(12).enumerate() {

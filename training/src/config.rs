@@ -25,6 +25,9 @@ pub struct RunConfig {
     pub max_hours: f64,
     /// Numbers that the layers' matrix products multiply.
     pub compute: Compute,
+    /// Compute each layer's activations a second time in the backward pass instead of keeping them: less memory, about a third more time.
+    #[serde(default)]
+    pub checkpoint_activations: bool,
     /// What the loader reads and how it packs it.
     pub data: DataConfig,
     /// AdamW and clipping.

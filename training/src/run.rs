@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use multicoder_model::ops::set_bf16_products;
-use multicoder_model::{CodeLm, Gradients, Tokenizer};
+use multicoder_model::tape::TapeOptions;
+use multicoder_model::{CodeLm, Tokenizer};
 
 use crate::checkpoint::{self, Checkpoint, RunState, due};
 use crate::clock::Clock;
@@ -18,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::optimizer::Optimizer;
 use crate::parallel::Mesh;
 use crate::schedule::lr_at;
-use crate::step::{StepOptions, step};
+use crate::step::{StepOptions, Workspace, step};
 use crate::validate::ValidationSet;
 use crate::weights::{self, Source};
 
@@ -57,7 +58,7 @@ pub fn run(
     choose_products(config.compute);
     let mut lm = CodeLm::init(&config.model, config.seed, device)?;
     let mut optimizer = Optimizer::new(&config.optimizer, lm.parameters())?;
-    let mut gradients = Gradients::of(&lm);
+    let mut workspace = Workspace::new(&lm, TapeOptions { checkpoint_activations: config.checkpoint_activations });
     let mut loader = Loader::open(config, tokenizer)?;
     let mut saved = start.saved();
     let mut state = restore_or_start(start, config, &lm, &mut optimizer, &mut loader)?;
@@ -87,7 +88,7 @@ pub fn run(
             break;
         }
         let lr = lr_at(&config.schedule, state.n_steps, state.step);
-        let report = step(&mut lm, &mut optimizer, &mut gradients, &mut loader, mesh, &options, lr)?;
+        let report = step(&mut lm, &mut optimizer, &mut workspace, &mut loader, mesh, &options, lr)?;
         metrics.log_step(state.step, state.n_steps, lr, &report)?;
         state.step += 1;
         clock.add_step(report.elapsed_s);

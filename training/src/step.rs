@@ -5,8 +5,8 @@
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
+use multicoder_model::tape::{TapeOptions, TrainTape};
 use multicoder_model::{Batch, CodeLm, Gradients};
 
 use crate::data::loader::Loader;
@@ -25,6 +25,18 @@ pub struct StepOptions {
     pub language_indices: Vec<u32>,
     /// Where the model lives.
     pub device: Device,
+}
+
+/// Memory that steps share: nothing of a step is allocated anew.
+pub struct Workspace {
+    pub tape: TrainTape,
+    pub gradients: Gradients,
+}
+
+impl Workspace {
+    pub fn new(lm: &CodeLm, options: TapeOptions) -> Workspace {
+        Workspace { tape: TrainTape::new(options), gradients: Gradients::of(lm) }
+    }
 }
 
 /// What a step did.
@@ -55,7 +67,7 @@ pub struct StepReport {
 pub fn step(
     lm: &mut CodeLm,
     optimizer: &mut Optimizer,
-    gradients: &mut Gradients,
+    workspace: &mut Workspace,
     loader: &mut Loader,
     mesh: Mesh,
     options: &StepOptions,
@@ -66,12 +78,12 @@ pub fn step(
     let loader_wait_s = start.elapsed().as_secs_f64();
     let n_counted = mesh.sum(batch.n_counted as f64)?.max(1.0);
 
+    let Workspace { tape, gradients } = workspace;
     gradients.clear();
     let mut report = StepReport { n_counted: n_counted as usize, loader_wait_s, ..StepReport::default() };
     for sequences in batch.sequences.chunks(options.micro_batch_sequences) {
         let inputs = to_batch(sequences, &options.language_indices, &options.device)?;
-        let output = lm.loss(&inputs, n_counted)?;
-        add_gradients(gradients, &mut output.loss.backward()?, lm)?;
+        let output = tape.step(lm, &inputs, n_counted, gradients, &mut |_, _| Ok(()))?;
         report.loss += output.nll_sum / n_counted;
         report.aux_loss += output.aux_loss;
         report.n_tokens += inputs.language_BL.len();
@@ -106,17 +118,7 @@ pub fn to_batch(sequences: &[Sequence], language_indices: &[u32], device: &Devic
     let y_BL = Tensor::from_vec(flat(|sequence| &sequence.y_L), (b, l), device)?;
     let language_BL =
         sequences.iter().flat_map(|sequence| std::iter::repeat_n(language_indices[sequence.language_idx], l)).collect();
-    Ok(Batch { x_BL, y_BL, language_BL })
-}
-
-/// Adds the gradients of a micro-step; a parameter that the loss does not depend on stays absent.
-fn add_gradients(sums: &mut Gradients, grads: &mut GradStore, lm: &CodeLm) -> Result<()> {
-    for (idx, (_, parameter)) in lm.parameters().iter().enumerate() {
-        if let Some(gradient) = grads.remove(parameter) {
-            sums.add(idx, &gradient)?;
-        }
-    }
-    Ok(())
+    Ok(Batch { x_BL, y_BL, language_BL, start_BL: None })
 }
 
 fn add_load(sum: &mut Vec<Vec<f32>>, load: &[Vec<f32>], share: f32) {

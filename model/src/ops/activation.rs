@@ -34,24 +34,15 @@ impl CustomOp1 for Relu2 {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slice(storage, layout, "relu2")?;
         let mut y = vec![0f32; x.len()];
-        map_chunks(&mut y, x, x, |y, x, _| {
-            for (y, &x) in y.iter_mut().zip(x) {
-                let positive = if x > 0.0 { x } else { 0.0 };
-                *y = positive * positive;
-            }
-        });
+        relu2_forward(x, &mut y);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dx = with_values(x, "relu2", |x| {
             with_values(dy, "relu2", |dy| {
-                let mut dx = vec![0f32; x.len()];
-                map_chunks(&mut dx, x, dy, |dx, x, dy| {
-                    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-                        *dx = if x > 0.0 { 2.0 * x * dy } else { 0.0 };
-                    }
-                });
+                let mut dx = dy.to_vec();
+                relu2_backward(x, &mut dx);
                 Ok(dx)
             })
         })?;
@@ -69,40 +60,63 @@ impl CustomOp2 for Swiglu {
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (slice(s1, l1, "swiglu")?, slice(s2, l2, "swiglu")?);
         let mut y = vec![0f32; gate.len()];
-        map_chunks(&mut y, gate, up, |y, gate, up| {
-            for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                *y = gate / (1.0 + simd::exp(-gate)) * up;
-            }
-        });
+        swiglu_forward(gate, up, &mut y);
         Ok((CpuStorage::F32(y), l1.shape().clone()))
     }
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = |of_gate: bool| {
-            with_values(gate, "swiglu", |gate| {
-                with_values(up, "swiglu", |up| {
-                    with_values(dy, "swiglu", |dy| {
-                        let mut d = dy.to_vec();
-                        map_chunks(&mut d, gate, up, |d, gate, up| swiglu_grad(of_gate, d, gate, up));
-                        Ok(d)
-                    })
+        let (dgate, dup) = with_values(gate, "swiglu", |gate| {
+            with_values(up, "swiglu", |up| {
+                with_values(dy, "swiglu", |dy| {
+                    let (mut dgate, mut dup) = (vec![0f32; dy.len()], dy.to_vec());
+                    swiglu_backward(gate, up, &mut dup, &mut dgate);
+                    Ok((dgate, dup))
                 })
             })
-        };
-        let dgate = Tensor::from_vec(grad(true)?, gate.shape(), gate.device())?;
-        let dup = Tensor::from_vec(grad(false)?, up.shape(), up.device())?;
-        Ok((Some(dgate), Some(dup)))
+        })?;
+        let dgate = Tensor::from_vec(dgate, gate.shape(), gate.device())?;
+        Ok((Some(dgate), Some(Tensor::from_vec(dup, up.shape(), up.device())?)))
     }
 }
 
-/// Multiplies `d`, the gradient of the result, by the derivative with respect to `gate` or `up`.
-#[inline(always)]
-fn swiglu_grad(of_gate: bool, d: &mut [f32], gate: &[f32], up: &[f32]) {
-    for ((d, &gate), &up) in d.iter_mut().zip(gate).zip(up) {
-        let sigmoid = 1.0 / (1.0 + simd::exp(-gate));
-        let by_gate = up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
-        *d *= if of_gate { by_gate } else { gate * sigmoid };
-    }
+pub(crate) fn relu2_forward(x: &[f32], y: &mut [f32]) {
+    map_chunks(y, x, x, |y, x, _| {
+        for (y, &x) in y.iter_mut().zip(x) {
+            let positive = if x > 0.0 { x } else { 0.0 };
+            *y = positive * positive;
+        }
+    });
+}
+
+/// Turns the gradient of the result into that of `x`.
+pub(crate) fn relu2_backward(x: &[f32], dy: &mut [f32]) {
+    map_chunks(dy, x, x, |dy, x, _| {
+        for (dy, &x) in dy.iter_mut().zip(x) {
+            *dy = if x > 0.0 { 2.0 * x * *dy } else { 0.0 };
+        }
+    });
+}
+
+pub(crate) fn swiglu_forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    map_chunks(y, gate, up, |y, gate, up| {
+        for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+            *y = gate / (1.0 + simd::exp(-gate)) * up;
+        }
+    });
+}
+
+/// Turns the gradient of the result into that of `up`, and writes that of `gate`.
+pub(crate) fn swiglu_backward(gate: &[f32], up: &[f32], dy: &mut [f32], dgate: &mut [f32]) {
+    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
+    dy.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK)).zip(inputs).for_each(|((dy, dgate), (gate, up))| {
+        simd::vectorized(|| {
+            for (((dy, dgate), &gate), &up) in dy.iter_mut().zip(dgate).zip(gate).zip(up) {
+                let sigmoid = 1.0 / (1.0 + simd::exp(-gate));
+                *dgate = *dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
+                *dy *= gate * sigmoid;
+            }
+        });
+    });
 }
 
 /// Runs `f` over equal chunks of three slices in parallel.

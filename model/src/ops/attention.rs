@@ -2,9 +2,10 @@
 //!
 //! The same operation trains (as many keys as queries) and decodes (a cache of earlier keys before the new ones).
 
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use candle_nn::ops::softmax;
 use rayon::prelude::*;
+use std::sync::Arc;
 
 use super::simd::{self, How, Mat, Shared, matmul, matmul_rows};
 use super::{slice, with_values};
@@ -18,23 +19,49 @@ const ALONE: How = How { scale: 1.0, threads: 1 };
 
 /// `softmax(q·k / sqrt(K))·v`, where the query `l` of `L` sees the keys up to position `M - L + l`.
 ///
-/// Shapes: `q_BLHK`, `k_BMGK`, `v_BMGK` -> `BLHK`; G divides H, and query head h reads key head `h / (H / G)`.
-pub fn causal_attention(q_BLHK: &Tensor, k_BMGK: &Tensor, v_BMGK: &Tensor) -> Result<Tensor> {
+/// Shapes: `q_BLHK`, `k_BMGK`, `v_BMGK` -> `BLHK`; G divides H, and query head h reads key head `h / (H / G)`. With `start_BL`, a query
+/// sees no key before that of its document's first position.
+pub fn causal_attention(q_BLHK: &Tensor, k_BMGK: &Tensor, v_BMGK: &Tensor, start_BL: Option<&[u32]>) -> Result<Tensor> {
     let shape = AttentionShape::of(q_BLHK, k_BMGK)?;
-    if !q_BLHK.device().is_cpu() {
-        return composed(q_BLHK, k_BMGK, v_BMGK, &shape);
+    if let Some(start_BL) = start_BL {
+        shape.check_starts(start_BL)?;
     }
-    q_BLHK.contiguous()?.apply_op3(&k_BMGK.contiguous()?, &v_BMGK.contiguous()?, Attention { shape })
+    if !q_BLHK.device().is_cpu() {
+        return composed(q_BLHK, k_BMGK, v_BMGK, &shape, start_BL);
+    }
+    let start_BL = start_BL.map(Arc::from);
+    q_BLHK.contiguous()?.apply_op3(&k_BMGK.contiguous()?, &v_BMGK.contiguous()?, Attention { shape, start_BL })
 }
 
+/// Sizes of an attention: `b` sequences, `l` queries each, `m` keys each, heads of queries and of keys, and their width.
 #[derive(Clone, Copy)]
-struct AttentionShape {
-    b: usize,
-    l: usize,
-    m: usize,
-    h: usize,
-    g: usize,
-    k: usize,
+pub(crate) struct AttentionShape {
+    pub(crate) b: usize,
+    pub(crate) l: usize,
+    pub(crate) m: usize,
+    pub(crate) h: usize,
+    pub(crate) g: usize,
+    pub(crate) k: usize,
+}
+
+/// Queries, keys and values, and the first key that each query sees; none for the first of all.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) q: &'a [f32],
+    pub(crate) k: &'a [f32],
+    pub(crate) v: &'a [f32],
+    /// Shape: `BL`.
+    pub(crate) start: Option<&'a [u32]>,
+}
+
+/// Query rows that are handled together, and the keys that they see.
+#[derive(Clone, Copy)]
+struct Block {
+    first: usize,
+    rows: usize,
+    /// The first key that any of them sees, and one beyond the last.
+    low: usize,
+    high: usize,
 }
 
 impl AttentionShape {
@@ -44,6 +71,15 @@ impl AttentionShape {
             bail!("attention: queries {:?} do not fit keys {:?}", q_BLHK.dims(), k_BMGK.dims());
         }
         Ok(AttentionShape { b, l, m, h, g, k })
+    }
+
+    /// A query sees its own key at least.
+    pub(crate) fn check_starts(&self, start_BL: &[u32]) -> Result<()> {
+        let last = |n: usize| self.m - self.l + n % self.l;
+        if start_BL.len() != self.b * self.l || (0..start_BL.len()).any(|n| start_BL[n] as usize > last(n)) {
+            bail!("attention: document starts: expected {} positions, none after its own", self.b * self.l);
+        }
+        Ok(())
     }
 
     fn scale(&self) -> f32 {
@@ -68,18 +104,21 @@ impl AttentionShape {
         ((b * self.m + m) * self.g + g) * self.k
     }
 
-    /// Blocks of query rows: first row, rows, keys that the last of them sees.
-    fn blocks(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
-        let (l, m) = (self.l, self.m);
+    /// The blocks of sequence `b`.
+    fn blocks<'a>(&self, b: usize, start: Option<&'a [u32]>) -> impl Iterator<Item = Block> + use<'a> {
+        let AttentionShape { l, m, .. } = *self;
         (0..l).step_by(BLOCK).map(move |first| {
             let rows = BLOCK.min(l - first);
-            (first, rows, m - l + first + rows)
+            let starts = start.map(|start| &start[b * l + first..][..rows]);
+            let low = starts.and_then(|starts| starts.iter().min()).map_or(0, |&low| low as usize);
+            Block { first, rows, low, high: m - l + first + rows }
         })
     }
 }
 
 struct Attention {
     shape: AttentionShape,
+    start_BL: Option<Arc<[u32]>>,
 }
 
 impl CustomOp3 for Attention {
@@ -98,15 +137,8 @@ impl CustomOp3 for Attention {
     ) -> Result<(CpuStorage, Shape)> {
         let q = slice(s1, l1, "attention")?;
         let (k, v) = (slice(s2, l2, "attention")?, slice(s3, l3, "attention")?);
-        let s = self.shape;
-        let mut out = vec![0f32; q.len()];
-        let shared = Shared::new(&mut out);
-        let head = |task: usize| s.forward_head(task / s.h, task % s.h, q, k, v, shared);
-        if s.b * s.h * s.l * s.m <= SERIAL {
-            (0..s.b * s.h).for_each(head);
-        } else {
-            (0..s.b * s.h).into_par_iter().for_each(head);
-        }
+        let (mut out, mut log_sum) = (vec![0f32; q.len()], vec![0f32; q.len() / self.shape.k]);
+        self.shape.forward(Inputs { q, k, v, start: self.start_BL.as_deref() }, &mut out, &mut log_sum);
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 
@@ -122,7 +154,14 @@ impl CustomOp3 for Attention {
             with_values(k, "attention", |k| {
                 with_values(v, "attention", |v| {
                     with_values(out, "attention", |out| {
-                        with_values(dout, "attention", |dout| Ok(self.shape.backward(q, k, v, out, dout)))
+                        with_values(dout, "attention", |dout| {
+                            let (mut again, mut log_sum) = (vec![0f32; q.len()], vec![0f32; q.len() / self.shape.k]);
+                            let inputs = Inputs { q, k, v, start: self.start_BL.as_deref() };
+                            self.shape.forward(inputs, &mut again, &mut log_sum);
+                            let [mut dq, mut dk, mut dv] = [q.len(), k.len(), v.len()].map(|len| vec![0f32; len]);
+                            self.shape.backward(inputs, out, &log_sum, dout, [&mut dq, &mut dk, &mut dv]);
+                            Ok((dq, dk, dv))
+                        })
                     })
                 })
             })
@@ -135,87 +174,143 @@ impl CustomOp3 for Attention {
 }
 
 impl AttentionShape {
-    fn forward_head(&self, b: usize, h: usize, q: &[f32], k: &[f32], v: &[f32], out: Shared) {
-        let g = h / self.group();
-        let mut probs = vec![0f32; BLOCK.min(self.l) * self.m];
-        let (keys, values) = (&k[self.kv_at(b, 0, g)..], &v[self.kv_at(b, 0, g)..]);
-        for (first, rows, seen) in self.blocks() {
-            self.probabilities(&mut probs, &q[self.q_at(b, first, h)..], keys, rows, seen);
-            let dst = out.rows(self.q_at(b, first, h), self.h * self.k, (rows, self.k));
-            let values = Mat::rows(values, self.g * self.k);
-            let probs = Mat::rows(&probs, seen);
-            // SAFETY: each (b, h) task writes the rows of its own head only, and `out` outlives the tasks.
-            unsafe { matmul_rows(dst, seen, false, probs, values, ALONE) };
+    /// Writes every element of `out` (`BLHK`) and of `log_sum` (`BLH`), the logarithm of the sum of exponentials of each row of scores.
+    pub(crate) fn forward(&self, inputs: Inputs, out: &mut [f32], log_sum: &mut [f32]) {
+        let (out, log_sum) = (Shared::new(out), Shared::new(log_sum));
+        let head = |task: usize| self.forward_head(task / self.h, task % self.h, inputs, out, log_sum);
+        if self.b * self.h * self.l * self.m <= SERIAL {
+            (0..self.b * self.h).for_each(head);
+        } else {
+            (0..self.b * self.h).into_par_iter().for_each(head);
         }
     }
 
-    /// Fills `probs` (rows x seen) with the attention probabilities of a block.
-    fn probabilities(&self, probs: &mut [f32], q: &[f32], keys: &[f32], rows: usize, seen: usize) {
-        let (q, keys) = (Mat::rows(q, self.h * self.k), Mat::rows(keys, self.g * self.k));
-        matmul(probs, seen, (rows, seen, self.k), false, q, keys.t(), self.scaled());
-        simd::vectorized(|| {
-            for (row, probs) in probs.chunks_exact_mut(seen).take(rows).enumerate() {
-                let (visible, later) = probs.split_at_mut(seen - rows + row + 1);
-                simd::softmax_row(visible);
-                later.fill(0.0);
-            }
-        });
+    fn forward_head(&self, b: usize, h: usize, inputs: Inputs, out: Shared, log_sum: Shared) {
+        let g = h / self.group();
+        let mut probs = vec![0f32; BLOCK.min(self.l) * self.m];
+        for block in self.blocks(b, inputs.start) {
+            let Block { first, rows, low, high } = block;
+            let seen = high - low;
+            self.scores(&mut probs, b, h, block, inputs);
+            let log_sums = log_sum.rows((b * self.l + first) * self.h + h, self.h, (rows, 1));
+            simd::vectorized(|| {
+                for (row, probs) in probs.chunks_exact_mut(seen).take(rows).enumerate() {
+                    let visible = self.visible(probs, b, block, row, inputs.start);
+                    // SAFETY: each (b, h) task writes the elements of its own head only, and both outlive the tasks.
+                    let log_sum = unsafe { log_sums.row(row) };
+                    log_sum[0] = simd::softmax_row(visible);
+                }
+            });
+            let dst = out.rows(self.q_at(b, first, h), self.h * self.k, (rows, self.k));
+            let values = Mat::rows(&inputs.v[self.kv_at(b, low, g)..], self.g * self.k);
+            // SAFETY: as above.
+            unsafe { matmul_rows(dst, seen, false, Mat::rows(&probs, seen), values, ALONE) };
+        }
     }
 
-    /// Gradients of queries, keys and values. Key heads are independent tasks; the query heads of one add up in order.
-    fn backward(&self, q: &[f32], k: &[f32], v: &[f32], out: &[f32], dout: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let (mut dq, mut dk, mut dv) = (vec![0f32; q.len()], vec![0f32; k.len()], vec![0f32; v.len()]);
-        let grads = [&mut dq, &mut dk, &mut dv].map(|grad| Shared::new(grad));
+    /// Fills `scores` (rows x keys that the block sees) with the scaled products of queries and keys.
+    fn scores(&self, scores: &mut [f32], b: usize, h: usize, block: Block, inputs: Inputs) {
+        let Block { first, rows, low, high } = block;
+        let queries = Mat::rows(&inputs.q[self.q_at(b, first, h)..], self.h * self.k);
+        let keys = Mat::rows(&inputs.k[self.kv_at(b, low, h / self.group())..], self.g * self.k);
+        let seen = high - low;
+        matmul(scores, seen, (rows, seen, self.k), false, queries, keys.t(), self.scaled());
+    }
+
+    /// The keys that a row of a block sees; sets the others to zero.
+    #[inline(always)]
+    fn visible<'a>(
+        &self,
+        row_values: &'a mut [f32],
+        b: usize,
+        block: Block,
+        row: usize,
+        start: Option<&[u32]>,
+    ) -> &'a mut [f32] {
+        let before = start.map_or(0, |start| start[b * self.l + block.first + row] as usize - block.low);
+        let (upto, later) = row_values.split_at_mut(block.high - block.low - block.rows + row + 1);
+        later.fill(0.0);
+        let (before, visible) = upto.split_at_mut(before);
+        before.fill(0.0);
+        visible
+    }
+
+    /// Writes the gradients of queries, keys and values. Key heads are independent tasks; the query heads of one add up in order.
+    pub(crate) fn backward(
+        &self,
+        inputs: Inputs,
+        out: &[f32],
+        log_sum: &[f32],
+        dout: &[f32],
+        [dq, dk, dv]: [&mut [f32]; 3],
+    ) {
+        let grads = [dq, dk, dv].map(Shared::new);
         (0..self.b * self.g).into_par_iter().for_each(|task| {
             let (b, g) = (task / self.g, task % self.g);
-            let mut scratch = [vec![0f32; BLOCK.min(self.l) * self.m], vec![0f32; BLOCK.min(self.l) * self.m]];
+            for grad in &grads[1..] {
+                let rows = grad.rows(self.kv_at(b, 0, g), self.g * self.k, (self.m, self.k));
+                // SAFETY: a task owns the key head g in dk and dv and its query heads in dq; all three outlive the tasks.
+                (0..self.m).for_each(|row| unsafe { rows.row(row) }.fill(0.0));
+            }
+            let mut scratch = [0; 2].map(|_| vec![0f32; BLOCK.min(self.l) * self.m]);
             for h in g * self.group()..(g + 1) * self.group() {
-                for block in self.blocks() {
-                    self.backward_block(b, h, block, [q, k, v, out, dout], grads, &mut scratch);
+                for block in self.blocks(b, inputs.start) {
+                    self.backward_block(b, h, block, inputs, [out, log_sum, dout], grads, &mut scratch);
                 }
             }
         });
-        (dq, dk, dv)
     }
 
-    /// With P = softmax(S): dV += Pᵀ·dO, dP = dO·Vᵀ, dS = P∘(dP - rowsum(dO∘O)), dQ = dS·K, dK += dSᵀ·Q (scaled).
+    /// With P = exp(S - log_sum): dV += Pᵀ·dO, dP = dO·Vᵀ, dS = P∘(dP - rowsum(dO∘O)), dQ = dS·K, dK += dSᵀ·Q (scaled).
+    #[allow(clippy::too_many_arguments)]
     fn backward_block(
         &self,
         b: usize,
         h: usize,
-        (first, rows, seen): (usize, usize, usize),
-        [q, k, v, out, dout]: [&[f32]; 5],
+        block: Block,
+        inputs: Inputs,
+        [out, log_sum, dout]: [&[f32]; 3],
         [dq, dk, dv]: [Shared; 3],
         [probs, dscores]: &mut [Vec<f32>; 2],
     ) {
-        let (q_row, kv_row) = (self.h * self.k, self.g * self.k);
-        let (at_q, at_kv) = (self.q_at(b, first, h), self.kv_at(b, 0, h / self.group()));
-        let (keys, values) = (Mat::rows(&k[at_kv..], kv_row), Mat::rows(&v[at_kv..], kv_row));
-        let (queries, douts) = (Mat::rows(&q[at_q..], q_row), Mat::rows(&dout[at_q..], q_row));
+        let Block { first, rows, low, high } = block;
+        let (seen, q_row, kv_row) = (high - low, self.h * self.k, self.g * self.k);
+        let (at_q, at_kv) = (self.q_at(b, first, h), self.kv_at(b, low, h / self.group()));
+        let (keys, values) = (Mat::rows(&inputs.k[at_kv..], kv_row), Mat::rows(&inputs.v[at_kv..], kv_row));
+        let (queries, douts) = (Mat::rows(&inputs.q[at_q..], q_row), Mat::rows(&dout[at_q..], q_row));
         let dq = dq.rows(at_q, q_row, (rows, self.k));
         let [dk, dv] = [dk, dv].map(|grad| grad.rows(at_kv, kv_row, (seen, self.k)));
 
-        self.probabilities(probs, &q[at_q..], &k[at_kv..], rows, seen);
-        // SAFETY: a task owns the key head g in dk and dv and its query heads in dq; all three outlive the tasks.
-        unsafe { matmul_rows(dv, rows, true, Mat::rows(probs, seen).t(), douts, ALONE) };
+        self.scores(probs, b, h, block, inputs);
         matmul(dscores, seen, (rows, seen, self.k), false, douts, values.t(), ALONE);
         simd::vectorized(|| {
             for row in 0..rows {
                 let at = at_q + row * q_row;
                 let along = simd::dot(&dout[at..at + self.k], &out[at..at + self.k]);
+                let log_sum = log_sum[(b * self.l + first + row) * self.h + h];
+                let p = self.visible(&mut probs[row * seen..][..seen], b, block, row, inputs.start);
+                p.iter_mut().for_each(|p| *p = simd::exp(*p - log_sum));
+                // Where a key is not seen, P is zero, and so is dS.
                 let (ds, p) = (&mut dscores[row * seen..][..seen], &probs[row * seen..][..seen]);
                 ds.iter_mut().zip(p).for_each(|(ds, &p)| *ds = p * (*ds - along));
             }
         });
-        // SAFETY: as above.
+        // SAFETY: as in `backward`.
         unsafe {
+            matmul_rows(dv, rows, true, Mat::rows(probs, seen).t(), douts, ALONE);
             matmul_rows(dq, seen, false, Mat::rows(dscores, seen), keys, self.scaled());
             matmul_rows(dk, rows, true, Mat::rows(dscores, seen).t(), queries, self.scaled());
         }
     }
 }
 
-fn composed(q_BLHK: &Tensor, k_BMGK: &Tensor, v_BMGK: &Tensor, s: &AttentionShape) -> Result<Tensor> {
+fn composed(
+    q_BLHK: &Tensor,
+    k_BMGK: &Tensor,
+    v_BMGK: &Tensor,
+    s: &AttentionShape,
+    start_BL: Option<&[u32]>,
+) -> Result<Tensor> {
     let repeat = |x_BMGK: &Tensor| {
         let x = x_BMGK.unsqueeze(3)?.expand((s.b, s.m, s.g, s.group(), s.k))?;
         x.reshape((s.b, s.m, s.h, s.k))?.transpose(1, 2)?.contiguous()
@@ -223,9 +318,16 @@ fn composed(q_BLHK: &Tensor, k_BMGK: &Tensor, v_BMGK: &Tensor, s: &AttentionShap
     let (k_BHMK, v_BHMK) = (repeat(k_BMGK)?, repeat(v_BMGK)?);
     let q_BHLK = q_BLHK.transpose(1, 2)?.contiguous()?;
     let scores_BHLM = (q_BHLK.matmul(&k_BHMK.transpose(2, 3)?.contiguous()?)? * f64::from(s.scale()))?;
-    let hidden = |i: usize| if i % s.m > s.m - s.l + i / s.m { f32::NEG_INFINITY } else { 0.0 };
-    let mask_LM = Tensor::from_vec((0..s.l * s.m).map(hidden).collect::<Vec<_>>(), (s.l, s.m), q_BLHK.device())?;
-    let probs_BHLM = softmax(&scores_BHLM.broadcast_add(&mask_LM.to_dtype(DType::F32)?)?, D::Minus1)?;
+    // One mask for all sequences, unless their documents begin at places of their own.
+    let n_masks = if start_BL.is_some() { s.b } else { 1 };
+    let mask = |i: usize| {
+        let (n, key) = (i / s.m, i % s.m);
+        let first = start_BL.map_or(0, |start_BL| start_BL[n] as usize);
+        if key < first || key > s.m - s.l + n % s.l { f32::NEG_INFINITY } else { 0.0 }
+    };
+    let masks: Vec<f32> = (0..n_masks * s.l * s.m).map(mask).collect();
+    let mask_B1LM = Tensor::from_vec(masks, (n_masks, 1, s.l, s.m), q_BLHK.device())?;
+    let probs_BHLM = softmax(&scores_BHLM.broadcast_add(&mask_B1LM)?, D::Minus1)?;
     probs_BHLM.matmul(&v_BHMK)?.transpose(1, 2)?.contiguous()
 }
 
@@ -238,24 +340,39 @@ mod tests {
     fn attention_equals_composed() {
         // Sizes beyond a block, grouped heads, and keys of a cache before the queries.
         for (b, l, m, h, g) in [(2, 5, 5, 4, 2), (1, 70, 70, 2, 2), (1, 3, 9, 4, 1), (2, 130, 140, 2, 1)] {
-            let k = 8;
-            let scaled = |x: Tensor| (x * 2.0).unwrap();
-            let inputs = [scaled(values(&[b, l, h, k], 1)), scaled(values(&[b, m, g, k], 2)), values(&[b, m, g, k], 3)];
-            assert_same_gradients(
-                &inputs,
-                |x| causal_attention(&x[0], &x[1], &x[2]),
-                |x| composed(&x[0], &x[1], &x[2], &AttentionShape { b, l, m, h, g, k }),
-            );
+            check(AttentionShape { b, l, m, h, g, k: 8 }, None);
         }
+    }
+
+    #[test]
+    fn attention_stays_within_documents() {
+        let shape = AttentionShape { b: 2, l: 150, m: 150, h: 4, g: 2, k: 8 };
+        // Documents of 40 and of 70 tokens, so that some begin inside a block and some span two.
+        let start = |n: usize| (n % 150 / [40, 70][n / 150] * [40, 70][n / 150]) as u32;
+        check(shape, Some(&(0..300).map(start).collect::<Vec<u32>>()));
+        let x = values(&[1, 2, 1, 8], 1);
+        let error = causal_attention(&x, &x, &x, Some(&[1, 0])).unwrap_err().to_string();
+        assert!(error.contains("none after its own"), "{error}");
+    }
+
+    fn check(shape: AttentionShape, start_BL: Option<&[u32]>) {
+        let AttentionShape { b, l, m, h, g, k } = shape;
+        let scaled = |x: Tensor| (x * 2.0).unwrap();
+        let inputs = [scaled(values(&[b, l, h, k], 1)), scaled(values(&[b, m, g, k], 2)), values(&[b, m, g, k], 3)];
+        assert_same_gradients(
+            &inputs,
+            |x| causal_attention(&x[0], &x[1], &x[2], start_BL),
+            |x| composed(&x[0], &x[1], &x[2], &shape, start_BL),
+        );
     }
 
     #[test]
     fn decoding_one_by_one_equals_all_at_once() {
         let (q, k, v) = (values(&[1, 6, 4, 8], 1), values(&[1, 6, 2, 8], 2), values(&[1, 6, 2, 8], 3));
-        let all = causal_attention(&q, &k, &v).unwrap();
+        let all = causal_attention(&q, &k, &v, None).unwrap();
         for l in 0..6 {
             let upto = |x: &Tensor| x.narrow(1, 0, l + 1).unwrap();
-            let one = causal_attention(&q.narrow(1, l, 1).unwrap(), &upto(&k), &upto(&v)).unwrap();
+            let one = causal_attention(&q.narrow(1, l, 1).unwrap(), &upto(&k), &upto(&v), None).unwrap();
             assert_close(&one, &all.narrow(1, l, 1).unwrap(), "position");
         }
     }

@@ -85,21 +85,8 @@ impl CustomOp2 for Op {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (slice(s1, l1, "cross entropy")?, slice(s2, l2, "cross entropy")?);
-        let (v, d) = l2.shape().dims2()?;
         let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
-        let mut logits = vec![0f32; ROWS.min(self.target_N.len()) * v];
-        let mut total = 0f64;
-        for first in (0..self.target_N.len()).step_by(ROWS) {
-            let targets = &self.target_N[first..self.target_N.len().min(first + ROWS)];
-            let rows = targets.len();
-            let (x, dx) = (Mat::rows(&x[first * d..], d), &mut dx[first * d..]);
-            let w = Mat::rows(w, d);
-            mixed::matmul(&mut logits, v, (rows, v, d), false, x, w.t());
-            total += block_loss(&mut logits[..rows * v], v, targets);
-            let dlogits = Mat::rows(&logits, v);
-            mixed::matmul(dx, d, (rows, d, v), false, dlogits, w);
-            mixed::matmul(&mut dw, d, (v, d, rows), true, dlogits.t(), x);
-        }
+        let total = cross_entropy(x, w, &self.target_N, 1.0, &mut dx, &mut dw, &mut Vec::new());
         if let Ok(mut gradients) = self.gradients.lock() {
             *gradients = Some((dx, dw));
         }
@@ -118,16 +105,43 @@ impl CustomOp2 for Op {
     }
 }
 
-/// Replaces logits by the gradient of the loss with respect to them and returns the loss in nats.
-fn block_loss(logits: &mut [f32], v: usize, targets: &[u32]) -> f64 {
+/// The summed loss in nats of `softmax(x·wᵀ)`; writes `scale` times its gradient with respect to `x` to `dx` and adds that of `w` to `dw`.
+/// `logits` is memory for a block of them, kept by the caller.
+pub(crate) fn cross_entropy(
+    x: &[f32],
+    w: &[f32],
+    targets: &[u32],
+    scale: f32,
+    dx: &mut [f32],
+    dw: &mut [f32],
+    logits: &mut Vec<f32>,
+) -> f64 {
+    let d = x.len() / targets.len().max(1);
+    let v = w.len() / d.max(1);
+    logits.resize(ROWS.min(targets.len()) * v, 0.0);
+    let mut total = 0f64;
+    for ((targets, x), dx) in targets.chunks(ROWS).zip(x.chunks(ROWS * d)).zip(dx.chunks_mut(ROWS * d)) {
+        let rows = targets.len();
+        let (x, w) = (Mat::rows(x, d), Mat::rows(w, d));
+        mixed::matmul(logits, v, (rows, v, d), false, x, w.t());
+        total += block_loss(&mut logits[..rows * v], v, targets, scale);
+        let dlogits = Mat::rows(logits, v);
+        mixed::matmul(dx, d, (rows, d, v), false, dlogits, w);
+        mixed::matmul(dw, d, (v, d, rows), true, dlogits.t(), x);
+    }
+    total
+}
+
+/// Replaces logits by `scale` times the gradient of the loss with respect to them and returns the loss in nats.
+fn block_loss(logits: &mut [f32], v: usize, targets: &[u32], scale: f32) -> f64 {
     let row = |(logits, &target): (&mut [f32], &u32)| {
         if target == IGNORE {
             logits.fill(0.0);
             return 0.0;
         }
         let at_target = logits[target as usize];
-        let nll = simd::vectorized(|| simd::softmax_row(logits)) - at_target;
-        logits[target as usize] -= 1.0;
+        let nll = simd::vectorized(|| simd::scaled_softmax_row(logits, scale)) - at_target;
+        logits[target as usize] -= scale;
         f64::from(nll)
     };
     // Collected in order, so that the sum does not depend on the threads.

@@ -27,7 +27,7 @@ impl CustomOp2 for Linear {
         }
         let (x, w) = (slice(s1, l1, "linear")?, slice(s2, l2, "linear")?);
         let mut y = vec![0f32; n * f];
-        mixed::matmul(&mut y, f, (n, f, d), false, Mat::rows(x, d), Mat::rows(w, d).t());
+        linear_forward(x, w, (n, d), (&mut y, false));
         Ok((CpuStorage::F32(y), Shape::from((n, f))))
     }
 
@@ -37,9 +37,8 @@ impl CustomOp2 for Linear {
             with_values(w, "linear", |w| {
                 with_values(dy, "linear", |dy| {
                     let (mut dx, mut dw) = (vec![0f32; n * d], vec![0f32; f * d]);
-                    let dy = Mat::rows(dy, f);
-                    mixed::matmul(&mut dx, d, (n, d, f), false, dy, Mat::rows(w, d));
-                    mixed::matmul(&mut dw, d, (f, d, n), false, dy.t(), Mat::rows(x, d));
+                    linear_grad_input(dy, w, (n, f), (&mut dx, false));
+                    linear_grad_weight(x, dy, (n, f), (&mut dw, false));
                     Ok((dx, dw))
                 })
             })
@@ -47,6 +46,24 @@ impl CustomOp2 for Linear {
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
         Ok((Some(dx), Some(Tensor::from_vec(dw, w.shape(), w.device())?)))
     }
+}
+
+/// `y = x·wᵀ`, added to what `y` holds if its flag says so. Shapes: `x` `(n, d)`, `w` `FD`, `y` `NF`.
+pub(crate) fn linear_forward(x: &[f32], w: &[f32], (n, d): (usize, usize), (y, keep): (&mut [f32], bool)) {
+    let f = w.len() / d;
+    mixed::matmul(y, f, (n, f, d), keep, Mat::rows(x, d), Mat::rows(w, d).t());
+}
+
+/// `dx = dy·w`. Shapes: `dy` `(n, f)`, `w` `FD`, `dx` `ND`.
+pub(crate) fn linear_grad_input(dy: &[f32], w: &[f32], (n, f): (usize, usize), (dx, keep): (&mut [f32], bool)) {
+    let d = w.len() / f;
+    mixed::matmul(dx, d, (n, d, f), keep, Mat::rows(dy, f), Mat::rows(w, d));
+}
+
+/// `dw = dyᵀ·x`. Shapes: `x` `ND`, `dy` `(n, f)`, `dw` `FD`.
+pub(crate) fn linear_grad_weight(x: &[f32], dy: &[f32], (n, f): (usize, usize), (dw, keep): (&mut [f32], bool)) {
+    let d = x.len() / n;
+    mixed::matmul(dw, d, (f, d, n), keep, Mat::rows(dy, f).t(), Mat::rows(x, d));
 }
 
 #[cfg(test)]

@@ -28,69 +28,131 @@ impl CustomOp2 for RmsNorm {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (slice(s1, l1, "rms_norm")?, slice(s2, l2, "rms_norm")?);
-        let d = weight.len();
-        let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(d * ROWS).zip(x.par_chunks(d * ROWS)).for_each(|(y, x)| {
-            simd::vectorized(|| {
-                for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                    let inverse = self.inverse_rms(x);
-                    for ((y, &x), &weight) in y.iter_mut().zip(x).zip(weight) {
-                        *y = x * inverse * weight;
-                    }
-                }
-            });
-        });
+        let (mut y, mut inverse) = (vec![0f32; x.len()], vec![0f32; x.len() / weight.len()]);
+        norm(x, None, weight, self.eps, &mut y, &mut inverse);
         Ok((CpuStorage::F32(y), l1.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (dx, dweight) = with_values(x, "rms_norm", |x| {
-            with_values(weight, "rms_norm", |w| with_values(dy, "rms_norm", |dy| Ok(self.gradients(x, w, dy))))
+            with_values(weight, "rms_norm", |weight| {
+                with_values(dy, "rms_norm", |dy| {
+                    let (mut dx, mut dweight) = (vec![0f32; x.len()], vec![0f32; weight.len()]);
+                    let inverse: Vec<f32> =
+                        x.par_chunks(weight.len()).map(|x| simd::vectorized(|| inverse_rms(x, self.eps))).collect();
+                    norm_grad(x, &inverse, weight, dy, (&mut dx, false), (&mut dweight, false));
+                    Ok((dx, dweight))
+                })
+            })
         })?;
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
         Ok((Some(dx), Some(Tensor::from_vec(dweight, weight.shape(), weight.device())?)))
     }
 }
 
-impl RmsNorm {
-    #[inline(always)]
-    fn inverse_rms(&self, x: &[f32]) -> f32 {
-        1.0 / (simd::dot(x, x) / x.len() as f32 + self.eps).sqrt()
+/// `y = x / rms(x) * weight` for rows of `weight`'s length; `inverse` becomes `1 / rms(x)` of each row. With `add` = (a, sum), `x + a` takes
+/// the place of `x`, and is written to `sum`.
+pub(crate) fn norm(
+    x: &[f32],
+    add: Option<(&[f32], &mut [f32])>,
+    weight: &[f32],
+    eps: f32,
+    y: &mut [f32],
+    inverse: &mut [f32],
+) {
+    let d = weight.len();
+    let chunk = d * ROWS;
+    let outputs = y.par_chunks_mut(chunk).zip(inverse.par_chunks_mut(ROWS)).zip(x.par_chunks(chunk));
+    match add {
+        None => outputs.for_each(|((y, inverse), x)| {
+            simd::vectorized(|| {
+                let rows = y.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(inverse);
+                rows.for_each(|((y, x), inverse)| *inverse = norm_row(y, x, weight, eps));
+            });
+        }),
+        Some((a, sum)) => {
+            outputs.zip(a.par_chunks(chunk)).zip(sum.par_chunks_mut(chunk)).for_each(
+                |((((y, inverse), x), a), sum)| {
+                    simd::vectorized(|| {
+                        sum.iter_mut().zip(x).zip(a).for_each(|((sum, x), a)| *sum = x + a);
+                        let rows = y.chunks_exact_mut(d).zip(sum.chunks_exact(d)).zip(inverse);
+                        rows.for_each(|((y, x), inverse)| *inverse = norm_row(y, x, weight, eps));
+                    });
+                },
+            );
+        }
     }
+}
 
-    fn gradients(&self, x: &[f32], weight: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let d = weight.len();
-        let mut dx = vec![0f32; x.len()];
-        let tasks = dx.par_chunks_mut(d * ROWS).zip(x.par_chunks(d * ROWS)).zip(dy.par_chunks(d * ROWS));
-        let parts: Vec<Vec<f32>> = tasks
-            .map(|((dx, x), dy)| {
-                let mut dweight = vec![0f32; d];
-                simd::vectorized(|| {
-                    let rows = dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d));
-                    rows.for_each(|((dx, x), dy)| self.row_gradient(dx, &mut dweight, x, weight, dy));
+/// Gradients of [`norm`]: of `x`, added to `dx` where its flag says so, and of `weight`, likewise.
+pub(crate) fn norm_grad(
+    x: &[f32],
+    inverse: &[f32],
+    weight: &[f32],
+    dy: &[f32],
+    (dx, adds): (&mut [f32], bool),
+    (dweight, keeps): (&mut [f32], bool),
+) {
+    let d = weight.len();
+    let chunk = d * ROWS;
+    let tasks = dx.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).zip(dy.par_chunks(chunk));
+    let parts: Vec<Vec<f32>> = tasks
+        .zip(inverse.par_chunks(ROWS))
+        .map(|(((dx, x), dy), inverse)| {
+            let (mut dweight, mut scratch) = (vec![0f32; d], vec![0f32; d]);
+            simd::vectorized(|| {
+                let rows = dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d)).zip(inverse);
+                rows.for_each(|(((dx, x), dy), &inverse)| {
+                    row_grad((&mut *dx, adds), (&mut dweight, &mut scratch), x, inverse, weight, dy);
                 });
-                dweight
-            })
-            .collect();
-        let mut dweight = vec![0f32; d];
-        for part in parts {
-            dweight.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
-        }
-        (dx, dweight)
+            });
+            dweight
+        })
+        .collect();
+    // In order, so that the sum does not depend on the threads.
+    if !keeps {
+        dweight.fill(0.0);
     }
+    for part in parts {
+        dweight.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+    }
+}
 
-    /// With r = 1/rms: dx = r·(w·dy) - x·r^3/d·Σ(w·dy·x), dw += dy·x·r.
-    #[inline(always)]
-    fn row_gradient(&self, dx: &mut [f32], dweight: &mut [f32], x: &[f32], weight: &[f32], dy: &[f32]) {
-        let inverse = self.inverse_rms(x);
-        for ((dx, &w), &dy) in dx.iter_mut().zip(weight).zip(dy) {
-            *dx = w * dy;
-        }
-        let along = simd::dot(dx, x) * inverse * inverse * inverse / x.len() as f32;
-        for (((dx, dw), &x), &dy) in dx.iter_mut().zip(dweight).zip(x).zip(dy) {
-            *dx = *dx * inverse - x * along;
-            *dw += dy * x * inverse;
-        }
+#[inline(always)]
+pub(super) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (simd::dot(x, x) / x.len() as f32 + eps).sqrt()
+}
+
+#[inline(always)]
+pub(super) fn norm_row(y: &mut [f32], x: &[f32], weight: &[f32], eps: f32) -> f32 {
+    let inverse = inverse_rms(x, eps);
+    for ((y, &x), &weight) in y.iter_mut().zip(x).zip(weight) {
+        *y = x * inverse * weight;
+    }
+    inverse
+}
+
+/// With r = 1/rms: dx = r·(w·dy) - x·r^3/d·Σ(w·dy·x), dw += dy·x·r.
+#[inline(always)]
+pub(super) fn row_grad(
+    (dx, adds): (&mut [f32], bool),
+    (dweight, scaled): (&mut [f32], &mut [f32]),
+    x: &[f32],
+    inverse: f32,
+    weight: &[f32],
+    dy: &[f32],
+) {
+    for ((scaled, &w), &dy) in scaled.iter_mut().zip(weight).zip(dy) {
+        *scaled = w * dy;
+    }
+    let along = simd::dot(scaled, x) * inverse * inverse * inverse / x.len() as f32;
+    for ((dw, &x), &dy) in dweight.iter_mut().zip(x).zip(dy) {
+        *dw += dy * x * inverse;
+    }
+    let values = scaled.iter().zip(x).map(|(&scaled, &x)| scaled * inverse - x * along);
+    match adds {
+        true => dx.iter_mut().zip(values).for_each(|(dx, value)| *dx += value),
+        false => dx.iter_mut().zip(values).for_each(|(dx, value)| *dx = value),
     }
 }
 

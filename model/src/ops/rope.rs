@@ -60,37 +60,43 @@ impl CustomOp1 for Rotate {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.rotate(slice(storage, layout, "rope")?);
+        let mut y = slice(storage, layout, "rope")?.to_vec();
+        self.rope.rotate(&mut y, self.h, |n| self.start + n % self.l, self.sign);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let back = Rotate { rope: self.rope.clone(), sign: -self.sign, ..*self };
-        let dx = with_values(dy, "rope", |dy| Ok(back.rotate(dy)))?;
+        let dx = with_values(dy, "rope", |dy| {
+            let mut dx = dy.to_vec();
+            self.rope.rotate(&mut dx, self.h, |n| self.start + n % self.l, -self.sign);
+            Ok(dx)
+        })?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }
 
-impl Rotate {
-    fn rotate(&self, x: &[f32]) -> Vec<f32> {
-        let half = self.rope.half;
-        let row = self.h * 2 * half;
-        let mut y = vec![0f32; x.len()];
-        let token = |(n, (y, x)): (usize, (&mut [f32], &[f32]))| {
-            let position = self.start + n % self.l;
-            let (cos, sin) = self.rope.table[position * 2 * half..][..2 * half].split_at(half);
-            simd::vectorized(|| {
-                for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                    let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
-                    for i in 0..half {
-                        y1[i] = x1[i] * cos[i] - self.sign * x2[i] * sin[i];
-                        y2[i] = x2[i] * cos[i] + self.sign * x1[i] * sin[i];
-                    }
-                }
-            });
-        };
-        y.par_chunks_mut(row).with_min_len(128).zip(x.par_chunks(row)).enumerate().for_each(token);
-        y
+impl Rope {
+    /// Rotates the `h` heads of each token in place, at the position that `position` gives the token; back if `sign` is -1.
+    pub(crate) fn rotate(&self, x: &mut [f32], h: usize, position: impl Fn(usize) -> usize + Sync, sign: f32) {
+        let k = 2 * self.half;
+        x.par_chunks_mut(h * k).with_min_len(128).enumerate().for_each(|(n, heads)| {
+            let (cos, sin) = self.at(position(n));
+            simd::vectorized(|| heads.chunks_exact_mut(k).for_each(|head| rotate_head(head, cos, sin, sign)));
+        });
+    }
+
+    /// Cosines and sines of a position.
+    pub(super) fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let k = 2 * self.half;
+        self.table[position * k..][..k].split_at(self.half)
+    }
+}
+
+#[inline(always)]
+pub(super) fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    let (first, second) = head.split_at_mut(cos.len());
+    for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        (*a, *b) = (*a * cos - sign * *b * sin, *b * cos + sign * *a * sin);
     }
 }
 

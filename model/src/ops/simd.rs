@@ -44,6 +44,12 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// Replaces a row of scores by its softmax and returns the logarithm of the sum of exponentials.
 #[inline(always)]
 pub(super) fn softmax_row(row: &mut [f32]) -> f32 {
+    scaled_softmax_row(row, 1.0)
+}
+
+/// As [`softmax_row`], with every probability multiplied by `factor`.
+#[inline(always)]
+pub(super) fn scaled_softmax_row(row: &mut [f32], factor: f32) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (chunks, rest) = row.as_chunks::<16>();
     let mut maxima = [f32::NEG_INFINITY; 16];
@@ -63,7 +69,7 @@ pub(super) fn softmax_row(row: &mut [f32]) -> f32 {
     }
     rest.iter_mut().for_each(|x| *x = exp(*x - max));
     let total = sums.iter().chain(&*rest).sum::<f32>();
-    let scale = 1.0 / total;
+    let scale = factor / total;
     row.iter_mut().for_each(|x| *x *= scale);
     max + total.ln()
 }

@@ -68,6 +68,10 @@ impl Router for PlHardRouter {
         };
         Ok((Plan { token_A, expert_A, weight_A, shared_weight_N: None }, Aux::default()))
     }
+
+    fn reads_tokens(&self) -> bool {
+        false
+    }
 }
 
 impl PlHardRouter {

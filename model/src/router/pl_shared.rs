@@ -85,6 +85,10 @@ impl Router for PlSharedRouter {
         let (weight_A, shared_weight_N) = self.weights(x_ND, context.language_N, &token_A)?;
         Ok((Plan { token_A, expert_A, weight_A, shared_weight_N }, Aux::default()))
     }
+
+    fn reads_tokens(&self) -> bool {
+        self.combine == Combine::Sigmoid
+    }
 }
 
 impl PlSharedRouter {

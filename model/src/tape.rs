@@ -1,0 +1,42 @@
+//! The training step as a static tape: forward and backward as one list of operations over buffers that are placed in advance.
+//!
+//! [`record`] turns a configuration and a batch's shape into a [`Tape`]; an executor ([`CpuTape`]) runs it on memory that it keeps from
+//! step to step. Nothing is allocated while it runs, gradients are added where they belong, and what the backward pass needs is known:
+//! so is the memory of a run before it starts. Autograd over the composed operations ([`crate::CodeLm::loss`]) is the reference.
+//!
+//! Activation checkpointing (Chen et al. 2016, arXiv 1604.06174) is a choice of the recorder: it then writes a layer's forward
+//! operations a second time, before its backward operations, and the first ones' results die early.
+
+mod cpu;
+mod op;
+mod profile;
+mod record;
+mod slots;
+mod step;
+mod step_data;
+#[cfg(test)]
+mod tests;
+
+pub use cpu::CpuTape;
+pub use op::{BufId, Buffer, Op, ParamId};
+pub use profile::Profile;
+pub use record::{TapeOptions, record};
+pub use step::{Ready, StepLoss, TrainTape};
+pub use step_data::StepData;
+
+/// A list of operations, and the buffers that they read and write.
+#[derive(Clone, Debug)]
+pub struct Tape {
+    pub ops: Vec<Op>,
+    /// Shape of each buffer, and the slot of memory that it lives in.
+    pub buffers: Vec<Buffer>,
+    /// Elements of each slot: the largest buffer that it ever holds.
+    pub slot_len: Vec<usize>,
+}
+
+impl Tape {
+    /// Elements of memory that activations and their gradients take.
+    pub fn n_elements(&self) -> usize {
+        self.slot_len.iter().sum()
+    }
+}

@@ -1,0 +1,118 @@
+//! A batch in, its loss and gradients out: by the tape, or by autograd where a router needs it.
+
+use std::ops::Range;
+
+use super::cpu::{Inputs, attention_shape};
+use super::record::record;
+use super::step_data::HostPlan;
+use super::{CpuTape, Profile, StepData, TapeOptions};
+use crate::error::Result;
+use crate::gradients::Gradients;
+use crate::lm::{Batch, CodeLm, IGNORE_ID};
+use crate::router::RouterContext;
+
+/// What a forward and backward pass says besides the gradients.
+#[derive(Clone, Debug, Default)]
+pub struct StepLoss {
+    /// Sum over the counted tokens of -ln p(target), nats.
+    pub nll_sum: f64,
+    /// The routers' losses, weighted by the share of this batch in the step.
+    pub aux_loss: f64,
+    /// Counted tokens.
+    pub n_tokens: usize,
+    /// Per layer with experts, the share of assignments of each.
+    pub load_E: Vec<Vec<f32>>,
+}
+
+/// Computes gradients step after step, in the same memory.
+#[derive(Default)]
+pub struct TrainTape {
+    options: TapeOptions,
+    cpu: CpuTape,
+}
+
+/// Hears of parameters, a range of them, whose gradients are complete.
+pub type Ready<'a> = dyn FnMut(&mut Gradients, Range<usize>) -> Result<()> + 'a;
+
+impl TrainTape {
+    pub fn new(options: TapeOptions) -> TrainTape {
+        TrainTape { options, cpu: CpuTape::default() }
+    }
+
+    /// Whether the tape runs this model: one on the CPU whose routers go by language. Others run by autograd.
+    pub fn is_for(lm: &CodeLm) -> bool {
+        lm.device().is_cpu() && !lm.routers().any(|router| router.reads_tokens())
+    }
+
+    /// Cross-entropy of a batch in nats, summed and divided by `divisor`, plus the routers' losses: adds its gradient to `gradients`.
+    ///
+    /// # Errors
+    /// Ids, languages or document starts that do not fit the model; whatever `ready` fails with.
+    pub fn step(
+        &mut self,
+        lm: &CodeLm,
+        batch: &Batch,
+        divisor: f64,
+        gradients: &mut Gradients,
+        ready: &mut Ready,
+    ) -> Result<StepLoss> {
+        if !TrainTape::is_for(lm) {
+            return by_autograd(lm, batch, divisor, gradients, ready);
+        }
+        let data = step_data(lm, batch)?;
+        let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
+        let tape = record(lm.config(), &names, &data, self.options)?;
+        let scale = (1.0 / divisor) as f32;
+        let (config, rope, parameters) = (lm.config(), lm.rope(), lm.parameters());
+        let nll_sum =
+            self.cpu.run(&tape, &Inputs { config, rope, parameters, data: &data, scale }, gradients, ready)?;
+        let n_tokens = data.target_N.iter().filter(|&&id| id != IGNORE_ID).count();
+        let load_E = data.plans.into_iter().map(|plan| plan.load_E).collect();
+        Ok(StepLoss { nll_sum, aux_loss: 0.0, n_tokens, load_E })
+    }
+
+    /// Where the time of the tape's operations went.
+    pub fn profile(&mut self) -> &mut Profile {
+        &mut self.cpu.profile
+    }
+
+    /// Bytes of activations and their gradients.
+    pub fn n_bytes(&self) -> usize {
+        self.cpu.n_bytes()
+    }
+}
+
+/// Everything that the tape needs to know of the batch.
+pub(super) fn step_data(lm: &CodeLm, batch: &Batch) -> Result<StepData> {
+    let mut data = StepData::new(lm.config(), batch)?;
+    lm.check_batch(data.b, data.l, batch.language_BL.len())?;
+    if let Some(start_N) = &data.start_N {
+        attention_shape(lm.config(), data.b, data.l).check_starts(start_N)?;
+    }
+    let n_experts = lm.config().moe.as_ref().map_or(0, |moe| moe.n_experts);
+    let x_N0 = candle_core::Tensor::zeros((data.id_N.len(), 0), candle_core::DType::F32, lm.device())?;
+    for router in lm.routers() {
+        let (plan, _) = router.plan(&x_N0, &RouterContext { language_N: &batch.language_BL })?;
+        data.plans.push(HostPlan::new(&plan, data.id_N.len(), n_experts)?);
+    }
+    Ok(data)
+}
+
+fn by_autograd(
+    lm: &CodeLm,
+    batch: &Batch,
+    divisor: f64,
+    gradients: &mut Gradients,
+    ready: &mut Ready,
+) -> Result<StepLoss> {
+    let output = lm.loss(batch, divisor)?;
+    let mut grads = output.loss.backward()?;
+    for (idx, (_, parameter)) in lm.parameters().iter().enumerate() {
+        if let Some(gradient) = grads.remove(parameter) {
+            gradients.add(idx, &gradient)?;
+        }
+    }
+    ready(gradients, 0..lm.parameters().len())?;
+    let (nll_sum, aux_loss, n_tokens, load_E) = (output.nll_sum, output.aux_loss, output.n_tokens, output.load_E);
+    Ok(StepLoss { nll_sum, aux_loss, n_tokens, load_E })
+}

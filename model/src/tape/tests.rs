@@ -1,0 +1,179 @@
+//! The tape against autograd over the composed operations, and against differences of the loss.
+
+use candle_core::{Device, Tensor};
+
+use super::{TapeOptions, TrainTape};
+use crate::config::tests::tiny;
+use crate::config::{Activation, ModelConfig, UNKNOWN_LANGUAGE};
+use crate::gradients::Gradients;
+use crate::lm::{Batch, CodeLm, IGNORE_ID};
+use crate::ops::tests::values;
+use crate::router::RouterConfig;
+use crate::router::pl_shared::{Combine, PlShared};
+
+/// Every option that changes a tape, each with a name.
+fn configs() -> Vec<(String, ModelConfig)> {
+    let shared = |combine| RouterConfig::PlShared(PlShared { combine });
+    let mut configs = vec![("dense".to_owned(), tiny(None))];
+    let mut routers = RouterConfig::all();
+    routers.extend([shared(Combine::Half), shared(Combine::Sigmoid)]);
+    configs.extend(routers.into_iter().map(|router| (format!("{router:?}"), tiny(Some(router)))));
+    type Edit = (&'static str, fn(&mut ModelConfig));
+    let edits: [Edit; 5] = [
+        ("relu2", |config| config.activation = Activation::Relu2),
+        ("heads", |config| config.qk_norm = true),
+        ("biases, untied", |config| (config.qkv_bias, config.tie_embeddings) = (true, false)),
+        ("tables", |config| (config.bigram_buckets, config.value_embedding_layers) = (64, vec![1])),
+        ("every layer, no shared expert", |config| {
+            let moe = config.moe.get_or_insert_with(|| tiny(Some(RouterConfig::all().remove(0))).moe.unwrap());
+            (moe.layers, moe.d_ff_shared) = (crate::config::MoeLayers::EveryN(1), 0);
+        }),
+    ];
+    for (name, edit) in edits {
+        let mut config = tiny((name == "relu2").then(|| shared(Combine::Sum)));
+        edit(&mut config);
+        configs.push((name.to_owned(), config));
+    }
+    configs
+}
+
+/// A model none of whose parameters is zero or one throughout.
+fn model(config: &ModelConfig) -> CodeLm {
+    let lm = CodeLm::init(config, 3, &Device::Cpu).unwrap();
+    for (i, (name, var)) in lm.parameters().iter().enumerate() {
+        let noise = (values(var.dims(), i as u32) * if name.contains("norm") { 0.3 } else { 0.05 }).unwrap();
+        var.set(&(var.as_tensor() + noise).unwrap()).unwrap();
+    }
+    lm
+}
+
+/// Two sequences: languages by sequence, or from token to token with some unknown; ignored targets; documents.
+fn batch(b: usize, l: usize, mixed: bool) -> Batch {
+    let n = b * l;
+    let ids = |seed: usize| {
+        Tensor::from_vec((0..n).map(|i| ((i * i * 7 + seed) % 90) as u32).collect(), (b, l), &Device::Cpu)
+    };
+    let mut target_N = ids(5).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
+    target_N.iter_mut().step_by(7).for_each(|id| *id = IGNORE_ID);
+    let by_token = |i: usize| if i.is_multiple_of(5) { UNKNOWN_LANGUAGE } else { (i / 3 % 3) as u32 };
+    let language = |i: usize| if mixed { by_token(i) } else { (i / l % 3) as u32 };
+    Batch {
+        x_BL: ids(1).unwrap(),
+        y_BL: Tensor::from_vec(target_N, (b, l), &Device::Cpu).unwrap(),
+        language_BL: (0..n).map(language).collect(),
+        start_BL: mixed.then(|| (0..n).map(|i| (i % l / 9 * 9) as u32).collect()),
+    }
+}
+
+fn gradients(lm: &CodeLm, batch: &Batch, options: TapeOptions) -> (f64, Gradients) {
+    let mut gradients = Gradients::of(lm);
+    let mut complete = vec![false; gradients.n_parameters()];
+    let loss = TrainTape::new(options)
+        .step(lm, batch, 40.0, &mut gradients, &mut |_, parameters| {
+            complete[parameters].fill(true);
+            Ok(())
+        })
+        .unwrap();
+    assert!(complete.iter().all(|&complete| complete), "some gradients are never said to be complete");
+    (loss.nll_sum, gradients)
+}
+
+fn assert_close(got: &[f32], expected: &[f32], what: &str) {
+    let scale = expected.iter().fold(1e-3f32, |max, x| max.max(x.abs()));
+    let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    assert!(worst <= 1e-4 * scale, "{what}: differs by {worst} at scale {scale}");
+}
+
+#[test]
+fn the_tape_equals_autograd_for_every_option() {
+    for (name, config) in configs() {
+        let lm = model(&config);
+        for batch in [batch(2, 20, false), batch(2, 20, true), batch(3, 64, false)] {
+            let expected = lm.loss(&batch, 40.0).unwrap();
+            let mut grads = expected.loss.backward().unwrap();
+            for checkpoint_activations in [false, true] {
+                let (nll_sum, gradients) = gradients(&lm, &batch, TapeOptions { checkpoint_activations });
+                assert!((nll_sum - expected.nll_sum).abs() < 1e-3, "{name}: loss {nll_sum}, not {}", expected.nll_sum);
+                for (idx, (parameter, var)) in lm.parameters().iter().enumerate() {
+                    let what = format!("{name}, checkpointing {checkpoint_activations}, {parameter}");
+                    let expected = grads.get(var).map(|grad| grad.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+                    match (gradients.get(idx), expected) {
+                        (Some(got), Some(expected)) => assert_close(got, &expected, &what),
+                        (got, expected) => assert_eq!(got.is_some(), expected.is_some(), "{what}: is there one?"),
+                    }
+                }
+            }
+            grads.remove(&lm.parameters()[0].1);
+        }
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    let mut config = tiny(Some(RouterConfig::all().remove(1)));
+    (config.qk_norm, config.bigram_buckets) = (true, 64);
+    let (lm, batch) = (model(&config), batch(2, 20, false));
+    let (_, gradients) = gradients(&lm, &batch, TapeOptions::default());
+    let loss = || lm.loss(&batch, 40.0).unwrap().nll_sum / 40.0;
+    for (idx, (name, var)) in lm.parameters().iter().enumerate() {
+        let Some(gradient) = gradients.get(idx) else { continue };
+        // Along the gradient itself the loss rises by its norm for each unit.
+        let norm = gradient.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+        let direction = Tensor::from_slice(gradient, var.dims(), &Device::Cpu).unwrap();
+        let start = var.as_tensor().copy().unwrap();
+        let at = |step: f64| {
+            var.set(&(&start + (&direction * (step / norm)).unwrap()).unwrap()).unwrap();
+            loss()
+        };
+        let step = 2e-2;
+        let slope = (at(step) - at(-step)) / (2.0 * step);
+        var.set(&start).unwrap();
+        assert!((slope - norm).abs() <= 0.02 * norm + 2e-4, "{name}: slope {slope}, gradient's norm {norm}");
+    }
+}
+
+#[test]
+fn a_second_step_allocates_nothing_and_adds_to_the_first() {
+    let lm = model(&tiny(Some(RouterConfig::all().remove(1))));
+    let mut tape = TrainTape::default();
+    let mut sum = Gradients::of(&lm);
+    tape.step(&lm, &batch(2, 20, false), 40.0, &mut sum, &mut |_, _| Ok(())).unwrap();
+    let (held, once) = (tape.n_bytes(), sum.clone());
+    tape.step(&lm, &batch(2, 20, false), 40.0, &mut sum, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(tape.n_bytes(), held);
+    for (twice, once) in sum.values().iter().zip(once.values()) {
+        assert!((twice - 2.0 * once).abs() <= 1e-5 * once.abs().max(1e-2), "{twice}, not twice {once}");
+    }
+}
+
+#[test]
+fn checkpointing_keeps_less() {
+    let mut config = tiny(None);
+    config.n_layers = 8;
+    let lm = model(&config);
+    let held = |checkpoint_activations| {
+        let mut tape = TrainTape::new(TapeOptions { checkpoint_activations });
+        tape.step(&lm, &batch(2, 64, false), 40.0, &mut Gradients::of(&lm), &mut |_, _| Ok(())).unwrap();
+        tape.n_bytes()
+    };
+    let (all, little) = (held(false), held(true));
+    assert!(little * 2 < all, "{little} bytes with checkpointing, {all} without");
+}
+
+#[test]
+fn wrong_batches_are_errors() {
+    let lm = model(&tiny(None));
+    let step = |batch: &Batch| {
+        let mut gradients = Gradients::of(&lm);
+        TrainTape::default().step(&lm, batch, 1.0, &mut gradients, &mut |_, _| Ok(())).unwrap_err().to_string()
+    };
+    let mut wrong = batch(2, 20, true);
+    wrong.start_BL = Some(vec![7; 40]);
+    assert!(step(&wrong).contains("none after its own"), "{}", step(&wrong));
+    wrong = batch(2, 20, false);
+    wrong.language_BL.pop();
+    assert!(step(&wrong).contains("expected 40 positions"), "{}", step(&wrong));
+    wrong = batch(2, 20, false);
+    wrong.x_BL = Tensor::full(96u32, (2, 20), &Device::Cpu).unwrap();
+    assert!(step(&wrong).contains("token id 96"), "{}", step(&wrong));
+}
