@@ -1,5 +1,6 @@
 //! The subcommands of `multicoder`, one file each: `Args` (what clap parses) and `run(Args)`.
 
+pub mod bench;
 pub mod corpus;
 pub mod eval;
 pub mod pack;

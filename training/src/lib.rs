@@ -23,6 +23,7 @@ pub mod threads;
 pub mod validate;
 pub mod weights;
 
+pub mod bench;
 pub mod evaluate;
 pub mod ngram;
 pub mod report;

@@ -26,6 +26,8 @@ enum Command {
     Eval(commands::eval::Args),
     /// Pack a checkpoint into the one file that is served, and write its model card.
     Pack(commands::pack::Args),
+    /// Measure the training step, beside PyTorch.
+    Bench(commands::bench::Args),
     /// Print the completion script of a shell.
     Completions {
         /// The shell.
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Pack(args) => commands::pack::run(args),
+        Command::Bench(args) => commands::bench::run(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "multicoder", &mut script);

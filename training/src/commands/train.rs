@@ -19,7 +19,7 @@ use crate::{dry_run, interrupt, memory};
 /// Arguments of `multicoder train`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A run that comes with the program: smoke, starter.
+    /// A run that comes with the program: smoke, llama, starter.
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     pub preset: Option<String>,
     /// A run described by a TOML file.
