@@ -2,20 +2,19 @@
 //!
 //! The same operation trains (as many keys as queries) and decodes (a cache of earlier keys before the new ones).
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
-use candle_nn::ops::softmax;
-use rayon::prelude::*;
 use std::sync::Arc;
 
-use super::simd::{self, How, Mat, Shared, matmul, matmul_rows};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+use candle_nn::ops::softmax;
+
 use super::{slice, with_values};
+
+mod kernel;
 
 /// Query rows that are handled together.
 const BLOCK: usize = 64;
 /// Scores below which one thread does it all.
 const SERIAL: usize = 32 * 1024;
-/// Products here run inside tasks that already fill the processor.
-const ALONE: How = How { scale: 1.0, threads: 1 };
 
 /// `softmax(q·k / sqrt(K))·v`, where the query `l` of `L` sees the keys up to position `M - L + l`.
 ///
@@ -59,7 +58,7 @@ pub(crate) struct Inputs<'a> {
 struct Block {
     first: usize,
     rows: usize,
-    /// The first key that any of them sees, and one beyond the last.
+    /// A key at or before the first that any of them sees, and one beyond the last.
     low: usize,
     high: usize,
 }
@@ -86,10 +85,6 @@ impl AttentionShape {
         1.0 / (self.k as f32).sqrt()
     }
 
-    fn scaled(&self) -> How {
-        How { scale: self.scale(), threads: 1 }
-    }
-
     /// Query heads for each key head.
     fn group(&self) -> usize {
         self.h / self.g
@@ -110,7 +105,8 @@ impl AttentionShape {
         (0..l).step_by(BLOCK).map(move |first| {
             let rows = BLOCK.min(l - first);
             let starts = start.map(|start| &start[b * l + first..][..rows]);
-            let low = starts.and_then(|starts| starts.iter().min()).map_or(0, |&low| low as usize);
+            // Packed factors begin at blocks; keys before a row's document are masked.
+            let low = starts.and_then(|starts| starts.iter().min()).map_or(0, |&low| low as usize / BLOCK * BLOCK);
             Block { first, rows, low, high: m - l + first + rows }
         })
     }
@@ -170,137 +166,6 @@ impl CustomOp3 for Attention {
             Ok::<_, candle_core::Error>(Some(Tensor::from_vec(values, like.shape(), like.device())?))
         };
         Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
-    }
-}
-
-impl AttentionShape {
-    /// Writes every element of `out` (`BLHK`) and of `log_sum` (`BLH`), the logarithm of the sum of exponentials of each row of scores.
-    pub(crate) fn forward(&self, inputs: Inputs, out: &mut [f32], log_sum: &mut [f32]) {
-        let (out, log_sum) = (Shared::new(out), Shared::new(log_sum));
-        let head = |task: usize| self.forward_head(task / self.h, task % self.h, inputs, out, log_sum);
-        if self.b * self.h * self.l * self.m <= SERIAL {
-            (0..self.b * self.h).for_each(head);
-        } else {
-            (0..self.b * self.h).into_par_iter().for_each(head);
-        }
-    }
-
-    fn forward_head(&self, b: usize, h: usize, inputs: Inputs, out: Shared, log_sum: Shared) {
-        let g = h / self.group();
-        let mut probs = vec![0f32; BLOCK.min(self.l) * self.m];
-        for block in self.blocks(b, inputs.start) {
-            let Block { first, rows, low, high } = block;
-            let seen = high - low;
-            self.scores(&mut probs, b, h, block, inputs);
-            let log_sums = log_sum.rows((b * self.l + first) * self.h + h, self.h, (rows, 1));
-            simd::vectorized(|| {
-                for (row, probs) in probs.chunks_exact_mut(seen).take(rows).enumerate() {
-                    let visible = self.visible(probs, b, block, row, inputs.start);
-                    // SAFETY: each (b, h) task writes the elements of its own head only, and both outlive the tasks.
-                    let log_sum = unsafe { log_sums.row(row) };
-                    log_sum[0] = simd::softmax_row(visible);
-                }
-            });
-            let dst = out.rows(self.q_at(b, first, h), self.h * self.k, (rows, self.k));
-            let values = Mat::rows(&inputs.v[self.kv_at(b, low, g)..], self.g * self.k);
-            // SAFETY: as above.
-            unsafe { matmul_rows(dst, seen, false, Mat::rows(&probs, seen), values, ALONE) };
-        }
-    }
-
-    /// Fills `scores` (rows x keys that the block sees) with the scaled products of queries and keys.
-    fn scores(&self, scores: &mut [f32], b: usize, h: usize, block: Block, inputs: Inputs) {
-        let Block { first, rows, low, high } = block;
-        let queries = Mat::rows(&inputs.q[self.q_at(b, first, h)..], self.h * self.k);
-        let keys = Mat::rows(&inputs.k[self.kv_at(b, low, h / self.group())..], self.g * self.k);
-        let seen = high - low;
-        matmul(scores, seen, (rows, seen, self.k), false, queries, keys.t(), self.scaled());
-    }
-
-    /// The keys that a row of a block sees; sets the others to zero.
-    #[inline(always)]
-    fn visible<'a>(
-        &self,
-        row_values: &'a mut [f32],
-        b: usize,
-        block: Block,
-        row: usize,
-        start: Option<&[u32]>,
-    ) -> &'a mut [f32] {
-        let before = start.map_or(0, |start| start[b * self.l + block.first + row] as usize - block.low);
-        let (upto, later) = row_values.split_at_mut(block.high - block.low - block.rows + row + 1);
-        later.fill(0.0);
-        let (before, visible) = upto.split_at_mut(before);
-        before.fill(0.0);
-        visible
-    }
-
-    /// Writes the gradients of queries, keys and values. Key heads are independent tasks; the query heads of one add up in order.
-    pub(crate) fn backward(
-        &self,
-        inputs: Inputs,
-        out: &[f32],
-        log_sum: &[f32],
-        dout: &[f32],
-        [dq, dk, dv]: [&mut [f32]; 3],
-    ) {
-        let grads = [dq, dk, dv].map(Shared::new);
-        (0..self.b * self.g).into_par_iter().for_each(|task| {
-            let (b, g) = (task / self.g, task % self.g);
-            for grad in &grads[1..] {
-                let rows = grad.rows(self.kv_at(b, 0, g), self.g * self.k, (self.m, self.k));
-                // SAFETY: a task owns the key head g in dk and dv and its query heads in dq; all three outlive the tasks.
-                (0..self.m).for_each(|row| unsafe { rows.row(row) }.fill(0.0));
-            }
-            let mut scratch = [0; 2].map(|_| vec![0f32; BLOCK.min(self.l) * self.m]);
-            for h in g * self.group()..(g + 1) * self.group() {
-                for block in self.blocks(b, inputs.start) {
-                    self.backward_block(b, h, block, inputs, [out, log_sum, dout], grads, &mut scratch);
-                }
-            }
-        });
-    }
-
-    /// With P = exp(S - log_sum): dV += Pᵀ·dO, dP = dO·Vᵀ, dS = P∘(dP - rowsum(dO∘O)), dQ = dS·K, dK += dSᵀ·Q (scaled).
-    #[allow(clippy::too_many_arguments)]
-    fn backward_block(
-        &self,
-        b: usize,
-        h: usize,
-        block: Block,
-        inputs: Inputs,
-        [out, log_sum, dout]: [&[f32]; 3],
-        [dq, dk, dv]: [Shared; 3],
-        [probs, dscores]: &mut [Vec<f32>; 2],
-    ) {
-        let Block { first, rows, low, high } = block;
-        let (seen, q_row, kv_row) = (high - low, self.h * self.k, self.g * self.k);
-        let (at_q, at_kv) = (self.q_at(b, first, h), self.kv_at(b, low, h / self.group()));
-        let (keys, values) = (Mat::rows(&inputs.k[at_kv..], kv_row), Mat::rows(&inputs.v[at_kv..], kv_row));
-        let (queries, douts) = (Mat::rows(&inputs.q[at_q..], q_row), Mat::rows(&dout[at_q..], q_row));
-        let dq = dq.rows(at_q, q_row, (rows, self.k));
-        let [dk, dv] = [dk, dv].map(|grad| grad.rows(at_kv, kv_row, (seen, self.k)));
-
-        self.scores(probs, b, h, block, inputs);
-        matmul(dscores, seen, (rows, seen, self.k), false, douts, values.t(), ALONE);
-        simd::vectorized(|| {
-            for row in 0..rows {
-                let at = at_q + row * q_row;
-                let along = simd::dot(&dout[at..at + self.k], &out[at..at + self.k]);
-                let log_sum = log_sum[(b * self.l + first + row) * self.h + h];
-                let p = self.visible(&mut probs[row * seen..][..seen], b, block, row, inputs.start);
-                p.iter_mut().for_each(|p| *p = simd::exp(*p - log_sum));
-                // Where a key is not seen, P is zero, and so is dS.
-                let (ds, p) = (&mut dscores[row * seen..][..seen], &probs[row * seen..][..seen]);
-                ds.iter_mut().zip(p).for_each(|(ds, &p)| *ds = p * (*ds - along));
-            }
-        });
-        // SAFETY: as in `backward`.
-        unsafe {
-            matmul_rows(dv, rows, true, Mat::rows(probs, seen).t(), douts, ALONE);
-            matmul_rows(dq, seen, false, Mat::rows(dscores, seen), keys, self.scaled());
-            matmul_rows(dk, rows, true, Mat::rows(dscores, seen).t(), queries, self.scaled());
-        }
     }
 }
 

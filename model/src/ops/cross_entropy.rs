@@ -11,8 +11,10 @@ use rayon::prelude::*;
 use super::simd::{self, Mat};
 use super::{mixed, slice};
 
-/// Rows of logits that exist at one time.
+/// Rows of logits that exist at one time, without a gradient.
 const ROWS: usize = 256;
+/// Logits that exist at one time, 32 MiB of them: each block of rows packs the weights anew.
+const LOGITS: usize = 8 << 20;
 /// The target id that is not counted.
 pub(crate) const IGNORE: u32 = u32::MAX;
 
@@ -118,9 +120,10 @@ pub(crate) fn cross_entropy(
 ) -> f64 {
     let d = x.len() / targets.len().max(1);
     let v = w.len() / d.max(1);
-    logits.resize(ROWS.min(targets.len()) * v, 0.0);
+    let block = (LOGITS / v).clamp(64, targets.len().max(64));
+    logits.resize(logits.len().max(block.min(targets.len()) * v), 0.0);
     let mut total = 0f64;
-    for ((targets, x), dx) in targets.chunks(ROWS).zip(x.chunks(ROWS * d)).zip(dx.chunks_mut(ROWS * d)) {
+    for ((targets, x), dx) in targets.chunks(block).zip(x.chunks(block * d)).zip(dx.chunks_mut(block * d)) {
         let rows = targets.len();
         let (x, w) = (Mat::rows(x, d), Mat::rows(w, d));
         mixed::matmul(logits, v, (rows, v, d), false, x, w.t());

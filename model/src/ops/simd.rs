@@ -192,6 +192,21 @@ impl Rows {
         Shared::new(data).rows(0, stride, size)
     }
 
+    pub(super) fn n_rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Some columns of the same rows.
+    pub(super) fn columns(&self, first: usize, width: usize) -> Rows {
+        assert!(first + width <= self.width, "columns out of bounds");
+        // SAFETY: in bounds by the assertion.
+        Rows { data: unsafe { self.data.add(first) }, width, ..*self }
+    }
+
     /// The elements of one row.
     ///
     /// # Safety
