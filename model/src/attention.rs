@@ -71,8 +71,8 @@ impl Attention {
         Ok(Attention { q, k, v, w_o_DP, norms, value_VP, norm_eps: config.norm_eps, d_head: config.d_head })
     }
 
-    /// Shapes: `x_BLD`, `ids_N` -> `BLD`. With a cache, the new positions follow those in it and are added to it; without one, no position
-    /// sees what lies before its `start_BL`.
+    /// Shapes: `x_BLD`, `ids_N` (on the CPU) -> `BLD`. With a cache, the new positions follow those in it and are added to it; without one,
+    /// no position sees what lies before its `start_BL`.
     pub(crate) fn forward(
         &self,
         x_BLD: &Tensor,
@@ -88,7 +88,7 @@ impl Attention {
         };
         let (mut q_BLHK, mut k_BLGK, mut v_BLGK) = (heads(&self.q)?, heads(&self.k)?, heads(&self.v)?);
         if let Some(value_VP) = &self.value_VP {
-            v_BLGK = (&v_BLGK + value_VP.index_select(ids_N, 0)?.reshape(v_BLGK.shape())?)?;
+            v_BLGK = (&v_BLGK + ops::gather_rows(value_VP, ids_N)?.reshape(v_BLGK.shape())?)?;
         }
         if let Some((q_norm_K, k_norm_K)) = &self.norms {
             q_BLHK = ops::rms_norm(&q_BLHK, q_norm_K, self.norm_eps)?;

@@ -57,7 +57,7 @@ impl Block {
         Ok(Block { input_norm_D, attention, ffn_norm_D, ffn, norm_eps: config.norm_eps })
     }
 
-    /// Shapes: `x_BLD`, `ids_N` -> `BLD`.
+    /// Shapes: `x_BLD`, `ids_N` (on the CPU) -> `BLD`.
     pub(crate) fn forward(
         &self,
         x_BLD: &Tensor,

@@ -26,6 +26,9 @@ pub enum Error {
     /// A batch or prompt that does not fit the model.
     #[error("input: {0}")]
     Input(String),
+    /// A device that was asked for and is not there.
+    #[error("{0}")]
+    Device(String),
     /// An error of the tensor library.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

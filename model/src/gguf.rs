@@ -116,11 +116,12 @@ pub fn read_as(bytes: &[u8], origin: &str, trainable: bool, device: &Device) -> 
     info.checksum = format!("{checksum:016x}");
     info.goldens = goldens;
     let tokenizer = Tokenizer::from_json(text("tokenizer.huggingface.json")?)?;
-    let mut tensors = HashMap::new();
+    let (mut tensors, cpu) = (HashMap::new(), &Device::Cpu);
     let mut names: Vec<&String> = content.tensor_infos.keys().collect();
     names.sort_unstable();
     for name in names {
-        let tensor = content.tensor(&mut cursor, name, device).and_then(|tensor| tensor.dequantize(device));
+        // On the CPU: the parameters move to the device as float32.
+        let tensor = content.tensor(&mut cursor, name, cpu).and_then(|tensor| tensor.dequantize(cpu));
         tensors.insert(name.clone(), tensor.map_err(|e| Error::corrupt(origin, format!("tensor {name}: {e}")))?);
     }
     let lm = CodeLm::new(&config, Params::from_tensors(tensors, origin, trainable, device), device)?;

@@ -15,6 +15,7 @@
 #![allow(non_snake_case)]
 
 pub mod config;
+pub mod device;
 pub mod gradients;
 pub mod lm;
 

@@ -14,7 +14,8 @@ use crate::router::Router;
 /// The target id that is not counted in a loss.
 pub const IGNORE_ID: u32 = u32::MAX;
 
-/// One batch: `x_BL` are ids, `y_BL` the ids that follow, both u32; [`IGNORE_ID`] in `y_BL` is not counted.
+/// One batch: `x_BL` are ids, `y_BL` the ids that follow, both u32; [`IGNORE_ID`] in `y_BL` is not counted. They are read on the host:
+/// best on the CPU, whatever the model's device.
 pub struct Batch {
     pub x_BL: Tensor,
     pub y_BL: Tensor,
@@ -130,17 +131,19 @@ impl CodeLm {
         let (x_ND, reports) = self.hidden(&batch.x_BL, batch.context())?;
         let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
         let cross_entropy = ops::linear_cross_entropy(&x_ND, self.head(), &target_N)?;
-        let nll_sum = f64::from(cross_entropy.nll_sum.to_scalar::<f32>()?);
-        let mut loss = (cross_entropy.nll_sum / divisor)?;
-        let mut aux_loss = 0.0;
+        let mut loss = (&cross_entropy.nll_sum / divisor)?;
+        let mut parts = vec![cross_entropy.nll_sum];
         for aux in reports.iter().filter_map(|report| report.aux_loss.as_ref()) {
             // Weighted by the share of this batch in the step, as the tokens are.
             let aux = (aux * (cross_entropy.n_tokens as f64 / divisor))?;
-            aux_loss += f64::from(aux.to_scalar::<f32>()?);
-            loss = (loss + aux)?;
+            loss = (loss + &aux)?;
+            parts.push(aux);
         }
+        // The one read from the device.
+        let parts = Tensor::stack(&parts, 0)?.detach().to_vec1::<f32>()?;
+        let aux_loss = parts[1..].iter().map(|&aux| f64::from(aux)).sum();
         let load_E = reports.into_iter().map(|report| report.load_E).collect();
-        Ok(LossOutput { loss, nll_sum, aux_loss, n_tokens: cross_entropy.n_tokens, load_E })
+        Ok(LossOutput { loss, nll_sum: f64::from(parts[0]), aux_loss, n_tokens: cross_entropy.n_tokens, load_E })
     }
 
     /// How likely each target was. No gradient.
@@ -153,7 +156,7 @@ impl CodeLm {
 
     /// Logits of every position of one sequence, without a cache. Shape: `LV`.
     pub fn forward_logits(&self, ids: &[u32], language: u32) -> Result<Tensor> {
-        let x_1L = Tensor::new(ids, &self.device)?.unsqueeze(0)?;
+        let x_1L = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
         let language_N = vec![language; ids.len()];
         let (x_LD, _) = self.hidden(&x_1L, TokenContext { language_N: &language_N, start_BL: None })?;
         Ok(linear(&x_LD, self.head())?)
@@ -179,7 +182,7 @@ impl CodeLm {
         check_ids(ids, self.config.vocab_size)?;
         let language_N = vec![language; ids.len()];
         let context = TokenContext { language_N: &language_N, start_BL: None };
-        let ids_N = Tensor::new(ids, &self.device)?;
+        let ids_N = Tensor::new(ids, &Device::Cpu)?;
         let before = cache.ids().last().copied().unwrap_or(0);
         let mut x_1LD = self.embed(&ids_N, ids, ids.len(), before)?.unsqueeze(0)?;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
@@ -211,7 +214,7 @@ impl CodeLm {
     fn hidden(&self, x_BL: &Tensor, context: TokenContext) -> Result<(Tensor, Vec<MoeReport>)> {
         let (b, l) = x_BL.dims2()?;
         self.check_batch(b, l, context.language_N.len())?;
-        let ids_N = x_BL.flatten_all()?;
+        let ids_N = x_BL.flatten_all()?.to_device(&Device::Cpu)?;
         let ids = ids_N.to_vec1::<u32>()?;
         check_ids(&ids, self.config.vocab_size)?;
         let mut reports = Vec::new();
@@ -243,14 +246,14 @@ impl CodeLm {
         })
     }
 
-    /// The first hidden states of `ids`, rows of `l`, whose first position follows the id `before`. Shape: `ND`.
+    /// The first hidden states of `ids`, also given as `ids_N` on the CPU, rows of `l`, whose first position follows the id `before`. Shape: `ND`.
     fn embed(&self, ids_N: &Tensor, ids: &[u32], l: usize, before: u32) -> Result<Tensor> {
-        let x_ND = self.embed_VD.index_select(ids_N, 0)?;
+        let x_ND = ops::gather_rows(&self.embed_VD, ids_N)?;
         let Some(bigram_VD) = &self.bigram_VD else { return Ok(x_ND) };
         let buckets = bigram_VD.dim(0)? as u32;
         let last = |n: usize| if n.is_multiple_of(l) { before } else { ids[n - 1] };
         let bucket_N: Vec<u32> = (0..ids.len()).map(|n| bigram_bucket(last(n), ids[n], buckets)).collect();
-        Ok((x_ND + bigram_VD.index_select(&Tensor::from_vec(bucket_N, ids.len(), &self.device)?, 0)?)?)
+        Ok((x_ND + ops::gather_rows(bigram_VD, &Tensor::new(bucket_N, &Device::Cpu)?)?)?)
     }
 }
 
@@ -271,7 +274,7 @@ pub(crate) fn bigram_bucket(last: u32, id: u32, buckets: u32) -> u32 {
 mod tests {
     use super::*;
     use crate::config::tests::tiny;
-    use crate::ops::tests::{assert_close, values};
+    use crate::ops::tests::{BF16, assert_close, composed, values};
     use crate::router::RouterConfig;
 
     /// A model with both tables, which begin with zeros, filled.
@@ -308,16 +311,59 @@ mod tests {
         }
     }
 
+    fn batch() -> Batch {
+        let ids = |seed: u32| Tensor::new(vec![(0..12).map(|i| i * 7 % 90 + seed).collect::<Vec<u32>>()], &Device::Cpu);
+        let language_BL = (0..12).map(|i| i % 3).collect();
+        Batch { x_BL: ids(1).unwrap(), y_BL: ids(2).unwrap(), language_BL, start_BL: None }
+    }
+
     #[test]
     fn every_trained_weight_has_a_gradient() {
         let lm = with_tables();
-        let ids = |seed: u32| Tensor::new(vec![(0..12).map(|i| i * 7 % 90 + seed).collect::<Vec<u32>>()], &Device::Cpu);
-        let language_BL = (0..12).map(|i| i % 3).collect();
-        let batch = Batch { x_BL: ids(1).unwrap(), y_BL: ids(2).unwrap(), language_BL, start_BL: None };
-        let grads = lm.loss(&batch, 12.0).unwrap().loss.backward().unwrap();
+        let grads = lm.loss(&batch(), 12.0).unwrap().loss.backward().unwrap();
         for (name, var) in lm.parameters() {
             // The fourth expert belongs to no language.
             assert_eq!(grads.get(var).is_some(), !name.contains("experts.3."), "{name}");
+        }
+    }
+
+    #[test]
+    fn composed_bf16_products_train_nearly_as_float32_does() {
+        let lm = with_tables();
+        let run = |bf16: bool| {
+            BF16.set(bf16);
+            let output = composed(|| lm.loss(&batch(), 12.0).unwrap());
+            BF16.set(false);
+            (output.nll_sum, output.loss.backward().unwrap())
+        };
+        let ((nll_sum, grads), (nll_ref, grads_ref)) = (run(true), run(false));
+        assert!(nll_sum != nll_ref && (nll_sum - nll_ref).abs() < 0.01 * nll_ref, "{nll_sum} {nll_ref}");
+        let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        for (name, var) in lm.parameters() {
+            let Some((grad, grad_ref)) = grads.get(var).zip(grads_ref.get(var)) else { continue };
+            let difference = norm(&(grad - grad_ref).unwrap());
+            assert!(difference < 0.03 * norm(grad_ref), "{name}: {difference} of {}", norm(grad_ref));
+        }
+    }
+
+    #[test]
+    fn composed_operations_train_as_the_fused_do() {
+        for router in RouterConfig::all() {
+            let mut config = tiny(Some(router));
+            (config.bigram_buckets, config.value_embedding_layers) = (64, vec![1]);
+            let lm = CodeLm::init(&config, 1, &Device::Cpu).unwrap();
+            let run = || {
+                let output = lm.loss(&batch(), 12.0).unwrap();
+                (output.nll_sum, output.aux_loss, output.loss.backward().unwrap())
+            };
+            let ((nll_sum, aux_loss, grads), (nll_ref, aux_ref, grads_ref)) = (composed(run), run());
+            assert!((nll_sum - nll_ref).abs() < 1e-3 && (aux_loss - aux_ref).abs() < 1e-6, "{nll_sum} {nll_ref}");
+            for (name, var) in lm.parameters() {
+                match (grads.get(var), grads_ref.get(var)) {
+                    (Some(grad), Some(grad_ref)) => assert_close(grad, grad_ref, name),
+                    (grad, grad_ref) => assert_eq!(grad.is_some(), grad_ref.is_some(), "{name}"),
+                }
+            }
         }
     }
 }

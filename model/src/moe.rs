@@ -1,10 +1,11 @@
 //! The mixture-of-experts layer: plan -> dispatch -> experts -> combine. It knows no router.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::config::{ModelConfig, MoeConfig};
 use crate::error::Result;
 use crate::experts::FeedForward;
+use crate::ops::{add_rows, gather_rows};
 use crate::params::Params;
 use crate::router::{Plan, Router, RouterContext};
 
@@ -81,16 +82,16 @@ impl MoeLayer {
         let mut order_A: Vec<u32> = (0..plan.expert_A.len() as u32).collect();
         order_A.sort_by_key(|&a| plan.expert_A[a as usize]);
         let token_A: Vec<u32> = order_A.iter().map(|&a| plan.token_A[a as usize]).collect();
-        let token_A = Tensor::new(token_A, x_ND.device())?;
-        let x_AD = x_ND.index_select(&token_A, 0)?;
+        let x_AD = gather_rows(x_ND, &Tensor::new(token_A.as_slice(), &Device::Cpu)?)?;
         let y_AD = self.run_experts(&x_AD, plan, &order_A)?;
         let weight_A = match &plan.weight_A {
-            Some(weight_A) => Some(weight_A.index_select(&Tensor::new(order_A, x_ND.device())?, 0)?),
+            Some(weight_A) => {
+                Some(gather_rows(&weight_A.unsqueeze(1)?, &Tensor::new(order_A, &Device::Cpu)?)?.squeeze(1)?)
+            }
             None => None,
         };
         let y_AD = weigh(y_AD, weight_A.as_ref())?;
-        // index_add, not scatter_add: the latter's gradient is wrong in candle 0.11.1 for a base that needs one.
-        Ok(Some(x_ND.zeros_like()?.detach().index_add(&token_A, &y_AD, 0)?))
+        Ok(Some(add_rows(&y_AD, &token_A, n)?))
     }
 
     /// Applies to each stretch of equal experts in `order_A` that expert's network.

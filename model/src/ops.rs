@@ -1,7 +1,8 @@
 //! Differentiable operations of the training step and of decoding, each with a backward pass of its own on the CPU.
 //!
 //! candle's fused operations give no gradient and say nothing, and its composed ones write every intermediate to memory. On a device
-//! other than the CPU the composed forms run; they are also the reference that the fused ones are checked against.
+//! other than the CPU the composed forms run; they are also the reference that the fused ones are checked against. Composed forms have
+//! no data on the host but indices, and their products are in bfloat16 where a run asked for it.
 
 mod activation;
 mod adamw;
@@ -14,6 +15,7 @@ mod rms_norm;
 mod rope;
 mod rows;
 mod simd;
+mod tables;
 
 pub use activation::{relu2, swiglu};
 pub use adamw::{AdamWStep, adamw_step};
@@ -23,6 +25,7 @@ pub use linear::linear;
 pub use mixed::set_bf16_products;
 pub use rms_norm::rms_norm;
 pub use rope::{Rope, apply_rope};
+pub use rows::{add_rows, gather_rows};
 
 pub(crate) use activation::{relu2_backward, relu2_forward, swiglu_backward, swiglu_forward};
 pub(crate) use attention::{AttentionShape, Inputs};
@@ -30,11 +33,11 @@ pub(crate) use cross_entropy::cross_entropy;
 pub(crate) use head_norm_rope::HeadNormRope;
 pub(crate) use linear::{linear_forward, linear_grad_input, linear_grad_weight};
 pub(crate) use rms_norm::{norm, norm_grad};
-pub(crate) use rows::{add_bias, add_rows, bias_grad, copy_rows, scatter_rows};
+pub(crate) use tables::{add_bias, add_table_rows, bias_grad, copy_table_rows, scatter_rows};
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, D, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
 /// The values of a contiguous float32 CPU tensor.
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> Result<&'a [f32]> {
@@ -82,6 +85,31 @@ impl<T, F: FnOnce(&mut [f32]) -> Result<T>> InplaceOp1 for Visit<F, T> {
     }
 }
 
+/// Whether `x` is where the fused forms run.
+fn is_fused(x: &Tensor) -> bool {
+    #[cfg(test)]
+    if tests::COMPOSED.get() {
+        return false;
+    }
+    x.device().is_cpu()
+}
+
+/// `a·b` of the composed forms, float32: the factors are rounded to bfloat16 where a run asked for it, the gradient's too.
+fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let in_bf16 = mixed::is_bf16_off_cpu();
+    #[cfg(test)]
+    let in_bf16 = in_bf16 || tests::BF16.get();
+    if !in_bf16 {
+        return a.matmul(b);
+    }
+    a.to_dtype(DType::BF16)?.matmul(&b.to_dtype(DType::BF16)?)?.to_dtype(DType::F32)
+}
+
+/// `x` less the largest of its row, which is a constant to the gradient: a softmax does not depend on it.
+fn less_row_max(x: &Tensor) -> Result<Tensor> {
+    x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())
+}
+
 /// Replaces a row of logits by its softmax.
 pub(crate) fn softmax_row(row: &mut [f32]) {
     simd::vectorized(|| {
@@ -91,7 +119,24 @@ pub(crate) fn softmax_row(row: &mut [f32]) {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::cell::Cell;
+
     use candle_core::{Device, Result, Tensor, Var};
+
+    thread_local! {
+        /// On this thread the composed forms run on the CPU too.
+        pub(crate) static COMPOSED: Cell<bool> = const { Cell::new(false) };
+        /// On this thread the composed forms' products are in bfloat16.
+        pub(crate) static BF16: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Runs `f` as on a device that has no fused forms.
+    pub(crate) fn composed<T>(f: impl FnOnce() -> T) -> T {
+        COMPOSED.set(true);
+        let result = f();
+        COMPOSED.set(false);
+        result
+    }
 
     /// Repeatable values in about -1..1.
     pub(crate) fn values(shape: &[usize], seed: u32) -> Tensor {

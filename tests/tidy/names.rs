@@ -52,6 +52,7 @@ fn shape_letters_are_in_the_key() {
 /// A run is described by its preset and `--set path=value`, not by flags: a new flag is a decision, made here.
 const TRAIN_FLAGS: &[&str] = &[
     "--config",
+    "--device",
     "--dry-run",
     "--help",
     "--init-from",

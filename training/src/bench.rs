@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Compute, RunConfig};
+use crate::device::DeviceKind;
 use crate::report::table::Cells;
 
 pub mod torch;
@@ -21,6 +22,7 @@ pub struct Variant {
     pub compute: Compute,
     pub program: Program,
     pub config: RunConfig,
+    pub device: DeviceKind,
 }
 
 /// Who runs the steps.
@@ -102,7 +104,8 @@ impl Variant {
                 let (model, optimizer) = (self.config.model.clone(), self.config.optimizer.clone());
                 let (batch, sequence) = (self.config.micro_batch_sequences(), self.config.data.sequence_tokens);
                 let (compute, checkpoint_activations) = (self.compute, *checkpoint_activations);
-                let job = Job { model, optimizer, batch, sequence, compute, checkpoint_activations, steps };
+                let device = self.device;
+                let job = Job { model, optimizer, batch, sequence, compute, checkpoint_activations, steps, device };
                 let mut command = Command::new(std::env::current_exe().context("own program")?);
                 command.args(["bench", "worker", &serde_json::to_string(&job)?]);
                 command.env("RAYON_NUM_THREADS", threads.to_string());
@@ -110,7 +113,7 @@ impl Variant {
             }
             Program::Torch { torch, mode } => {
                 let torch = torch.as_ref().context("no PyTorch")?;
-                torch.command(&self.config, self.compute, mode, steps, threads)?
+                torch.command(self, mode, steps, threads)?
             }
         };
         let output = command.output().with_context(|| format!("{}: cannot start", self.name))?;

@@ -10,10 +10,11 @@ use toml::{Table, Value};
 use crate::schedule::{ScheduleConfig, ScheduleKind};
 
 /// Presets by name, smallest first.
-pub const PRESETS: [(&str, &str); 3] = [
+pub const PRESETS: [(&str, &str); 4] = [
     ("smoke", include_str!("../presets/smoke.toml")),
     ("llama", include_str!("../presets/llama.toml")),
     ("starter", include_str!("../presets/starter.toml")),
+    ("h200", include_str!("../presets/h200.toml")),
 ];
 
 /// A complete training run.

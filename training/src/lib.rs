@@ -5,6 +5,7 @@ pub mod commands;
 pub mod config;
 pub mod corpus;
 pub mod data;
+pub mod device;
 
 pub mod run;
 pub mod step;

@@ -55,14 +55,14 @@ pub fn run(
     out: &Path,
 ) -> Result<PathBuf> {
     let mesh = Mesh::Single;
-    choose_products(config.compute);
+    choose_products(config.compute, device);
     let mut lm = CodeLm::init(&config.model, config.seed, device)?;
     let mut optimizer = Optimizer::new(&config.optimizer, lm.parameters())?;
     let mut workspace = Workspace::new(&lm, TapeOptions { checkpoint_activations: config.checkpoint_activations });
     let mut loader = Loader::open(config, tokenizer)?;
     let mut saved = start.saved();
     let mut state = restore_or_start(start, config, &lm, &mut optimizer, &mut loader)?;
-    let options = step_options(config, device);
+    let options = step_options(config);
     let validation = load_validation(config, tokenizer, &options)?;
     let mut metrics = Metrics::open(out, state.step, state.n_steps, config.metrics.log_every_steps)?;
     metrics.note(&summary(config, &loader, &state));
@@ -107,10 +107,10 @@ fn end_in_time(clock: &Clock, config: &RunConfig, state: &mut RunState, metrics:
 }
 
 /// Sets the process's switch, both ways: another run may have set it before.
-fn choose_products(compute: Compute) {
+fn choose_products(compute: Compute, device: &Device) {
     let wanted = compute == Compute::Bf16;
     let can = set_bf16_products(wanted);
-    if wanted && !can {
+    if wanted && !can && device.is_cpu() {
         eprintln!("warning: compute = \"bf16\": this processor has no AVX-512 BF16; float32 it is");
     }
 }
@@ -158,12 +158,13 @@ fn same_end(saved: &toml::Table, config: &RunConfig) -> bool {
     number("n_steps") == Some(config.n_steps as f64) && number("max_hours") == Some(config.max_hours)
 }
 
-fn step_options(config: &RunConfig, device: &Device) -> StepOptions {
+fn step_options(config: &RunConfig) -> StepOptions {
     StepOptions {
         micro_batch_sequences: config.micro_batch_sequences(),
         clip_norm: config.optimizer.clip_norm,
         language_indices: config.data.languages.iter().map(|name| config.model.language_index(Some(name))).collect(),
-        device: device.clone(),
+        // The host reads ids, whatever the model's device.
+        device: Device::Cpu,
     }
 }
 

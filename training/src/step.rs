@@ -23,7 +23,7 @@ pub struct StepOptions {
     pub clip_norm: f64,
     /// Model language index of each language of the texts.
     pub language_indices: Vec<u32>,
-    /// Where the model lives.
+    /// Where batches are made.
     pub device: Device,
 }
 

@@ -3,14 +3,14 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{simd, slice, with_values};
+use super::{is_fused, simd, slice, with_values};
 
 /// Elements that one task handles.
 const CHUNK: usize = 16 * 1024;
 
 /// `relu(x)^2`, elementwise (So et al. 2021, arXiv 2109.08668).
 pub fn relu2(x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !is_fused(x) {
         return x.relu()?.sqr();
     }
     x.contiguous()?.apply_op1(Relu2)
@@ -18,7 +18,7 @@ pub fn relu2(x: &Tensor) -> Result<Tensor> {
 
 /// `silu(gate) * up`, elementwise (Shazeer 2020, arXiv 2002.05202).
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if !gate.device().is_cpu() {
+    if !is_fused(gate) {
         return gate.silu()?.mul(up);
     }
     gate.contiguous()?.apply_op2(&up.contiguous()?, Swiglu)

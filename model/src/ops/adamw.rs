@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use super::{simd, with_values_mut};
+use super::{is_fused, simd, with_values_mut};
 
 const CHUNK: usize = 64 * 1024;
 
@@ -31,7 +31,7 @@ pub fn adamw_step(param: &Var, grad: &[f32], scale: f64, m: &Var, v: &Var, step:
     }
     let correction = |beta: f64| 1.0 - beta.powi(step.step.min(i32::MAX as u64) as i32);
     let (by_m, by_v) = (1.0 / correction(step.beta1), 1.0 / correction(step.beta2));
-    if !param.device().is_cpu() {
+    if !is_fused(param) {
         let grad = (Tensor::from_slice(grad, param.shape(), param.device())? * scale)?;
         return composed(param, &grad, m, v, step, (by_m, by_v));
     }

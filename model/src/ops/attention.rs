@@ -4,10 +4,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
-use candle_nn::ops::softmax;
+use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 
-use super::{slice, with_values};
+use super::{is_fused, less_row_max, product, slice, with_values};
 
 mod kernel;
 
@@ -24,6 +23,9 @@ pub fn causal_attention(q_BLHK: &Tensor, k_BMGK: &Tensor, v_BMGK: &Tensor, start
     let shape = AttentionShape::of(q_BLHK, k_BMGK)?;
     if let Some(start_BL) = start_BL {
         shape.check_starts(start_BL)?;
+    }
+    if !is_fused(q_BLHK) {
+        return composed(q_BLHK, k_BMGK, v_BMGK, &shape, start_BL);
     }
     if !q_BLHK.device().is_cpu() {
         return composed(q_BLHK, k_BMGK, v_BMGK, &shape, start_BL);
@@ -169,6 +171,7 @@ impl CustomOp3 for Attention {
     }
 }
 
+/// The query heads of a key head are more rows of its product; no key is repeated.
 fn composed(
     q_BLHK: &Tensor,
     k_BMGK: &Tensor,
@@ -176,24 +179,32 @@ fn composed(
     s: &AttentionShape,
     start_BL: Option<&[u32]>,
 ) -> Result<Tensor> {
-    let repeat = |x_BMGK: &Tensor| {
-        let x = x_BMGK.unsqueeze(3)?.expand((s.b, s.m, s.g, s.group(), s.k))?;
-        x.reshape((s.b, s.m, s.h, s.k))?.transpose(1, 2)?.contiguous()
-    };
-    let (k_BHMK, v_BHMK) = (repeat(k_BMGK)?, repeat(v_BMGK)?);
-    let q_BHLK = q_BLHK.transpose(1, 2)?.contiguous()?;
-    let scores_BHLM = (q_BHLK.matmul(&k_BHMK.transpose(2, 3)?.contiguous()?)? * f64::from(s.scale()))?;
-    // One mask for all sequences, unless their documents begin at places of their own.
-    let n_masks = if start_BL.is_some() { s.b } else { 1 };
-    let mask = |i: usize| {
-        let (n, key) = (i / s.m, i % s.m);
-        let first = start_BL.map_or(0, |start_BL| start_BL[n] as usize);
-        if key < first || key > s.m - s.l + n % s.l { f32::NEG_INFINITY } else { 0.0 }
-    };
-    let masks: Vec<f32> = (0..n_masks * s.l * s.m).map(mask).collect();
-    let mask_B1LM = Tensor::from_vec(masks, (n_masks, 1, s.l, s.m), q_BLHK.device())?;
-    let probs_BHLM = softmax(&scores_BHLM.broadcast_add(&mask_B1LM)?, D::Minus1)?;
-    probs_BHLM.matmul(&v_BHMK)?.transpose(1, 2)?.contiguous()
+    let by_head = |x: &Tensor| x.transpose(1, 2)?.contiguous();
+    let (k_BGMK, v_BGMK) = (by_head(k_BMGK)?, by_head(v_BMGK)?);
+    let rows = s.group() * s.l;
+    let q = (by_head(q_BLHK)?.reshape((s.b, s.g, rows, s.k))? * f64::from(s.scale()))?;
+    let scores_BHLM = product(&q, &k_BGMK.transpose(2, 3)?)?.reshape((s.b, s.h, s.l, s.m))?;
+    let scores_BHLM = scores_BHLM.broadcast_add(&s.mask(start_BL, q_BLHK.device())?)?;
+    let weights_BHLM = less_row_max(&scores_BHLM)?.exp()?;
+    let probs_BHLM = weights_BHLM.broadcast_div(&weights_BHLM.sum_keepdim(D::Minus1)?)?;
+    let out = product(&probs_BHLM.reshape((s.b, s.g, rows, s.m))?, &v_BGMK)?;
+    out.reshape((s.b, s.h, s.l, s.k))?.transpose(1, 2)?.contiguous()
+}
+
+impl AttentionShape {
+    /// What is added to the scores: 0 where a query sees the key, and so little elsewhere that nothing is left of it. Made on the
+    /// device: a mask from the host is L·M values for every layer. Shape: `11LM`, or `B1LM` with document starts.
+    fn mask(&self, start_BL: Option<&[u32]>, device: &Device) -> Result<Tensor> {
+        let last_seen_L1 = Tensor::arange((self.m - self.l) as u32, self.m as u32, device)?.unsqueeze(1)?;
+        let key_1M = Tensor::arange(0, self.m as u32, device)?.unsqueeze(0)?;
+        let mut hidden = key_1M.broadcast_gt(&last_seen_L1)?.unsqueeze(0)?.to_dtype(DType::F32)?;
+        if let Some(start_BL) = start_BL {
+            let start_BL1 = Tensor::from_slice(start_BL, (self.b, self.l, 1), device)?;
+            let before = key_1M.unsqueeze(0)?.broadcast_lt(&start_BL1)?.to_dtype(DType::F32)?;
+            hidden = hidden.broadcast_add(&before)?;
+        }
+        hidden.affine(-1e30, 0.0)?.unsqueeze(1)
+    }
 }
 
 #[cfg(test)]

@@ -5,16 +5,18 @@
 
 use std::sync::{Arc, Mutex};
 
-use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::simd::{self, Mat};
-use super::{mixed, slice};
+use super::{is_fused, less_row_max, mixed, product, slice};
 
 /// Rows of logits that exist at one time, without a gradient.
 const ROWS: usize = 256;
 /// Logits that exist at one time, 32 MiB of them: each block of rows packs the weights anew.
 const LOGITS: usize = 8 << 20;
+/// The same for scores on a GPU, which wants more at a time.
+const DEVICE_ROWS: usize = 4096;
 /// The target id that is not counted.
 pub(crate) const IGNORE: u32 = u32::MAX;
 
@@ -32,8 +34,8 @@ pub struct LinearCrossEntropy {
 pub fn linear_cross_entropy(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<LinearCrossEntropy> {
     let v = w_VD.dim(0)?;
     let n_tokens = check_targets(target_N, x_ND.dim(0)?, v)?;
-    if !x_ND.device().is_cpu() {
-        let nll_sum = composed(x_ND, w_VD, target_N)?;
+    if !is_fused(x_ND) {
+        let nll_sum = composed_nll(x_ND, w_VD, target_N)?.nll_N1.sum_all()?;
         return Ok(LinearCrossEntropy { nll_sum, n_tokens });
     }
     let target_N: Arc<[u32]> = target_N.into();
@@ -46,6 +48,9 @@ pub fn linear_cross_entropy(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> R
 pub fn linear_scores(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<(Vec<f32>, Vec<bool>)> {
     let (n, v) = (x_ND.dim(0)?, w_VD.dim(0)?);
     check_targets(target_N, n, v)?;
+    if !is_fused(x_ND) {
+        return composed_scores(x_ND, w_VD, target_N);
+    }
     let (mut nll_N, mut correct_N) = (vec![0f32; n], vec![false; n]);
     for first in (0..n).step_by(ROWS) {
         let rows = ROWS.min(n - first);
@@ -152,14 +157,39 @@ fn block_loss(logits: &mut [f32], v: usize, targets: &[u32], scale: f32) -> f64 
     losses.iter().sum()
 }
 
-fn composed(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<Tensor> {
-    let log_probs_NV = candle_nn::ops::log_softmax(&x_ND.matmul(&w_VD.t()?)?.to_dtype(DType::F32)?, D::Minus1)?;
+/// -ln p of every target, 0 where it is not counted, and what that was computed from.
+struct ComposedNll {
+    nll_N1: Tensor,
+    /// Logits less the largest of their row.
+    below_max_NV: Tensor,
+    /// Of each target; the first id's where the target is not counted.
+    target_below_max_N1: Tensor,
+}
+
+fn composed_nll(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<ComposedNll> {
+    let below_max_NV = less_row_max(&product(x_ND, &w_VD.t()?)?)?;
+    let log_sum_N1 = below_max_NV.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let ids: Vec<u32> = target_N.iter().map(|&t| if t == IGNORE { 0 } else { t }).collect();
     let counted: Vec<f32> = target_N.iter().map(|&t| if t == IGNORE { 0.0 } else { 1.0 }).collect();
-    let n = ids.len();
-    let ids_N1 = Tensor::from_vec(ids, (n, 1), x_ND.device())?;
-    let counted_N1 = Tensor::from_vec(counted, (n, 1), x_ND.device())?;
-    log_probs_NV.gather(&ids_N1, 1)?.mul(&counted_N1)?.sum_all()?.neg()
+    let ids_N1 = Tensor::from_vec(ids, (target_N.len(), 1), x_ND.device())?;
+    let counted_N1 = Tensor::from_vec(counted, (target_N.len(), 1), x_ND.device())?;
+    let target_below_max_N1 = below_max_NV.gather(&ids_N1, 1)?;
+    let nll_N1 = (log_sum_N1 - &target_below_max_N1)?.mul(&counted_N1)?;
+    Ok(ComposedNll { nll_N1, below_max_NV, target_below_max_N1 })
+}
+
+fn composed_scores(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<(Vec<f32>, Vec<bool>)> {
+    let (mut nll_N, mut correct_N) = (Vec::new(), Vec::new());
+    for (part, targets) in target_N.chunks(DEVICE_ROWS).enumerate() {
+        let x_ND = x_ND.detach().narrow(0, part * DEVICE_ROWS, targets.len())?;
+        let nll = composed_nll(&x_ND, &w_VD.detach(), targets)?;
+        let best_N1 = nll.below_max_NV.max_keepdim(D::Minus1)?;
+        let is_best_N1 = nll.target_below_max_N1.ge(&best_N1)?;
+        nll_N.extend(nll.nll_N1.flatten_all()?.to_vec1::<f32>()?);
+        let is_best_N = is_best_N1.flatten_all()?.to_vec1::<u8>()?;
+        correct_N.extend(is_best_N.iter().zip(targets).map(|(&best, &target)| best == 1 && target != IGNORE));
+    }
+    Ok((nll_N, correct_N))
 }
 
 #[cfg(test)]
@@ -176,7 +206,7 @@ mod tests {
         assert_same_gradients(
             &inputs,
             |x| Ok(linear_cross_entropy(&x[0], &x[1], &targets)?.nll_sum),
-            |x| composed(&x[0], &x[1], &targets),
+            |x| composed_nll(&x[0], &x[1], &targets)?.nll_N1.sum_all(),
         );
     }
 
@@ -184,6 +214,8 @@ mod tests {
     fn scores_add_up_to_the_loss() {
         let (x_ND, w_VD) = (values(&[6, 5], 1), values(&[11, 5], 2));
         let (nll_N, correct_N) = linear_scores(&x_ND, &w_VD, &TARGETS).unwrap();
+        let (composed_N, composed_correct_N) = composed_scores(&x_ND, &w_VD, &TARGETS).unwrap();
+        assert!(nll_N.iter().zip(&composed_N).all(|(a, b)| (a - b).abs() < 1e-5) && correct_N == composed_correct_N);
         let loss = linear_cross_entropy(&x_ND, &w_VD, &TARGETS).unwrap();
         assert_eq!((loss.n_tokens, nll_N[2], correct_N[2]), (5, 0.0, false));
         let total = loss.nll_sum.to_scalar::<f32>().unwrap();

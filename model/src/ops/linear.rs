@@ -3,12 +3,12 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::simd::Mat;
-use super::{mixed, slice, with_values};
+use super::{is_fused, mixed, product, slice, with_values};
 
 /// `x·wᵀ`. Shapes: `x_ND`, `w_FD` -> `NF`; `w` has one row per output, as checkpoints store it.
 pub fn linear(x_ND: &Tensor, w_FD: &Tensor) -> Result<Tensor> {
-    if !x_ND.device().is_cpu() {
-        return x_ND.matmul(&w_FD.t()?);
+    if !is_fused(x_ND) {
+        return product(x_ND, &w_FD.t()?);
     }
     x_ND.contiguous()?.apply_op2(&w_FD.contiguous()?, Linear)
 }

@@ -16,13 +16,21 @@ mod avx512;
 const MIN_ROWS: usize = 32;
 
 static BF16: AtomicBool = AtomicBool::new(false);
+/// The same for the composed forms on other devices, all of which can.
+static BF16_OFF_CPU: AtomicBool = AtomicBool::new(false);
 
 /// Lets the matrix products of the layers and of attention (not of norms) round their factors to bfloat16, where the processor gains by it.
-/// For the whole process: a training run decides once. Returns whether this processor can.
+/// For the whole process: a training run decides once. Returns whether this processor can; GPUs can in any case.
 pub fn set_bf16_products(on: bool) -> bool {
     let can = is_supported();
     BF16.store(on && can, Ordering::Relaxed);
+    BF16_OFF_CPU.store(on, Ordering::Relaxed);
     can
+}
+
+/// Whether products of the composed forms are in bfloat16.
+pub(super) fn is_bf16_off_cpu() -> bool {
+    BF16_OFF_CPU.load(Ordering::Relaxed)
 }
 
 #[cfg(target_arch = "x86_64")]

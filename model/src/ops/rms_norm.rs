@@ -3,16 +3,15 @@
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{simd, slice, with_values};
+use super::{is_fused, simd, slice, with_values};
 
 /// Rows that one task handles.
 const ROWS: usize = 64;
 
 /// `x / rms(x) * weight` over the last dimension of `x`; `weight` has that dimension's size.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if !x.device().is_cpu() {
-        let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
-        return x.broadcast_mul(&inverse)?.broadcast_mul(weight);
+    if !is_fused(x) {
+        return composed(x, weight, eps);
     }
     x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 })
 }
@@ -156,6 +155,11 @@ pub(super) fn row_grad(
     }
 }
 
+fn composed(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    x.broadcast_mul(&inverse)?.broadcast_mul(weight)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,14 +169,7 @@ mod tests {
     fn rms_norm_equals_composed() {
         for dims in [[3, 5, 40], [1, 130, 16]] {
             let inputs = [values(&dims, 1), values(&dims[2..], 2)];
-            assert_same_gradients(
-                &inputs,
-                |x| rms_norm(&x[0], &x[1], 1e-6),
-                |x| {
-                    let inverse = (x[0].sqr()?.mean_keepdim(D::Minus1)? + 1e-6)?.sqrt()?.recip()?;
-                    x[0].broadcast_mul(&inverse)?.broadcast_mul(&x[1])
-                },
-            );
+            assert_same_gradients(&inputs, |x| rms_norm(&x[0], &x[1], 1e-6), |x| composed(&x[0], &x[1], 1e-6));
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use super::{simd, slice, with_values};
+use super::{is_fused, simd, slice, with_values};
 
 /// Cosines and sines of the first positions, computed once per model.
 #[derive(Clone)]
@@ -12,6 +12,8 @@ pub struct Rope {
     /// Per position the half-head's cosines, then its sines.
     table: Arc<Vec<f32>>,
     half: usize,
+    /// The same on the device of the model that rotates with it, where that is not the CPU. Shape: positions, 1, 2, half.
+    on_device: Arc<OnceLock<Tensor>>,
 }
 
 impl Rope {
@@ -24,12 +26,23 @@ impl Rope {
             table.extend((0..half).map(|i| angle(i).cos() as f32));
             table.extend((0..half).map(|i| angle(i).sin() as f32));
         }
-        Rope { table: Arc::new(table), half }
+        Rope { table: Arc::new(table), half, on_device: Arc::default() }
     }
 
     /// Positions that the table covers.
     pub fn n_positions(&self) -> usize {
         self.table.len() / (2 * self.half)
+    }
+
+    /// The whole table on `device`: uploaded once, as a model lives on one device.
+    fn on(&self, device: &Device) -> Result<Tensor> {
+        if let Some(table) = self.on_device.get().filter(|table| table.device().same_device(device)) {
+            return Ok(table.clone());
+        }
+        let table = Tensor::from_slice(&self.table, (self.n_positions(), 1, 2, self.half), device)?;
+        // Of two threads that come here at once the second one's table goes unused.
+        self.on_device.set(table.clone()).ok();
+        Ok(table)
     }
 }
 
@@ -39,7 +52,7 @@ pub fn apply_rope(x_BLHK: &Tensor, rope: &Rope, start: usize) -> Result<Tensor> 
     if start + l > rope.n_positions() || k != 2 * rope.half {
         candle_core::bail!("rope: positions {start}..{} of {}, head {k}", start + l, rope.n_positions());
     }
-    if !x_BLHK.device().is_cpu() {
+    if !is_fused(x_BLHK) {
         return composed(x_BLHK, rope, start);
     }
     x_BLHK.contiguous()?.apply_op1(Rotate { rope: rope.clone(), start, l, h, sign: 1.0 })
@@ -102,12 +115,7 @@ pub(super) fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32)
 
 fn composed(x_BLHK: &Tensor, rope: &Rope, start: usize) -> Result<Tensor> {
     let l = x_BLHK.dim(1)?;
-    let table = Tensor::from_slice(
-        &rope.table[start * 2 * rope.half..][..l * 2 * rope.half],
-        (l, 1, 2, rope.half),
-        &Device::Cpu,
-    )?;
-    let table = table.to_device(x_BLHK.device())?;
+    let table = rope.on(x_BLHK.device())?.narrow(0, start, l)?;
     let (cos, sin) = (table.narrow(2, 0, 1)?.squeeze(2)?, table.narrow(2, 1, 1)?.squeeze(2)?);
     let (x1, x2) = (x_BLHK.narrow(D::Minus1, 0, rope.half)?, x_BLHK.narrow(D::Minus1, rope.half, rope.half)?);
     let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;

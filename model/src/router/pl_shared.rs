@@ -4,11 +4,12 @@
 //! (arXiv 2201.05596, PR-MoE). Low-resource languages borrow from the shared network. A token of unknown language meets the shared
 //! expert alone.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE, check};
 use crate::error::Result;
+use crate::ops::gather_rows;
 use crate::params::{Init, Params};
 use crate::router::pl_hard::PlHardRouter;
 use crate::router::{Aux, Plan, Router, RouterContext, RouterSpec};
@@ -106,8 +107,11 @@ impl PlSharedRouter {
         let known_N: Vec<f32> = language_N.iter().map(|&l| f32::from(u8::from(l != UNKNOWN_LANGUAGE))).collect();
         let known_N = Tensor::from_vec(known_N, language_N.len(), x_ND.device())?;
         let weight_N = share_N.affine(-1.0, 1.0)?.mul(&known_N)?;
-        let idx_A = Tensor::new(token_A, x_ND.device())?;
-        let weight_A = if token_A.is_empty() { None } else { Some(weight_N.index_select(&idx_A, 0)?) };
+        let idx_A = Tensor::new(token_A, &Device::Cpu)?;
+        let weight_A = match token_A.is_empty() {
+            true => None,
+            false => Some(gather_rows(&weight_N.unsqueeze(1)?, &idx_A)?.squeeze(1)?),
+        };
         Ok((weight_A, Some(weight_N.affine(-1.0, 1.0)?)))
     }
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::config::{Compute, RunConfig};
+use super::Variant;
 
 const SCRIPT: &str = include_str!("../../peers/torch_train.py");
 
@@ -41,15 +41,9 @@ pub fn find(python: Option<&Path>) -> Result<Torch> {
 }
 
 impl Torch {
-    /// A process that measures the model of `config`.
-    pub(super) fn command(
-        &self,
-        config: &RunConfig,
-        compute: Compute,
-        mode: &str,
-        steps: usize,
-        threads: usize,
-    ) -> Result<Command> {
+    /// A process that measures the model of `variant`.
+    pub(super) fn command(&self, variant: &Variant, mode: &str, steps: usize, threads: usize) -> Result<Command> {
+        let config = &variant.config;
         let folder = cache_folder()?.join("bench");
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let (script, model) =
@@ -58,7 +52,7 @@ impl Torch {
         std::fs::write(&model, serde_json::to_vec(&config.model)?).with_context(|| model.display().to_string())?;
         let mut command = Command::new(&self.python);
         command.arg(&script).arg("--model").arg(&model);
-        command.args(["--mode", mode, "--dtype", compute.name()]);
+        command.args(["--mode", mode, "--dtype", variant.compute.name(), "--device", variant.device.name()]);
         let numbers = [
             ("--batch", config.micro_batch_sequences()),
             ("--sequence", config.data.sequence_tokens),

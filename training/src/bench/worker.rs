@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Measured;
 use crate::config::{Compute, OptimizerConfig};
+use crate::device::{self, DeviceKind};
 use crate::memory;
 use crate::optimizer::Optimizer;
 use crate::rng::Rng;
@@ -31,6 +32,7 @@ pub struct Job {
     pub compute: Compute,
     pub checkpoint_activations: bool,
     pub steps: usize,
+    pub device: DeviceKind,
 }
 
 /// Runs the steps: the same batch each time, so that a falling loss shows that they train.
@@ -45,7 +47,8 @@ pub fn run(job: &Job) -> Result<Measured> {
 }
 
 fn steps(job: &Job) -> Result<Measured> {
-    let lm = CodeLm::init(&job.model, 1, &Device::Cpu)?;
+    let device = device::open(Some(job.device))?;
+    let lm = CodeLm::init(&job.model, 1, &device)?;
     let mut optimizer = Optimizer::new(&job.optimizer, lm.parameters())?;
     let options = TapeOptions { checkpoint_activations: job.checkpoint_activations };
     let Workspace { mut tape, mut gradients } = Workspace::new(&lm, options);
@@ -60,6 +63,7 @@ fn steps(job: &Job) -> Result<Measured> {
         gradients.clear();
         let loss = tape.step(&lm, &batch, n_tokens as f64, &mut gradients, &mut |_, _| Ok(()))?;
         optimizer.step(&gradients, 1.0, 1e-3)?;
+        device.synchronize()?;
         seconds.push(start.elapsed().as_secs_f64());
         losses.push(loss.nll_sum / n_tokens as f64);
     }

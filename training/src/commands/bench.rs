@@ -9,6 +9,7 @@ use crate::bench::torch::{self, Torch};
 use crate::bench::worker::{self, Job};
 use crate::bench::{Comparison, Program, Variant, compare};
 use crate::config::{self, Compute, RunConfig};
+use crate::device::DeviceKind;
 use crate::report::table;
 
 /// Arguments of `multicoder bench`.
@@ -32,7 +33,7 @@ enum Command {
 
 #[derive(clap::Args, Debug)]
 struct TrainArgs {
-    /// The model and the batch: llama, smoke, starter.
+    /// The model and the batch: llama, smoke, starter, h200.
     #[arg(long, value_name = "NAME", default_value = "llama", conflicts_with = "config")]
     preset: String,
     /// A run described by a TOML file.
@@ -62,6 +63,9 @@ struct TrainArgs {
     /// Threads; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
+    /// Where the steps run; a GPU by default in a program that was built for one.
+    #[arg(long)]
+    device: Option<DeviceKind>,
     /// A Python that has PyTorch; by default one is made, with PyTorch from its package index (some 5 GB).
     #[arg(long, value_name = "PATH")]
     python: Option<PathBuf>,
@@ -133,6 +137,8 @@ fn complete_languages(table: &mut Table) {
 }
 
 fn variants(args: &TrainArgs, config: &RunConfig, torch: Option<&Torch>) -> Vec<Variant> {
+    let default = if multicoder_model::device::HAS_CUDA { DeviceKind::Cuda } else { DeviceKind::Cpu };
+    let device = args.device.unwrap_or(default);
     let twin = args.dense_twin.then(|| dense_twin(config)).flatten();
     let mut variants = Vec::new();
     for compute in &args.compute {
@@ -142,6 +148,7 @@ fn variants(args: &TrainArgs, config: &RunConfig, torch: Option<&Torch>) -> Vec<
             compute,
             program: Program::Multicoder { checkpoint_activations },
             config: config.clone(),
+            device,
         };
         variants.push(ours("multicoder", config, false));
         if args.checkpointing {
@@ -150,7 +157,7 @@ fn variants(args: &TrainArgs, config: &RunConfig, torch: Option<&Torch>) -> Vec<
         variants.extend(twin.as_ref().map(|twin| ours("multicoder, dense twin", twin, false)));
         for mode in torch.map(|_| ["eager", "compile"]).into_iter().flatten() {
             let program = Program::Torch { torch: torch.cloned(), mode };
-            variants.push(Variant { name: format!("torch {mode}"), compute, program, config: config.clone() });
+            variants.push(Variant { name: format!("torch {mode}"), compute, program, config: config.clone(), device });
         }
     }
     variants

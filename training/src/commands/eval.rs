@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use candle_core::Device;
 use clap::ValueEnum;
 use multicoder_model::{Bundle, Tokenizer};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::checkpoint;
+use crate::device::{self, DeviceKind};
 use crate::evaluate::{self, Candidate, EvalOptions, Evaluation, ModelInfo};
 use crate::report::table;
 
@@ -61,9 +61,9 @@ pub struct Args {
     /// Whether the model's copy component counts, if it has one.
     #[arg(long, value_enum, default_value_t = Switch::On)]
     copy: Switch,
-    /// Where the model runs.
-    #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
-    device: DeviceKind,
+    /// Where the model runs [default: cuda in a program that was built for it, else cpu].
+    #[arg(long, value_enum)]
+    device: Option<DeviceKind>,
     /// Write everything, settings and checksum included, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -75,12 +75,6 @@ enum Switch {
     Off,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DeviceKind {
-    Cpu,
-    Cuda,
-}
-
 /// Runs `multicoder eval`.
 ///
 /// # Errors
@@ -89,10 +83,7 @@ pub fn run(args: Args) -> Result<()> {
     let options = options(&args);
     let evaluation = match (&args.model, &args.tokenizer) {
         (Some(path), _) => {
-            let device = match args.device {
-                DeviceKind::Cpu => Device::Cpu,
-                DeviceKind::Cuda => Device::new_cuda(0).context("--device cuda")?,
-            };
+            let device = device::open(args.device)?;
             let path = newest_model(path)?;
             let mut bundle = Bundle::load(&path, &device)?;
             if args.copy == Switch::Off {

@@ -12,6 +12,7 @@ use toml::{Table, Value};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config;
 use crate::data::shard;
+use crate::device::{self, DeviceKind};
 use crate::run::Start;
 use crate::weights::Source;
 use crate::{dry_run, interrupt, memory};
@@ -19,7 +20,7 @@ use crate::{dry_run, interrupt, memory};
 /// Arguments of `multicoder train`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A run that comes with the program: smoke, llama, starter.
+    /// A run that comes with the program: smoke, llama, starter, h200.
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     pub preset: Option<String>,
     /// A run described by a TOML file.
@@ -46,6 +47,9 @@ pub struct Args {
     /// Takes the weights that fit, and without --tokenizer the tokenizer, from a model: a GGUF file or a folder.
     #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     pub init_from: Option<PathBuf>,
+    /// Where the model lives [default: cuda in a program that was built for it, else cpu].
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceKind>,
 }
 
 /// Runs the command.
@@ -54,7 +58,8 @@ pub struct Args {
 /// A configuration that makes no run, before anything is written; then those of the run.
 pub fn run(args: Args) -> Result<()> {
     memory::keep_pages();
-    let device = device()?;
+    // A dry run needs no GPU, even of a program that trains on one.
+    let device = if args.dry_run { Device::Cpu } else { device::open(args.device)? };
     let checkpoint = find_checkpoint(&args, &device)?;
     let (mut table, mut origin) = base_config(&args, checkpoint.as_ref())?;
     if !args.set.is_empty() {
@@ -90,10 +95,6 @@ pub fn run(args: Args) -> Result<()> {
         false => eprintln!("done: {} (peak memory {peak_mib} MiB)", last.display()),
     }
     Ok(())
-}
-
-fn device() -> Result<Device> {
-    if cfg!(feature = "cuda") { Device::cuda_if_available(0).context("GPU 0") } else { Ok(Device::Cpu) }
 }
 
 fn find_checkpoint(args: &Args, device: &Device) -> Result<Option<Checkpoint>> {

@@ -47,8 +47,9 @@ fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
     let (rows, columns) = matrix.dims2()?;
     let is_tall = rows > columns;
     let wide = if is_tall { matrix.t()?.contiguous()? } else { matrix.contiguous()? };
-    let norm = f64::from(wide.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
-    let mut x = (wide * (1.0 / (norm + 1e-7)))?;
+    // Stays on the device: a host read for each matrix would stall a GPU.
+    let inverse_norm = (wide.sqr()?.sum(1)?.sum_all()?.sqrt()? + 1e-7)?.recip()?;
+    let mut x = wide.broadcast_mul(&inverse_norm)?;
     let (a, b, c) = QUINTIC;
     for _ in 0..ITERATIONS {
         let gram = x.matmul(&x.t()?)?;

@@ -50,9 +50,9 @@ fn tables(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inputs, grad
     let (ids, buckets) = (&inputs.data.id_N, &inputs.data.bucket_N);
     match *op {
         Op::Embed { table, bigrams, out } => memory.write([out], |_, [out]| {
-            ops::copy_rows(weights.get(table), ids, out);
+            ops::copy_table_rows(weights.get(table), ids, out);
             if let Some(bigrams) = bigrams {
-                ops::add_rows(weights.get(bigrams), buckets, out);
+                ops::add_table_rows(weights.get(bigrams), buckets, out);
             }
         }),
         Op::EmbedGrad { dout, table, bigrams } => {
@@ -62,7 +62,7 @@ fn tables(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inputs, grad
                 ops::scatter_rows(memory.get(dout), buckets, d, gradients.slice_mut(bigrams.0));
             }
         }
-        Op::AddRows { table, x } => memory.write([x], |_, [x]| ops::add_rows(weights.get(table), ids, x)),
+        Op::AddRows { table, x } => memory.write([x], |_, [x]| ops::add_table_rows(weights.get(table), ids, x)),
         Op::AddRowsGrad { dx, table } => {
             ops::scatter_rows(memory.get(dx), ids, memory.shape(dx).1, gradients.slice_mut(table.0));
         }
@@ -209,7 +209,7 @@ fn dispatch(op: &Op, memory: &mut Memory, inputs: &Inputs) {
     let plan = |moe: usize| -> &HostPlan { &inputs.data.plans[moe] };
     match *op {
         Op::Gather { x, moe, out } => memory.write([out], |memory, [out]| {
-            ops::copy_rows(memory.get(x), &plan(moe).token_A, out);
+            ops::copy_table_rows(memory.get(x), &plan(moe).token_A, out);
         }),
         Op::GatherGrad { dout, moe, dx, accumulate } => memory.write([dx], |memory, [dx]| {
             if !accumulate {
