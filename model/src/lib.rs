@@ -22,6 +22,7 @@ pub mod lm;
 mod attention;
 mod block;
 mod cache;
+pub mod exchange;
 mod experts;
 mod moe;
 
@@ -47,6 +48,7 @@ pub use cache::KvCache;
 pub use config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE};
 pub use copy::CopyConfig;
 pub use error::{Error, Result};
+pub use exchange::ExpertExchange;
 pub use fim::{Prompt, PromptBudget};
 pub use generate::{Finish, GenerateOptions, Generated, Generator};
 pub use gradients::Gradients;

@@ -1,5 +1,7 @@
 //! `CodeLm`: token ids in; a loss, scores or logits out.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor, Var};
 
 use crate::block::{Block, Ffn, MoeReport, TokenContext};
@@ -7,6 +9,7 @@ use crate::cache::KvCache;
 use crate::config::{ModelConfig, check};
 use crate::copy::CopyConfig;
 use crate::error::{Error, Result};
+use crate::exchange::ExpertExchange;
 use crate::ops::{self, Rope, linear};
 use crate::params::{Init, Params};
 use crate::router::Router;
@@ -128,14 +131,19 @@ impl CodeLm {
 
     /// Cross-entropy of a batch in nats, summed and divided by `divisor`, plus the routers' losses.
     pub fn loss(&self, batch: &Batch, divisor: f64) -> Result<LossOutput> {
+        self.loss_of_share(batch, divisor, 1.0)
+    }
+
+    /// The part that a batch has in the loss of an optimizer step, of whose tokens it holds `share` (0 to 1): nats divided by
+    /// `divisor`, the counted tokens of the step, plus the routers' losses, which are means over tokens, times `share`.
+    pub fn loss_of_share(&self, batch: &Batch, divisor: f64, share: f64) -> Result<LossOutput> {
         let (x_ND, reports) = self.hidden(&batch.x_BL, batch.context())?;
         let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
         let cross_entropy = ops::linear_cross_entropy(&x_ND, self.head(), &target_N)?;
         let mut loss = (&cross_entropy.nll_sum / divisor)?;
         let mut parts = vec![cross_entropy.nll_sum];
         for aux in reports.iter().filter_map(|report| report.aux_loss.as_ref()) {
-            // Weighted by the share of this batch in the step, as the tokens are.
-            let aux = (aux * (cross_entropy.n_tokens as f64 / divisor))?;
+            let aux = (aux * share)?;
             loss = (loss + &aux)?;
             parts.push(aux);
         }
@@ -204,6 +212,23 @@ impl CodeLm {
             Ffn::Dense(_) => None,
         });
         layers.zip(load_E).for_each(|(layer, load_E)| layer.after_step(load_E));
+    }
+
+    /// Connects the layers of experts with the other ranks of a run, or cuts them off.
+    pub fn set_exchange(&mut self, exchange: Option<Arc<dyn ExpertExchange>>) {
+        for block in &mut self.blocks {
+            if let Ffn::Moe(layer) = &mut block.ffn {
+                layer.set_exchange(exchange.clone());
+            }
+        }
+    }
+
+    /// What connects the layers of experts with other ranks.
+    pub(crate) fn exchange(&self) -> Option<&dyn ExpertExchange> {
+        self.blocks.iter().find_map(|block| match &block.ffn {
+            Ffn::Moe(layer) => layer.exchange(),
+            Ffn::Dense(_) => None,
+        })
     }
 
     fn head(&self) -> &Tensor {

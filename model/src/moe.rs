@@ -1,9 +1,12 @@
 //! The mixture-of-experts layer: plan -> dispatch -> experts -> combine. It knows no router.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use crate::config::{ModelConfig, MoeConfig};
 use crate::error::Result;
+use crate::exchange::{ExpertExchange, Journey};
 use crate::experts::FeedForward;
 use crate::ops::{add_rows, gather_rows};
 use crate::params::Params;
@@ -15,6 +18,8 @@ pub(crate) struct MoeLayer {
     router: Box<dyn Router>,
     experts: Vec<FeedForward>,
     shared: Option<FeedForward>,
+    /// The other ranks, where experts or their loads are spread over several.
+    exchange: Option<Arc<dyn ExpertExchange>>,
 }
 
 /// What a layer says besides its output.
@@ -35,14 +40,20 @@ impl MoeLayer {
             0 => None,
             f => Some(params.scope("shared_expert", |params| FeedForward::new(config, f, params))?),
         };
-        Ok(MoeLayer { router: moe.router.build(config, moe, params)?, experts, shared })
+        Ok(MoeLayer { router: moe.router.build(config, moe, params)?, experts, shared, exchange: None })
     }
 
     /// Shape: `x_ND` -> `ND`; `language_N` is row-major B·L.
     pub(crate) fn forward(&self, x_ND: &Tensor, language_N: &[u32]) -> Result<MoeOutput> {
         let (plan, aux) = self.router.plan(x_ND, &RouterContext { language_N })?;
         let load_E = plan.load(self.experts.len());
-        let mut y_ND = self.dispatch(x_ND, &plan)?;
+        let elsewhere = self.exchange.as_ref().and_then(|exchange| Some((exchange, exchange.owner_of_expert()?)));
+        let mut y_ND = match elsewhere {
+            Some((exchange, owner_E)) => Some(self.dispatch_to_ranks(x_ND, &plan, exchange, owner_E)?),
+            // Padding must not give an expert a gradient, not even of zeros.
+            None if self.exchange.as_ref().is_some_and(|exchange| exchange.is_idle()) => None,
+            None => self.dispatch(x_ND, &plan)?,
+        };
         if let Some(shared) = &self.shared {
             let mut shared_ND = shared.forward(x_ND)?;
             if let Some(weight_N) = &plan.shared_weight_N {
@@ -64,6 +75,16 @@ impl MoeLayer {
     /// Passes `load_E` of the last optimizer step to the router.
     pub(crate) fn after_step(&mut self, load_E: &[f32]) {
         self.router.after_step(load_E);
+    }
+
+    /// Connects the layer with the other ranks, or cuts it off.
+    pub(crate) fn set_exchange(&mut self, exchange: Option<Arc<dyn ExpertExchange>>) {
+        self.router.set_exchange(exchange.clone());
+        self.exchange = exchange;
+    }
+
+    pub(crate) fn exchange(&self) -> Option<&dyn ExpertExchange> {
+        self.exchange.as_deref()
     }
 
     /// The weighted sum of the experts' outputs; `None` if no token has an expert.
@@ -105,6 +126,49 @@ impl MoeLayer {
             outputs.push(self.experts[expert as usize].forward(&x_AD.narrow(0, start, rows)?)?);
             start += rows;
         }
+        Ok(Tensor::cat(&outputs, 0)?)
+    }
+
+    /// [`MoeLayer::dispatch`] with experts on other ranks, which all call it at the same time. A row of zeros is added to the first
+    /// token: it keeps the exchange in the graph of a rank that has no rows.
+    fn dispatch_to_ranks(
+        &self,
+        x_ND: &Tensor,
+        plan: &Plan,
+        exchange: &Arc<dyn ExpertExchange>,
+        owner_E: &[usize],
+    ) -> Result<Tensor> {
+        let mut counts_E = vec![0f32; owner_E.len()];
+        let n_assignments = if exchange.is_idle() { 0 } else { plan.expert_A.len() };
+        let mut order_A: Vec<u32> = (0..n_assignments as u32).collect();
+        order_A.iter().for_each(|&a| counts_E[plan.expert_A[a as usize] as usize] += 1.0);
+        let expert_of = |a: u32| plan.expert_A[a as usize];
+        order_A.sort_by_key(|&a| (owner_E[expert_of(a) as usize], expert_of(a)));
+        let token_A: Vec<u32> = order_A.iter().map(|&a| plan.token_A[a as usize]).chain([0]).collect();
+        let token_A = Tensor::new(token_A, x_ND.device())?;
+
+        let journey = Journey::plan(exchange, owner_E, &counts_E)?;
+        let x_AD = journey.go(&x_ND.index_select(&token_A, 0)?)?;
+        let y_AD = journey.come_back(&self.run_stretches(&x_AD, &journey.stretches)?)?;
+        let y_AD = match &plan.weight_A {
+            Some(weight_A) if n_assignments > 0 => {
+                let weight_A = weight_A.index_select(&Tensor::new(order_A, x_ND.device())?, 0)?;
+                let padding = Tensor::ones(1, weight_A.dtype(), x_ND.device())?;
+                weigh(y_AD, Some(&Tensor::cat(&[weight_A, padding], 0)?))?
+            }
+            _ => y_AD,
+        };
+        Ok(x_ND.zeros_like()?.detach().index_add(&token_A, &y_AD, 0)?)
+    }
+
+    /// Applies each expert to its number of rows; the last row is padding, which no expert sees.
+    fn run_stretches(&self, x_AD: &Tensor, stretches: &[(usize, usize)]) -> Result<Tensor> {
+        let (mut outputs, mut start) = (Vec::new(), 0);
+        for &(expert, rows) in stretches.iter().filter(|(_, rows)| *rows > 0) {
+            outputs.push(self.experts[expert].forward(&x_AD.narrow(0, start, rows)?)?);
+            start += rows;
+        }
+        outputs.push(x_AD.narrow(0, start, 1)?);
         Ok(Tensor::cat(&outputs, 0)?)
     }
 }

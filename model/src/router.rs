@@ -3,12 +3,14 @@
 //! A router is one file in `router/` and one row of the table below. It never touches an expert; `moe.rs` knows no router.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ModelConfig, MoeConfig};
 use crate::error::Result;
+use crate::exchange::ExpertExchange;
 use crate::params::Params;
 
 /// What a router may look at besides the tokens.
@@ -57,6 +59,9 @@ pub trait Router: Send + Sync + Debug {
 
     /// Called after an optimizer step with the share of assignments that each expert had.
     fn after_step(&mut self, _load_E: &[f32]) {}
+
+    /// Connects a router whose losses depend on the loads of the whole batch with the ranks that have the rest of it, or cuts it off.
+    fn set_exchange(&mut self, _exchange: Option<Arc<dyn ExpertExchange>>) {}
 }
 
 /// A router's options: what its row in the table must offer.

@@ -84,8 +84,7 @@ pub fn save(
     state: &RunState,
     config: &RunConfig,
 ) -> Result<PathBuf> {
-    let folder = run_folder.join(FOLDER);
-    let name = format!("step-{:08}", state.step);
+    let (folder, name) = (run_folder.join(FOLDER), folder_name(state.step));
     let part = folder.join(format!(".{name}.part"));
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     sweep(&folder)?;
@@ -116,6 +115,15 @@ pub fn save(
         discard(&folder, &all.remove(0))?;
     }
     Ok(path)
+}
+
+/// Where the checkpoint of `step` is, or will be.
+pub fn path_of(run_folder: &Path, step: u64) -> PathBuf {
+    run_folder.join(FOLDER).join(folder_name(step))
+}
+
+fn folder_name(step: u64) -> String {
+    format!("step-{step:08}")
 }
 
 /// The newest intact checkpoint of a run, or `None` when there is none at all. Damaged ones are reported to `warn` and passed over.

@@ -7,6 +7,7 @@ use multicoder_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::parallel::ParallelConfig;
 use crate::schedule::{ScheduleConfig, ScheduleKind};
 
 /// Presets by name, smallest first.
@@ -44,6 +45,9 @@ pub struct RunConfig {
     pub checkpoint: CheckpointConfig,
     /// What is reported.
     pub metrics: MetricsConfig,
+    /// The ranks of the run and what they divide.
+    #[serde(default)]
+    pub parallel: ParallelConfig,
     /// The network. `vocab_size` and `languages` may be left out: they follow from the tokenizer and the shards.
     pub model: ModelConfig,
 }
@@ -233,6 +237,7 @@ impl RunConfig {
 
     fn validate(&self) -> Result<()> {
         self.model.validate()?;
+        self.parallel.validate(self)?;
         let d = &self.data;
         ensure!(self.n_steps > 0, "n_steps = 0: expected at least 1");
         ensure!(d.sequence_tokens >= 16, "data.sequence_tokens = {}: expected at least 16", d.sequence_tokens);

@@ -23,7 +23,7 @@ pub fn report(config: &RunConfig) -> String {
         format!("tokens a step           {}", config.data.batch_tokens),
         format!("tokens of the run       {:.3e}", config.data.batch_tokens as f64 * config.n_steps as f64),
         format!("micro-steps a step      {}", config.batch_sequences().div_ceil(config.micro_batch_sequences())),
-        format!("memory, model states    {} (weights, gradients, two moments; float32)", mib(states)),
+        format!("memory, model states    {} (weights, gradients twice, two moments; float32)", mib(states)),
         format!("memory, activations     {} (estimate, one micro-step)", mib(activations)),
         format!("memory, together        {} and the training text", mib(states + activations)),
     ]
@@ -32,9 +32,7 @@ pub fn report(config: &RunConfig) -> String {
 
 /// Weights, accumulated gradients, the gradients of the current micro-step, and two moments.
 fn states_bytes(config: &RunConfig) -> usize {
-    let several = config.micro_batch_sequences() < config.batch_sequences();
-    let copies = if several { 5 } else { 4 };
-    copies * F32_BYTES * config.model.n_parameters()
+    5 * F32_BYTES * config.model.n_parameters()
 }
 
 /// Values that the fused operations keep for the backward pass, counted per token: an estimate, since what is freed early and the

@@ -1,12 +1,18 @@
 //! Ctrl-C and SIGTERM: the first asks the loop to save and leave, the second ends the process at once.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 static N_SIGNALS: AtomicUsize = AtomicUsize::new(0);
+static BY_ANOTHER_RANK: AtomicBool = AtomicBool::new(false);
 
 /// Whether the run was asked to end.
 pub fn requested() -> bool {
-    N_SIGNALS.load(Ordering::Relaxed) > 0
+    N_SIGNALS.load(Ordering::Relaxed) > 0 || BY_ANOTHER_RANK.load(Ordering::Relaxed)
+}
+
+/// Asks the run to end because another rank was asked. Counts as no signal: this process may still get its first.
+pub fn follow() {
+    BY_ANOTHER_RANK.store(true, Ordering::Relaxed);
 }
 
 /// Installs the handler; call once, before the loop.

@@ -15,15 +15,24 @@ use tensorboard::EventWriter;
 
 /// Where numbers go.
 pub struct Metrics {
-    path: PathBuf,
-    jsonl: File,
-    events: EventWriter,
+    files: Option<Files>,
     progress: Option<ProgressBar>,
     log_every_steps: u64,
     smooth_tokens_per_s: Option<f64>,
 }
 
+struct Files {
+    path: PathBuf,
+    jsonl: File,
+    events: EventWriter,
+}
+
 impl Metrics {
+    /// Says nothing and writes nothing: for every rank but the first.
+    pub fn silent() -> Metrics {
+        Metrics { files: None, progress: None, log_every_steps: u64::MAX, smooth_tokens_per_s: None }
+    }
+
     /// Opens `metrics.jsonl` and `tensorboard/` in `folder`. Lines of steps that will be done again (`>= next_step`) are removed.
     ///
     /// # Errors
@@ -35,16 +44,21 @@ impl Metrics {
         let jsonl = jsonl.with_context(|| path.display().to_string())?;
         let events = EventWriter::create(&folder.join("tensorboard"))?;
         let progress = std::io::stderr().is_terminal().then(|| progress_bar(n_steps, next_step));
-        Ok(Metrics { path, jsonl, events, progress, log_every_steps, smooth_tokens_per_s: None })
+        let files = Some(Files { path, jsonl, events });
+        Ok(Metrics { files, progress, log_every_steps, smooth_tokens_per_s: None })
     }
 
     /// Records one optimizer step.
     pub fn log_step(&mut self, step: u64, n_steps: u64, lr: f64, report: &StepReport) -> Result<()> {
+        if self.files.is_none() {
+            return Ok(());
+        }
         let tokens_per_s = report.n_tokens as f64 / report.elapsed_s.max(1e-9);
         let fields = json!({
             "loss": report.loss, "aux_loss": report.aux_loss, "grad_norm": report.grad_norm, "lr": lr,
             "n_tokens": report.n_tokens, "n_counted": report.n_counted, "tokens_per_s": tokens_per_s,
             "elapsed_s": report.elapsed_s, "loader_wait_s": report.loader_wait_s, "load_E": report.load_E,
+            "comm_bytes": report.comm_bytes, "comm_messages": report.comm_messages, "comm_wait_s": report.comm_wait_s,
         });
         self.record("train", step, fields)?;
         let smooth = self.smooth_tokens_per_s.map_or(tokens_per_s, |smooth| 0.95 * smooth + 0.05 * tokens_per_s);
@@ -75,14 +89,16 @@ impl Metrics {
     pub fn note(&self, message: &str) {
         match &self.progress {
             Some(bar) => bar.suspend(|| eprintln!("{message}")),
-            None => eprintln!("{message}"),
+            None if self.files.is_some() => eprintln!("{message}"),
+            None => {}
         }
     }
 
     /// Brings everything onto the disk.
     pub fn flush(&mut self) -> Result<()> {
-        self.jsonl.sync_data().with_context(|| self.path.display().to_string())?;
-        self.events.flush()
+        let Some(Files { path, jsonl, events }) = &mut self.files else { return Ok(()) };
+        jsonl.sync_data().with_context(|| path.display().to_string())?;
+        events.flush()
     }
 
     /// Removes the progress line.
@@ -94,16 +110,17 @@ impl Metrics {
     }
 
     fn record(&mut self, kind: &str, step: u64, fields: Value) -> Result<()> {
+        let Some(Files { path, jsonl, events }) = &mut self.files else { return Ok(()) };
         let mut line = json!({"kind": kind, "step": step});
         if let (Some(line), Some(fields)) = (line.as_object_mut(), fields.as_object()) {
             line.extend(fields.clone());
             let numbers = fields.iter().filter_map(|(name, value)| Some((name, value.as_f64()?)));
             for (name, value) in numbers {
-                self.events.scalar(&format!("{kind}/{name}"), step, value as f32)?;
+                events.scalar(&format!("{kind}/{name}"), step, value as f32)?;
             }
         }
         // One write a line: a killed run leaves at most its last line torn.
-        self.jsonl.write_all(format!("{line}\n").as_bytes()).with_context(|| self.path.display().to_string())
+        jsonl.write_all(format!("{line}\n").as_bytes()).with_context(|| path.display().to_string())
     }
 }
 

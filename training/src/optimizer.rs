@@ -112,6 +112,16 @@ impl Optimizer {
         OptimizerState { tensors, n_steps: self.slots.iter().map(|slot| slot.n_steps).collect() }
     }
 
+    /// What the optimizer keeps of parameter `idx`, in the order of its names.
+    pub fn state_of(&self, idx: usize) -> Vec<&Var> {
+        self.slots[idx].rule.state().into_iter().map(|(_, var)| var).collect()
+    }
+
+    /// Sets the steps of each parameter, in the model's order.
+    pub fn set_n_steps(&mut self, n_steps: &[u64]) {
+        self.slots.iter_mut().zip(n_steps).for_each(|(slot, n_steps)| slot.n_steps = *n_steps);
+    }
+
     /// Continues from a state that [`Optimizer::state`] gave.
     ///
     /// # Errors

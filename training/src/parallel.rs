@@ -1,34 +1,128 @@
-//! The ranks of a run. Only this module knows how they talk; today there is one.
+//! The ranks of a run. Only this module and those below know how they talk.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mesh.rs` | [`Mesh`]: what the training loop says to the other ranks; alone, it says nothing |
+//! | `layout.rs` | who trains which sequence and who owns which expert |
+//! | `sums.rs` | buckets of gradients that are summed while the backward pass goes on |
+//! | `wire.rs` | the trait of a way to other ranks, and how values are summed over one |
+//! | `link.rs` | the communication thread, deadlines |
+//! | `threads.rs`, `mpi.rs`, `nccl.rs` | ways: threads of one process, MPI, NCCL |
+//! | `exchange.rs` | experts on other ranks, as the model sees them |
+//! | `whole.rs` | every rank's model and moments made whole: before validation and checkpoints |
+//!
+//! Every mode takes the same optimizer steps as `single`, up to rounding: a micro-step is the same set of sequences in all of them,
+//! and the ranks divide it.
 
-use anyhow::Result;
-use multicoder_model::Gradients;
+mod exchange;
+mod layout;
+mod link;
+mod mesh;
+#[cfg(feature = "mpi")]
+mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
+mod sums;
+mod threads;
+mod whole;
+mod wire;
 
-/// The group of processes that train one model together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mesh {
-    /// One process, no communication: the reference that every other mode must equal.
+use anyhow::{Result, bail, ensure};
+use multicoder_model::RouterConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::config::RunConfig;
+
+pub use layout::Layout;
+pub use mesh::{Launch, Mesh};
+pub use whole::make_whole;
+pub use wire::Traffic;
+
+/// How the ranks divide a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// One process: the reference that every other mode equals.
     Single,
+    /// Every rank has the whole model and a part of each micro-step; all gradients are summed.
+    Data,
+    /// As `data`, but a rank trains the sequences of the languages whose experts it owns, and only it has these experts' gradients.
+    LanguageOwned,
+    /// As `data`, but a rank owns experts, and tokens travel to them.
+    Expert,
 }
 
-impl Mesh {
-    /// Replaces each gradient by its sum over all ranks.
-    pub fn sum_gradients(self, _gradients: &mut Gradients) -> Result<()> {
-        match self {
-            Mesh::Single => Ok(()),
+/// The way to the other ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// Processes that `mpirun` or `srun` started; needs a build with the feature `mpi`.
+    Mpi,
+    /// GPUs, one a process; needs a build with the feature `nccl`.
+    Nccl,
+}
+
+/// The ranks of a run and what they divide.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ParallelConfig {
+    /// What the ranks divide.
+    pub mode: Mode,
+    /// How they talk.
+    pub backend: Backend,
+    /// Ranks that the run expects; 0 for as many as the launcher starts.
+    pub world_size: usize,
+    /// Gradients that travel together, in MiB.
+    pub bucket_mib: f64,
+    /// Seconds that all ranks have to meet at the start.
+    pub join_timeout_s: f64,
+    /// Seconds after which a rank that does not answer in the middle of a run is given up.
+    pub timeout_s: f64,
+}
+
+impl Default for ParallelConfig {
+    fn default() -> ParallelConfig {
+        ParallelConfig {
+            mode: Mode::Single,
+            backend: Backend::Mpi,
+            world_size: 0,
+            bucket_mib: 4.0,
+            join_timeout_s: 8.0,
+            timeout_s: 300.0,
         }
     }
+}
 
-    /// The sum of `value` over all ranks.
-    pub fn sum(self, value: f64) -> Result<f64> {
-        match self {
-            Mesh::Single => Ok(value),
+impl ParallelConfig {
+    /// Checks the values, and that the model can be divided so.
+    ///
+    /// # Errors
+    /// A value that makes no run, named.
+    pub fn validate(&self, config: &RunConfig) -> Result<()> {
+        for (name, value) in
+            [("bucket_mib", self.bucket_mib), ("join_timeout_s", self.join_timeout_s), ("timeout_s", self.timeout_s)]
+        {
+            ensure!(value > 0.0 && value <= 1e6, "parallel.{name} = {value}: expected a number above 0, up to 1e6");
         }
-    }
-
-    /// Whether `ok` holds on all ranks.
-    pub fn all(self, ok: bool) -> Result<bool> {
-        match self {
-            Mesh::Single => Ok(ok),
+        let router = config.model.moe.as_ref().map(|moe| &moe.router);
+        match self.mode {
+            Mode::Single | Mode::Data => {}
+            Mode::Expert => ensure!(router.is_some(), "parallel.mode = \"expert\": expected a model with model.moe"),
+            Mode::LanguageOwned => {
+                let by_language = matches!(router, Some(RouterConfig::PlHard(_) | RouterConfig::PlShared(_)));
+                let name = router.map_or("none", RouterConfig::name);
+                ensure!(
+                    by_language,
+                    "parallel.mode = \"language_owned\": expected model.moe.router.kind \"pl_hard\" or \"pl_shared\", not {name}"
+                );
+                // Empty until it follows from the shards.
+                let known = &config.model.languages;
+                let unknown = config.data.languages.iter().find(|name| !known.is_empty() && !known.contains(name));
+                if let Some(name) = unknown {
+                    bail!("parallel.mode = \"language_owned\": data.languages has {name}, model.languages has not");
+                }
+            }
         }
+        Ok(())
     }
 }

@@ -9,15 +9,16 @@ use candle_core::Device;
 use multicoder_model::ops::set_bf16_products;
 use multicoder_model::tape::TapeOptions;
 use multicoder_model::{CodeLm, Tokenizer};
+use toml::{Table, Value};
 
 use crate::checkpoint::{self, Checkpoint, RunState, due};
 use crate::clock::Clock;
-use crate::config::{Compute, RunConfig};
+use crate::config::{self, Compute, RunConfig};
 use crate::data::loader::Loader;
 use crate::interrupt;
 use crate::metrics::Metrics;
 use crate::optimizer::Optimizer;
-use crate::parallel::Mesh;
+use crate::parallel::{Mesh, make_whole};
 use crate::schedule::lr_at;
 use crate::step::{StepOptions, Workspace, step};
 use crate::validate::ValidationSet;
@@ -43,59 +44,106 @@ impl Start {
     }
 }
 
-/// Trains as `config` says, in the run folder `out`. Returns the folder of the last checkpoint.
+/// Trains as `config` says, in the run folder `out`, together with the other ranks of `mesh`. Returns the folder of the last checkpoint.
 ///
 /// # Errors
-/// Data, files or a loss that is not finite; the checkpoints written so far stay.
+/// Data, files, ranks or a loss that is not finite; the checkpoints written so far stay.
 pub fn run(
     config: &RunConfig,
     tokenizer: &Arc<Tokenizer>,
     start: Start,
     device: &Device,
     out: &Path,
+    mut mesh: Mesh,
 ) -> Result<PathBuf> {
-    let mesh = Mesh::Single;
-    choose_products(config.compute, device);
+    mesh.agree(&config::parse(&config.to_toml()?, "configuration")?)?;
+    if mesh.is_first() {
+        prepare_folder(out, config)?;
+    }
+    choose_products(config.compute);
     let mut lm = CodeLm::init(&config.model, config.seed, device)?;
     let mut optimizer = Optimizer::new(&config.optimizer, lm.parameters())?;
-    let mut workspace = Workspace::new(&lm, TapeOptions { checkpoint_activations: config.checkpoint_activations });
+    let options = TapeOptions { checkpoint_activations: config.checkpoint_activations };
+    let mut workspace = Workspace::new(&lm, options);
     let mut loader = Loader::open(config, tokenizer)?;
     let mut saved = start.saved();
     let mut state = restore_or_start(start, config, &lm, &mut optimizer, &mut loader)?;
-    let options = step_options(config);
+    mesh.agree(&starting_point(&state))?;
+    mesh.divide(config, &mut lm, &loader.language_probs(), &workspace.gradients);
+    let options = step_options(config, device);
     let validation = load_validation(config, tokenizer, &options)?;
-    let mut metrics = Metrics::open(out, state.step, state.n_steps, config.metrics.log_every_steps)?;
-    metrics.note(&summary(config, &loader, &state));
+    let mut metrics = match mesh.is_first() {
+        true => Metrics::open(out, state.step, state.n_steps, config.metrics.log_every_steps)?,
+        false => Metrics::silent(),
+    };
+    metrics.note(&summary(config, &loader, &state, &mesh));
     let mut clock = Clock::start(state.elapsed_s);
 
     while state.step <= state.n_steps {
         let done = state.step == state.n_steps;
-        let last = done || interrupt::requested();
-        if let Some(validation) = validation.as_ref().filter(|_| due(config.eval.every_steps, state.step, done)) {
-            clock.set_validation(validate(validation, &lm, state.step, &mut metrics)?);
+        let last = one_for_all(&mesh, &mut state)? || done;
+        let validation = validation.as_ref().filter(|_| due(config.eval.every_steps, state.step, done));
+        let is_saved = saved.as_ref().is_some_and(|(step, _)| *step == state.step);
+        let saves = due(config.checkpoint.every_steps, state.step, last) && !is_saved;
+        if validation.is_some() || saves {
+            make_whole(&mesh, &lm, &mut optimizer)?;
+        }
+        if let Some(validation) = validation {
+            clock.set_validation(validate(validation, &mut lm, &mesh, state.step, &mut metrics)?);
         }
         state.elapsed_s = clock.elapsed_s();
-        let is_saved = saved.as_ref().is_some_and(|(step, _)| *step == state.step);
-        if due(config.checkpoint.every_steps, state.step, last) && !is_saved {
+        if saves {
             let start = Instant::now();
             (state.cursor, state.parameter_steps) = (loader.cursor().clone(), optimizer.state().n_steps);
             metrics.flush()?;
-            let path = checkpoint::save(out, &lm, tokenizer, &optimizer, &state, config)?;
-            saved = Some((state.step, path));
+            if mesh.is_first() {
+                checkpoint::save(out, &lm, tokenizer, &optimizer, &state, config)?;
+            }
+            saved = Some((state.step, checkpoint::path_of(out, state.step)));
             clock.set_saving(start.elapsed().as_secs_f64());
         }
         if last {
             break;
         }
         let lr = lr_at(&config.schedule, state.n_steps, state.step);
-        let report = step(&mut lm, &mut optimizer, &mut workspace, &mut loader, mesh, &options, lr)?;
+        let report = step(&mut lm, &mut optimizer, &mut workspace, &mut loader, &mut mesh, &options, lr)?;
         metrics.log_step(state.step, state.n_steps, lr, &report)?;
         state.step += 1;
         clock.add_step(report.elapsed_s);
         end_in_time(&clock, config, &mut state, &metrics);
     }
     metrics.finish()?;
+    mesh.leave()?;
     saved.map(|(_, path)| path).with_context(|| format!("{}: no checkpoint was written", out.display()))
+}
+
+/// Makes the run folder and writes the configuration into it.
+fn prepare_folder(out: &Path, config: &RunConfig) -> Result<()> {
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let run_toml = out.join("run.toml");
+    std::fs::write(&run_toml, config.to_toml()?).with_context(|| run_toml.display().to_string())
+}
+
+/// What must be the same on all ranks besides the configuration.
+fn starting_point(state: &RunState) -> Table {
+    let version = Value::String(env!("CARGO_PKG_VERSION").to_owned());
+    let texts = Value::String(format!("{:016x}", state.texts_fingerprint));
+    let step = Value::Integer(state.step as i64);
+    [("step", step), ("texts_fingerprint", texts), ("version", version)]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into_iter()
+        .collect()
+}
+
+/// Whether any rank was asked to end. The end of the run, which a clock may have moved, becomes that of the first rank.
+fn one_for_all(mesh: &Mesh, state: &mut RunState) -> Result<bool> {
+    let said = mesh.gather(&[f64::from(u8::from(interrupt::requested())), state.n_steps as f64])?;
+    state.n_steps = said[0][1] as u64;
+    let asked = said.iter().any(|said| said[0] > 0.0);
+    if asked {
+        interrupt::follow();
+    }
+    Ok(asked)
 }
 
 /// Moves the end of the run when `max_hours` would otherwise cut its decay off.
@@ -107,10 +155,10 @@ fn end_in_time(clock: &Clock, config: &RunConfig, state: &mut RunState, metrics:
 }
 
 /// Sets the process's switch, both ways: another run may have set it before.
-fn choose_products(compute: Compute, device: &Device) {
+fn choose_products(compute: Compute) {
     let wanted = compute == Compute::Bf16;
     let can = set_bf16_products(wanted);
-    if wanted && !can && device.is_cpu() {
+    if wanted && !can {
         eprintln!("warning: compute = \"bf16\": this processor has no AVX-512 BF16; float32 it is");
     }
 }
@@ -158,20 +206,21 @@ fn same_end(saved: &toml::Table, config: &RunConfig) -> bool {
     number("n_steps") == Some(config.n_steps as f64) && number("max_hours") == Some(config.max_hours)
 }
 
-fn step_options(config: &RunConfig) -> StepOptions {
+fn step_options(config: &RunConfig, device: &Device) -> StepOptions {
     StepOptions {
         micro_batch_sequences: config.micro_batch_sequences(),
         clip_norm: config.optimizer.clip_norm,
         language_indices: config.data.languages.iter().map(|name| config.model.language_index(Some(name))).collect(),
-        // The host reads ids, whatever the model's device.
-        device: Device::Cpu,
+        device: device.clone(),
     }
 }
 
-/// Measures and reports; returns the seconds that it took.
-fn validate(validation: &ValidationSet, lm: &CodeLm, step: u64, metrics: &mut Metrics) -> Result<f64> {
+/// Measures and reports; returns the seconds that it took. Each rank has a number of micro-batches of its own, so experts stay at home.
+fn validate(validation: &ValidationSet, lm: &mut CodeLm, mesh: &Mesh, step: u64, metrics: &mut Metrics) -> Result<f64> {
     let start = Instant::now();
-    let values = validation.measure(lm)?;
+    lm.set_exchange(None);
+    let values = validation.measure(lm, mesh)?;
+    mesh.connect(lm);
     metrics.note(&format!("step {step}: {}", validation_line(&values)));
     metrics.log_values("valid", step, &values)?;
     Ok(start.elapsed().as_secs_f64())
@@ -188,7 +237,7 @@ fn load_validation(
     ValidationSet::load(config, tokenizer, &options.language_indices, &options.device).map(Some)
 }
 
-fn summary(config: &RunConfig, loader: &Loader, state: &RunState) -> String {
+fn summary(config: &RunConfig, loader: &Loader, state: &RunState, mesh: &Mesh) -> String {
     let texts = loader.texts();
     let mut lines = vec![format!(
         "{} documents, {:.1} MB in {} languages; {} parameters, {} active; step {} of {}",
@@ -209,6 +258,9 @@ fn summary(config: &RunConfig, loader: &Loader, state: &RunState) -> String {
             texts.bytes_per_token,
             prob * 100.0
         ));
+    }
+    if mesh.world() > 1 {
+        lines.push(format!("{} ranks, {:?}", mesh.world(), config.parallel.mode));
     }
     lines.join("\n")
 }

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use multicoder_model::tape::{TapeOptions, TrainTape};
 use multicoder_model::{Batch, CodeLm, Gradients};
 
-use crate::data::loader::Loader;
+use crate::data::loader::{Batch as LoadedBatch, Loader};
 use crate::data::packer::Sequence;
 use crate::optimizer::Optimizer;
 use crate::parallel::Mesh;
@@ -23,7 +23,7 @@ pub struct StepOptions {
     pub clip_norm: f64,
     /// Model language index of each language of the texts.
     pub language_indices: Vec<u32>,
-    /// Where batches are made.
+    /// Where the model lives.
     pub device: Device,
 }
 
@@ -58,55 +58,104 @@ pub struct StepReport {
     pub elapsed_s: f64,
     /// Wall time spent waiting for the loader.
     pub loader_wait_s: f64,
+    /// Bytes that this rank sent to others.
+    pub comm_bytes: u64,
+    /// Messages that this rank sent to others.
+    pub comm_messages: u64,
+    /// Wall time that this rank waited for others.
+    pub comm_wait_s: f64,
 }
 
-/// Trains on the loader's next batch.
+/// Trains on the loader's next batch. `mesh` divides each micro-step; what is reported holds for all ranks together.
 ///
 /// # Errors
-/// A loss or gradient that is not finite stops the run before any weight is touched; errors of data and tensors.
+/// A loss or gradient that is not finite on any rank stops all of them before any weight is touched; errors of data, tensors, ranks.
 pub fn step(
     lm: &mut CodeLm,
     optimizer: &mut Optimizer,
     workspace: &mut Workspace,
     loader: &mut Loader,
-    mesh: Mesh,
+    mesh: &mut Mesh,
     options: &StepOptions,
     lr: f64,
 ) -> Result<StepReport> {
     let start = Instant::now();
     let batch = loader.next_batch()?;
-    let loader_wait_s = start.elapsed().as_secs_f64();
-    let n_counted = mesh.sum(batch.n_counted as f64)?.max(1.0);
+    let mut report = StepReport { n_counted: batch.n_counted, load_E: no_load(lm), ..StepReport::default() };
+    report.loader_wait_s = start.elapsed().as_secs_f64();
+    accumulate(lm, workspace, &batch, mesh, options, &mut report)?;
+    let gradients = &mut workspace.gradients;
+    mesh.finish_sum(gradients)?;
 
-    let Workspace { tape, gradients } = workspace;
-    gradients.clear();
-    let mut report = StepReport { n_counted: n_counted as usize, loader_wait_s, ..StepReport::default() };
-    for sequences in batch.sequences.chunks(options.micro_batch_sequences) {
-        let inputs = to_batch(sequences, &options.language_indices, &options.device)?;
-        let output = tape.step(lm, &inputs, n_counted, gradients, &mut |_, _| Ok(()))?;
-        report.loss += output.nll_sum / n_counted;
-        report.aux_loss += output.aux_loss;
-        report.n_tokens += inputs.language_BL.len();
-        let share = sequences.len() as f32 / batch.sequences.len() as f32;
-        add_load(&mut report.load_E, &output.load_E, share);
-    }
-
-    mesh.sum_gradients(gradients)?;
-    report.loss = mesh.sum(report.loss)?;
-    report.grad_norm = gradients.norm();
-    if !mesh.all(report.loss.is_finite() && report.grad_norm.is_finite())? {
-        bail!(
-            "loss {} and gradient norm {}: expected finite numbers; no weight was changed",
-            report.loss,
-            report.grad_norm
-        );
-    }
+    report.grad_norm = reduce_report(&mut report, gradients, mesh)?.sqrt();
     let clipped = options.clip_norm > 0.0 && report.grad_norm > options.clip_norm;
     let scale = if clipped { options.clip_norm / report.grad_norm } else { 1.0 };
     optimizer.step(gradients, scale, lr)?;
     lm.after_step(&report.load_E);
     report.elapsed_s = start.elapsed().as_secs_f64();
+    let (traffic, comm_wait_s) = mesh.take_traffic();
+    (report.comm_bytes, report.comm_messages, report.comm_wait_s) = (traffic.bytes, traffic.messages, comm_wait_s);
     Ok(report)
+}
+
+/// Runs this rank's part of each micro-step forward and backward.
+fn accumulate(
+    lm: &CodeLm,
+    Workspace { tape, gradients }: &mut Workspace,
+    batch: &LoadedBatch,
+    mesh: &mut Mesh,
+    options: &StepOptions,
+    report: &mut StepReport,
+) -> Result<()> {
+    gradients.clear();
+    let divisor = batch.n_counted.max(1) as f64;
+    let mut micro_steps = batch.sequences.chunks(options.micro_batch_sequences).peekable();
+    while let Some(sequences) = micro_steps.next() {
+        let mut mine = mesh.deal(sequences);
+        let share = mine.len() as f64 / batch.sequences.len() as f64;
+        if mesh.must_take_part(mine.is_empty()) && mine.is_empty() {
+            mine.push(sequences[0].padding());
+        }
+        if mine.is_empty() {
+            continue;
+        }
+        let inputs = to_batch(&mine, &options.language_indices, &options.device)?;
+        let is_last = micro_steps.peek().is_none();
+        // After the last micro-step's backward pass has left a layer, its sums over the ranks begin.
+        let output = tape.step(lm, &inputs, (divisor, share), gradients, &mut |gradients, parameters| {
+            if is_last {
+                mesh.start_sum(gradients, gradients.span(parameters.start).start);
+            }
+            Ok(())
+        })?;
+        report.loss += output.nll_sum / divisor;
+        report.aux_loss += output.aux_loss;
+        report.n_tokens += if share > 0.0 { inputs.language_BL.len() } else { 0 };
+        add_load(&mut report.load_E, &output.load_E, share as f32);
+    }
+    Ok(())
+}
+
+/// Makes the numbers of the report those of all ranks; returns the square of the gradients' norm. One exchange, which is also the vote:
+/// no rank goes on unless all are finite.
+fn reduce_report(report: &mut StepReport, gradients: &Gradients, mesh: &Mesh) -> Result<f64> {
+    let (shared_squares, own_squares) = mesh.squares(gradients);
+    let is_finite = report.loss.is_finite() && (shared_squares + own_squares).is_finite();
+    let mut local =
+        vec![f64::from(u8::from(is_finite)), report.loss, report.aux_loss, report.n_tokens as f64, own_squares];
+    local.extend(report.load_E.iter().flatten().map(|load| f64::from(*load)));
+    let sums = mesh.sum(&local)?;
+    (report.loss, report.aux_loss, report.n_tokens) = (sums[1], sums[2], sums[3] as usize);
+    let squares = shared_squares + sums[4];
+    if sums[0] < mesh.world() as f64 {
+        bail!(
+            "loss {} and gradient norm {}: expected finite numbers; no weight was changed",
+            report.loss,
+            squares.sqrt()
+        );
+    }
+    report.load_E.iter_mut().flatten().zip(&sums[5..]).for_each(|(load, sum)| *load = *sum as f32);
+    Ok(squares)
 }
 
 /// Rows as the model takes them.
@@ -121,12 +170,14 @@ pub fn to_batch(sequences: &[Sequence], language_indices: &[u32], device: &Devic
     Ok(Batch { x_BL, y_BL, language_BL, start_BL: None })
 }
 
-fn add_load(sum: &mut Vec<Vec<f32>>, load: &[Vec<f32>], share: f32) {
-    sum.resize(load.len(), Vec::new());
-    for (sum_E, load_E) in sum.iter_mut().zip(load) {
-        sum_E.resize(load_E.len(), 0.0);
-        for (sum, load) in sum_E.iter_mut().zip(load_E) {
-            *sum += load * share;
-        }
+/// The load of each expert before there is any, per MoE layer.
+fn no_load(lm: &CodeLm) -> Vec<Vec<f32>> {
+    let n_experts = lm.config().moe.as_ref().map_or(0, |moe| moe.n_experts);
+    vec![vec![0.0; n_experts]; lm.config().n_moe_layers()]
+}
+
+fn add_load(sum: &mut [Vec<f32>], load: &[Vec<f32>], share: f32) {
+    for (sum, load) in sum.iter_mut().flatten().zip(load.iter().flatten()) {
+        *sum += load * share;
     }
 }

@@ -10,6 +10,7 @@ use multicoder_model::{CodeLm, Tokenizer};
 use crate::config::{DataConfig, RunConfig};
 use crate::data::packer::{Cursor, IGNORE_ID, Packer, Sequence};
 use crate::data::texts::Texts;
+use crate::parallel::Mesh;
 use crate::step::to_batch;
 
 /// The validation sequences of a run, made once.
@@ -58,15 +59,21 @@ impl ValidationSet {
         Ok(Self { languages, micro_batch_sequences, language_indices: indices.to_vec(), device: device.clone() })
     }
 
-    /// `loss` and `bits_per_byte`, macro averages over languages, then `loss/NAME` and `bits_per_byte/NAME`.
-    pub fn measure(&self, lm: &CodeLm) -> Result<Vec<(String, f64)>> {
+    /// `loss` and `bits_per_byte`, macro averages over languages, then `loss/NAME` and `bits_per_byte/NAME`. The ranks take turns with
+    /// the micro-batches; `lm` must be whole on each.
+    pub fn measure(&self, lm: &CodeLm, mesh: &Mesh) -> Result<Vec<(String, f64)>> {
         let mut values = vec![("loss".to_owned(), 0.0), ("bits_per_byte".to_owned(), 0.0)];
-        for set in &self.languages {
-            let mut nll_sum = 0.0;
+        let mut turn = (0..mesh.world()).cycle();
+        let mut nll_sums = vec![0.0; self.languages.len()];
+        for (nll_sum, set) in nll_sums.iter_mut().zip(&self.languages) {
             for sequences in set.sequences.chunks(self.micro_batch_sequences) {
-                let batch = to_batch(sequences, &self.language_indices, &self.device)?;
-                nll_sum += lm.scores(&batch)?.nll_N.iter().map(|&nll| f64::from(nll)).sum::<f64>();
+                if turn.next() == Some(mesh.rank()) {
+                    let batch = to_batch(sequences, &self.language_indices, &self.device)?;
+                    *nll_sum += lm.scores(&batch)?.nll_N.iter().map(|&nll| f64::from(nll)).sum::<f64>();
+                }
             }
+        }
+        for (set, nll_sum) in self.languages.iter().zip(mesh.sum(&nll_sums)?) {
             let loss = nll_sum / set.n_tokens.max(1) as f64;
             let bits_per_byte = nll_sum / std::f64::consts::LN_2 / set.n_bytes.max(1) as f64;
             let n_languages = self.languages.len() as f64;

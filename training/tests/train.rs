@@ -12,6 +12,7 @@ use multicoder_model::Tokenizer;
 use multicoder_model::ops::set_bf16_products;
 use multicoder_training::config;
 use multicoder_training::data::shard::{Document, ShardWriter};
+use multicoder_training::parallel::Mesh;
 use multicoder_training::run::{Start, run};
 use tempfile::TempDir;
 
@@ -288,7 +289,7 @@ fn a_float32_run_after_a_bfloat16_run_in_one_process_is_a_float32_run() {
         let config = config::resolve(&table, "smoke").unwrap();
         let out = fixture.path(out);
         fs::create_dir(&out).unwrap();
-        let saved = run(&config, &tokenizer, Start::Scratch, &Device::Cpu, &out).unwrap();
+        let saved = run(&config, &tokenizer, Start::Scratch, &Device::Cpu, &out, Mesh::single()).unwrap();
         fs::read(saved.join("model.safetensors")).unwrap()
     };
     let first = weights("f32", "first");

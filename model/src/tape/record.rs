@@ -137,8 +137,9 @@ impl Recorder<'_> {
         let (dnormed, dx) = (self.like(x), self.like(x));
         self.ops.push(Op::LinearCrossEntropy { x: normed.out, head, dx: dnormed });
         self.norm_grad(x, normed, "model.norm.weight", dnormed, (dx, false))?;
-        self.ready("model.norm.weight");
-        self.ready("lm_head.weight");
+        // The last parameters: the norm, and the output projection where it is not the embedding.
+        let first = self.param("model.norm.weight")?.0;
+        self.ops.push(Op::Ready { parameters: first..self.params.len() });
         Ok(dx)
     }
 

@@ -39,12 +39,13 @@ impl TrainTape {
         TrainTape { options, cpu: CpuTape::default() }
     }
 
-    /// Whether the tape runs this model: one on the CPU whose routers go by language. Others run by autograd.
+    /// Whether the tape runs this model: one on the CPU whose routers go by language and whose tokens stay here. Others run by autograd.
     pub fn is_for(lm: &CodeLm) -> bool {
-        lm.device().is_cpu() && !lm.routers().any(|router| router.reads_tokens())
+        let travels = lm.exchange().is_some_and(|exchange| exchange.owner_of_expert().is_some());
+        lm.device().is_cpu() && !travels && !lm.routers().any(|router| router.reads_tokens())
     }
 
-    /// Cross-entropy of a batch in nats, summed and divided by `divisor`, plus the routers' losses: adds its gradient to `gradients`.
+    /// Adds the gradient of [`CodeLm::loss_of_share`] to `gradients`. `ready` hears of all parameters, from the last to the first.
     ///
     /// # Errors
     /// Ids, languages or document starts that do not fit the model; whatever `ready` fails with.
@@ -52,12 +53,12 @@ impl TrainTape {
         &mut self,
         lm: &CodeLm,
         batch: &Batch,
-        divisor: f64,
+        (divisor, share): (f64, f64),
         gradients: &mut Gradients,
         ready: &mut Ready,
     ) -> Result<StepLoss> {
         if !TrainTape::is_for(lm) {
-            return by_autograd(lm, batch, divisor, gradients, ready);
+            return by_autograd(lm, batch, (divisor, share), gradients, ready);
         }
         let data = step_data(lm, batch)?;
         let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
@@ -91,8 +92,13 @@ pub(super) fn step_data(lm: &CodeLm, batch: &Batch) -> Result<StepData> {
     }
     let n_experts = lm.config().moe.as_ref().map_or(0, |moe| moe.n_experts);
     let x_N0 = candle_core::Tensor::zeros((data.id_N.len(), 0), candle_core::DType::F32, lm.device())?;
+    let is_idle = lm.exchange().is_some_and(|exchange| exchange.is_idle());
     for router in lm.routers() {
-        let (plan, _) = router.plan(&x_N0, &RouterContext { language_N: &batch.language_BL })?;
+        let (mut plan, _) = router.plan(&x_N0, &RouterContext { language_N: &batch.language_BL })?;
+        if is_idle {
+            // Padding must not give an expert a gradient, not even of zeros.
+            (plan.token_A, plan.expert_A, plan.weight_A) = (Vec::new(), Vec::new(), None);
+        }
         data.plans.push(HostPlan::new(&plan, data.id_N.len(), n_experts)?);
     }
     Ok(data)
@@ -101,18 +107,18 @@ pub(super) fn step_data(lm: &CodeLm, batch: &Batch) -> Result<StepData> {
 fn by_autograd(
     lm: &CodeLm,
     batch: &Batch,
-    divisor: f64,
+    (divisor, share): (f64, f64),
     gradients: &mut Gradients,
     ready: &mut Ready,
 ) -> Result<StepLoss> {
-    let output = lm.loss(batch, divisor)?;
+    let output = lm.loss_of_share(batch, divisor, share)?;
     let mut grads = output.loss.backward()?;
-    for (idx, (_, parameter)) in lm.parameters().iter().enumerate() {
+    for (idx, (_, parameter)) in lm.parameters().iter().enumerate().rev() {
         if let Some(gradient) = grads.remove(parameter) {
             gradients.add(idx, &gradient)?;
         }
+        ready(gradients, idx..idx + 1)?;
     }
-    ready(gradients, 0..lm.parameters().len())?;
     let (nll_sum, aux_loss, n_tokens, load_E) = (output.nll_sum, output.aux_loss, output.n_tokens, output.load_E);
     Ok(StepLoss { nll_sum, aux_loss, n_tokens, load_E })
 }

@@ -69,7 +69,7 @@ fn gradients(lm: &CodeLm, batch: &Batch, options: TapeOptions) -> (f64, Gradient
     let mut gradients = Gradients::of(lm);
     let mut complete = vec![false; gradients.n_parameters()];
     let loss = TrainTape::new(options)
-        .step(lm, batch, 40.0, &mut gradients, &mut |_, parameters| {
+        .step(lm, batch, (40.0, 1.0), &mut gradients, &mut |_, parameters| {
             complete[parameters].fill(true);
             Ok(())
         })
@@ -137,9 +137,9 @@ fn a_second_step_allocates_nothing_and_adds_to_the_first() {
     let lm = model(&tiny(Some(RouterConfig::all().remove(1))));
     let mut tape = TrainTape::default();
     let mut sum = Gradients::of(&lm);
-    tape.step(&lm, &batch(2, 20, false), 40.0, &mut sum, &mut |_, _| Ok(())).unwrap();
+    tape.step(&lm, &batch(2, 20, false), (40.0, 1.0), &mut sum, &mut |_, _| Ok(())).unwrap();
     let (held, once) = (tape.n_bytes(), sum.clone());
-    tape.step(&lm, &batch(2, 20, false), 40.0, &mut sum, &mut |_, _| Ok(())).unwrap();
+    tape.step(&lm, &batch(2, 20, false), (40.0, 1.0), &mut sum, &mut |_, _| Ok(())).unwrap();
     assert_eq!(tape.n_bytes(), held);
     for (twice, once) in sum.values().iter().zip(once.values()) {
         assert!((twice - 2.0 * once).abs() <= 1e-5 * once.abs().max(1e-2), "{twice}, not twice {once}");
@@ -153,7 +153,7 @@ fn checkpointing_keeps_less() {
     let lm = model(&config);
     let held = |checkpoint_activations| {
         let mut tape = TrainTape::new(TapeOptions { checkpoint_activations });
-        tape.step(&lm, &batch(2, 64, false), 40.0, &mut Gradients::of(&lm), &mut |_, _| Ok(())).unwrap();
+        tape.step(&lm, &batch(2, 64, false), (40.0, 1.0), &mut Gradients::of(&lm), &mut |_, _| Ok(())).unwrap();
         tape.n_bytes()
     };
     let (all, little) = (held(false), held(true));
@@ -165,7 +165,7 @@ fn wrong_batches_are_errors() {
     let lm = model(&tiny(None));
     let step = |batch: &Batch| {
         let mut gradients = Gradients::of(&lm);
-        TrainTape::default().step(&lm, batch, 1.0, &mut gradients, &mut |_, _| Ok(())).unwrap_err().to_string()
+        TrainTape::default().step(&lm, batch, (1.0, 1.0), &mut gradients, &mut |_, _| Ok(())).unwrap_err().to_string()
     };
     let mut wrong = batch(2, 20, true);
     wrong.start_BL = Some(vec![7; 40]);

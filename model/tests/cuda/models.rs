@@ -38,7 +38,7 @@ fn batch() -> Batch {
     let ids = |seed: u32| (0..128u32).map(|i| (i * 37 + seed + i * i * 7) % 96).collect::<Vec<_>>();
     let tensor = |ids| Tensor::from_vec(ids, (4, 32), &Device::Cpu).unwrap();
     let language = |n: usize| [0, 2, 1, UNKNOWN_LANGUAGE][n / 32];
-    Batch { x_BL: tensor(ids(1)), y_BL: tensor(ids(2)), language_BL: (0..128).map(language).collect() }
+    Batch { x_BL: tensor(ids(1)), y_BL: tensor(ids(2)), language_BL: (0..128).map(language).collect(), start_BL: None }
 }
 
 fn losses(config: &ModelConfig, device: &Device) -> (CodeLm, LossOutput, GradStore) {
@@ -96,7 +96,8 @@ fn five_steps(device: &Device) -> Vec<f64> {
         let options = AdamWStep { lr: 3e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step };
         for ((_, var), (m, v)) in lm.parameters().iter().zip(&moments) {
             if let Some(grad) = grads.get(var) {
-                adamw_step(var, grad, m, v, &options).unwrap();
+                let grad = grad.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                adamw_step(var, &grad, 1.0, m, v, &options).unwrap();
             }
         }
         losses.push(output.nll_sum / 128.0);

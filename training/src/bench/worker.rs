@@ -61,7 +61,7 @@ fn steps(job: &Job) -> Result<Measured> {
         }
         let start = Instant::now();
         gradients.clear();
-        let loss = tape.step(&lm, &batch, n_tokens as f64, &mut gradients, &mut |_, _| Ok(()))?;
+        let loss = tape.step(&lm, &batch, (n_tokens as f64, 1.0), &mut gradients, &mut |_, _| Ok(()))?;
         optimizer.step(&gradients, 1.0, 1e-3)?;
         device.synchronize()?;
         seconds.push(start.elapsed().as_secs_f64());

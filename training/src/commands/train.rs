@@ -13,6 +13,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::config;
 use crate::data::shard;
 use crate::device::{self, DeviceKind};
+use crate::parallel::{Launch, Mesh};
 use crate::run::Start;
 use crate::weights::Source;
 use crate::{dry_run, interrupt, memory};
@@ -78,9 +79,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     let tokenizer = Arc::new(tokenizer.context("data.tokenizer is empty: give --tokenizer FILE")?);
     ensure!(!config.data.shards.is_empty(), "data.shards is empty: give --shards DIR");
-    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
-    let run_toml = args.out.join("run.toml");
-    std::fs::write(&run_toml, config.to_toml()?).with_context(|| run_toml.display().to_string())?;
+    let mesh = Mesh::join(&config.parallel)?;
+    let is_first = mesh.is_first();
     interrupt::install();
     let start = match (checkpoint, source) {
         (Some(checkpoint), _) => Start::Checkpoint(Box::new(checkpoint)),
@@ -88,7 +88,10 @@ pub fn run(args: Args) -> Result<()> {
         (None, None) => Start::Scratch,
     };
     // On a thread of the pool: from any other, each parallel loop would hand its work over and sleep until it is done.
-    let last = rayon::scope(|_| crate::run::run(&config, &tokenizer, start, &device, &args.out))?;
+    let last = rayon::scope(|_| crate::run::run(&config, &tokenizer, start, &device, &args.out, mesh))?;
+    if !is_first {
+        return Ok(());
+    }
     let peak_mib = memory::peak_rss_bytes() >> 20;
     match interrupt::requested() {
         true => eprintln!("interrupted: saved {}; continue with --resume", last.display()),
@@ -99,17 +102,24 @@ pub fn run(args: Args) -> Result<()> {
 
 fn find_checkpoint(args: &Args, device: &Device) -> Result<Option<Checkpoint>> {
     if args.resume {
-        return checkpoint::load_newest(&args.out, device, &mut |message| eprintln!("{message}"));
+        return checkpoint::load_newest(&args.out, device, &mut |message| say(message));
     }
     let exists = !args.dry_run && !checkpoint::list(&args.out)?.is_empty();
     ensure!(!exists, "{}: it holds a run; continue it with --resume or choose another --out", args.out.display());
     Ok(None)
 }
 
+/// Prints a message that all ranks have, once.
+fn say(message: &str) {
+    if Launch::from_environment().rank == 0 {
+        eprintln!("{message}");
+    }
+}
+
 /// The configuration that `--set` changes, and its name in errors.
 fn base_config(args: &Args, checkpoint: Option<&Checkpoint>) -> Result<(Table, String)> {
     if let Some(checkpoint) = checkpoint {
-        eprintln!("resuming {} at step {}", checkpoint.path.display(), checkpoint.state.step);
+        say(&format!("resuming {} at step {}", checkpoint.path.display(), checkpoint.state.step));
         return Ok((checkpoint.config.clone(), checkpoint.path.join("run.toml").display().to_string()));
     }
     match (&args.preset, &args.config) {

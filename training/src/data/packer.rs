@@ -66,6 +66,12 @@ impl Sequence {
     pub fn n_counted(&self) -> usize {
         self.y_L.iter().filter(|&&id| id != IGNORE_ID).count()
     }
+
+    /// A sequence of the same length and language of which nothing counts.
+    pub fn padding(&self) -> Sequence {
+        let l = self.x_L.len();
+        Sequence { x_L: vec![0; l], y_L: vec![IGNORE_ID; l], language_idx: self.language_idx }
+    }
 }
 
 /// Makes sequences from texts. Its [`Cursor`] is its only changing state; the orders are derived from it.
