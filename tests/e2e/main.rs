@@ -5,6 +5,7 @@
 #![cfg(unix)]
 
 mod bad_input;
+mod bench;
 mod clients;
 mod neovim;
 mod replay;

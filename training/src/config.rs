@@ -80,6 +80,9 @@ pub struct DataConfig {
     pub tag_dropout_frac: f64,
     /// Whether suffix tokens count in the loss.
     pub count_suffix: bool,
+    /// Whether attention stays within each of the pieces that a sequence is packed of.
+    #[serde(default)]
+    pub document_mask: bool,
 }
 
 /// Numbers that the layers' matrix products multiply; weights, sums, moments and routers are float32 always.

@@ -211,6 +211,7 @@ fn step_options(config: &RunConfig, device: &Device) -> StepOptions {
         micro_batch_sequences: config.micro_batch_sequences(),
         clip_norm: config.optimizer.clip_norm,
         language_indices: config.data.languages.iter().map(|name| config.model.language_index(Some(name))).collect(),
+        document_mask: config.data.document_mask,
         device: device.clone(),
     }
 }

@@ -23,6 +23,8 @@ pub struct StepOptions {
     pub clip_norm: f64,
     /// Model language index of each language of the texts.
     pub language_indices: Vec<u32>,
+    /// Whether attention stays within the pieces that a sequence is packed of.
+    pub document_mask: bool,
     /// Where the model lives.
     pub device: Device,
 }
@@ -119,7 +121,7 @@ fn accumulate(
         if mine.is_empty() {
             continue;
         }
-        let inputs = to_batch(&mine, &options.language_indices, &options.device)?;
+        let inputs = to_batch(&mine, &options.language_indices, options.document_mask, &options.device)?;
         let is_last = micro_steps.peek().is_none();
         // After the last micro-step's backward pass has left a layer, its sums over the ranks begin.
         let output = tape.step(lm, &inputs, (divisor, share), gradients, &mut |gradients, parameters| {
@@ -159,7 +161,12 @@ fn reduce_report(report: &mut StepReport, gradients: &Gradients, mesh: &Mesh) ->
 }
 
 /// Rows as the model takes them.
-pub fn to_batch(sequences: &[Sequence], language_indices: &[u32], device: &Device) -> Result<Batch> {
+pub fn to_batch(
+    sequences: &[Sequence],
+    language_indices: &[u32],
+    document_mask: bool,
+    device: &Device,
+) -> Result<Batch> {
     let b = sequences.len();
     let l = sequences.first().map_or(0, |sequence| sequence.x_L.len());
     let flat = |ids: fn(&Sequence) -> &Vec<u32>| -> Vec<u32> { sequences.iter().flat_map(ids).copied().collect() };
@@ -167,7 +174,8 @@ pub fn to_batch(sequences: &[Sequence], language_indices: &[u32], device: &Devic
     let y_BL = Tensor::from_vec(flat(|sequence| &sequence.y_L), (b, l), device)?;
     let language_BL =
         sequences.iter().flat_map(|sequence| std::iter::repeat_n(language_indices[sequence.language_idx], l)).collect();
-    Ok(Batch { x_BL, y_BL, language_BL, start_BL: None })
+    let start_BL = document_mask.then(|| flat(|sequence| &sequence.start_L));
+    Ok(Batch { x_BL, y_BL, language_BL, start_BL })
 }
 
 /// The load of each expert before there is any, per MoE layer.

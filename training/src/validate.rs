@@ -18,6 +18,7 @@ pub struct ValidationSet {
     languages: Vec<LanguageSet>,
     micro_batch_sequences: usize,
     language_indices: Vec<u32>,
+    document_mask: bool,
     device: Device,
 }
 
@@ -56,7 +57,8 @@ impl ValidationSet {
             languages.push(set);
         }
         let micro_batch_sequences = config.micro_batch_sequences();
-        Ok(Self { languages, micro_batch_sequences, language_indices: indices.to_vec(), device: device.clone() })
+        let (language_indices, document_mask) = (indices.to_vec(), config.data.document_mask);
+        Ok(Self { languages, micro_batch_sequences, language_indices, document_mask, device: device.clone() })
     }
 
     /// `loss` and `bits_per_byte`, macro averages over languages, then `loss/NAME` and `bits_per_byte/NAME`. The ranks take turns with
@@ -68,7 +70,7 @@ impl ValidationSet {
         for (nll_sum, set) in nll_sums.iter_mut().zip(&self.languages) {
             for sequences in set.sequences.chunks(self.micro_batch_sequences) {
                 if turn.next() == Some(mesh.rank()) {
-                    let batch = to_batch(sequences, &self.language_indices, &self.device)?;
+                    let batch = to_batch(sequences, &self.language_indices, self.document_mask, &self.device)?;
                     *nll_sum += lm.scores(&batch)?.nll_N.iter().map(|&nll| f64::from(nll)).sum::<f64>();
                 }
             }

@@ -234,6 +234,27 @@ impl Op {
         }
     }
 
+    /// Whether all that the operation does is to write buffers: no gradient of a parameter, no loss.
+    pub(super) fn only_writes_buffers(&self) -> bool {
+        matches!(
+            self,
+            Op::Embed { .. }
+                | Op::Norm { .. }
+                | Op::Linear { .. }
+                | Op::LinearGradInput { .. }
+                | Op::AddRows { .. }
+                | Op::Rope { .. }
+                | Op::HeadNormRope { .. }
+                | Op::Attention { .. }
+                | Op::Relu2 { .. }
+                | Op::Swiglu { .. }
+                | Op::Gather { .. }
+                | Op::ExpertLinear { .. }
+                | Op::Combine { .. }
+                | Op::WeighShared { .. }
+        )
+    }
+
     /// The buffers that the operation touches: those that it reads, and those that it writes (some of them reading, too).
     pub fn buffers(&self) -> (Vec<BufId>, Vec<BufId>) {
         match *self {

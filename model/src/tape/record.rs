@@ -29,6 +29,7 @@ pub fn record(config: &ModelConfig, names: &[&str], data: &StepData, options: Ta
     let mut recorder = Recorder { config, params, data, n, ops: Vec::new(), buffers: Vec::new() };
     recorder.step(options)?;
     let Recorder { ops, mut buffers, .. } = recorder;
+    let ops = slots::without_dead(ops, buffers.len());
     let slot_len = slots::assign(&ops, &mut buffers);
     Ok(Tape { ops, buffers, slot_len })
 }

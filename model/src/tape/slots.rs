@@ -26,6 +26,22 @@ pub(super) fn assign(ops: &[Op], buffers: &mut [Buffer]) -> Vec<usize> {
     slot_len
 }
 
+/// Leaves out operations that only write buffers which nothing reads afterwards: a layer that is computed again needs not all of itself.
+pub(super) fn without_dead(ops: Vec<Op>, n_buffers: usize) -> Vec<Op> {
+    let mut is_read_later = vec![false; n_buffers];
+    let mut kept: Vec<Op> = Vec::with_capacity(ops.len());
+    for op in ops.into_iter().rev() {
+        let (reads, writes) = op.buffers();
+        if op.only_writes_buffers() && writes.iter().all(|id| !is_read_later[id.0]) {
+            continue;
+        }
+        reads.iter().chain(&writes).for_each(|id| is_read_later[id.0] = true);
+        kept.push(op);
+    }
+    kept.reverse();
+    kept
+}
+
 /// The index of the last operation that touches each buffer.
 fn last_uses(ops: &[Op], n_buffers: usize) -> Vec<usize> {
     let mut last_use = vec![0; n_buffers];

@@ -2,7 +2,8 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{TapeOptions, TrainTape};
+use super::step::step_data;
+use super::{Op, TapeOptions, TrainTape, record};
 use crate::config::tests::tiny;
 use crate::config::{Activation, ModelConfig, UNKNOWN_LANGUAGE};
 use crate::gradients::Gradients;
@@ -63,6 +64,10 @@ fn batch(b: usize, l: usize, mixed: bool) -> Batch {
         language_BL: (0..n).map(language).collect(),
         start_BL: mixed.then(|| (0..n).map(|i| (i % l / 9 * 9) as u32).collect()),
     }
+}
+
+fn names(lm: &CodeLm) -> Vec<&str> {
+    lm.parameters().iter().map(|(name, _)| name.as_str()).collect()
 }
 
 fn gradients(lm: &CodeLm, batch: &Batch, options: TapeOptions) -> (f64, Gradients) {
@@ -158,6 +163,19 @@ fn checkpointing_keeps_less() {
     };
     let (all, little) = (held(false), held(true));
     assert!(little * 2 < all, "{little} bytes with checkpointing, {all} without");
+}
+
+#[test]
+fn what_is_computed_again_is_only_what_the_gradients_need() {
+    let lm = model(&tiny(None));
+    let (names, data) = (names(&lm), step_data(&lm, &batch(2, 20, false)).unwrap());
+    let count = |checkpoint_activations| {
+        let tape = record(lm.config(), &names, &data, TapeOptions { checkpoint_activations }).unwrap();
+        let count = |is: fn(&Op) -> bool| tape.ops.iter().filter(|op| is(op)).count();
+        (count(|op| matches!(op, Op::Attention { .. })), count(|op| matches!(op, Op::Linear { .. })))
+    };
+    // Two layers of seven products; the last one of a layer is not needed again.
+    assert_eq!((count(false), count(true)), ((2, 14), (4, 26)));
 }
 
 #[test]

@@ -197,6 +197,28 @@ mod tests {
     }
 
     #[test]
+    fn every_token_knows_where_its_piece_begins() {
+        let corpus = corpus(&["data.window_tokens=40", "data.tag_dropout_frac=0.0"]);
+        let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        let mut n_pieces = 0;
+        for sequence in batches(&mut loader, 4).into_iter().flatten() {
+            let language = &loader.texts().languages[sequence.language_idx].name;
+            let tag = corpus.tokenizer.language_token(language).unwrap();
+            assert_eq!((sequence.start_L.len(), sequence.start_L[0]), (sequence.x_L.len(), 0));
+            for (l, &start) in sequence.start_L.iter().enumerate() {
+                assert!(start as usize <= l && sequence.start_L[start as usize] == start, "{l}: {start}");
+                // All but the padding at the end begin with the language, after the token of a fill-in-the-middle piece.
+                let begins = &sequence.x_L[l..sequence.x_L.len().min(l + 2)];
+                if start as usize == l && sequence.x_L[l..].iter().any(|&id| id == tag) {
+                    assert!(begins.contains(&tag), "piece at {l}: {begins:?}");
+                    n_pieces += 1;
+                }
+            }
+        }
+        assert!(n_pieces > 100, "{n_pieces}");
+    }
+
+    #[test]
     fn another_corpus_is_refused() {
         let corpus = corpus(&[]);
         let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();

@@ -57,6 +57,8 @@ pub struct Sequence {
     pub x_L: Vec<u32>,
     /// The id after each input; [`IGNORE_ID`] where it does not count.
     pub y_L: Vec<u32>,
+    /// Where the piece that each input belongs to begins: what attention may see with `data.document_mask`.
+    pub start_L: Vec<u32>,
     /// Index into [`Texts::languages`].
     pub language_idx: usize,
 }
@@ -70,7 +72,7 @@ impl Sequence {
     /// A sequence of the same length and language of which nothing counts.
     pub fn padding(&self) -> Sequence {
         let l = self.x_L.len();
-        Sequence { x_L: vec![0; l], y_L: vec![IGNORE_ID; l], language_idx: self.language_idx }
+        Sequence { x_L: vec![0; l], y_L: vec![IGNORE_ID; l], start_L: vec![0; l], language_idx: self.language_idx }
     }
 }
 
@@ -153,18 +155,22 @@ impl Packer {
         let n_tokens = self.config.sequence_tokens + 1;
         let mut ids = Vec::with_capacity(n_tokens);
         let mut counted = Vec::with_capacity(n_tokens);
+        let mut start_L = Vec::with_capacity(n_tokens);
         while ids.is_empty() || n_tokens - ids.len() >= MIN_PIECE_TOKENS {
             let mut piece = self.next_piece(language_idx, n_tokens - ids.len(), rng)?;
             piece.truncate(n_tokens - ids.len());
             counted.extend(self.counted(&piece));
+            start_L.resize(ids.len() + piece.len(), ids.len() as u32);
             ids.extend(piece);
         }
+        start_L.resize(n_tokens, ids.len() as u32);
         ids.resize(n_tokens, self.tokenizer.special().end_of_text);
         counted.resize(n_tokens, false);
         let target = |idx: usize| if counted[idx] { ids[idx] } else { IGNORE_ID };
         let y_L = (1..n_tokens).map(target).collect();
         ids.pop();
-        Ok(Sequence { x_L: ids, y_L, language_idx })
+        start_L.pop();
+        Ok(Sequence { x_L: ids, y_L, start_L, language_idx })
     }
 
     /// Takes text for at most `room` tokens off the language's stream and makes a piece of it.
