@@ -98,6 +98,19 @@ impl Gradients {
         }
     }
 
+    /// Zeros for the same parameters, all absent.
+    pub(crate) fn zeros_like(&self) -> Gradients {
+        let (values, present) = (vec![0.0; self.values.len()], vec![false; self.present.len()]);
+        Gradients { values, present, starts: self.starts.clone() }
+    }
+
+    /// Adds another part of the same gradients.
+    pub(crate) fn add_all(&mut self, other: &Gradients) {
+        for idx in (0..self.n_parameters()).filter(|&idx| other.present[idx]) {
+            add(self.slice_mut(idx), &other.values[other.span(idx)]);
+        }
+    }
+
     /// Adds `gradient`, which may live on any device, to that of parameter `idx`.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod cpu;
 mod op;
 mod profile;
 mod record;
+mod shards;
 mod slots;
 mod step;
 mod step_data;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::cpu::{Inputs, attention_shape};
 use super::record::record;
+use super::shards::Shards;
 use super::step_data::HostPlan;
 use super::{CpuTape, Profile, StepData, TapeOptions};
 use crate::error::Result;
@@ -24,11 +25,23 @@ pub struct StepLoss {
     pub load_E: Vec<Vec<f32>>,
 }
 
+impl StepLoss {
+    /// Adds a part of the batch that holds `share` of its tokens.
+    fn add(&mut self, part: &StepLoss, share: f32) {
+        self.nll_sum += part.nll_sum;
+        self.aux_loss += part.aux_loss;
+        self.n_tokens += part.n_tokens;
+        self.load_E.resize_with(part.load_E.len(), || vec![0.0; part.load_E[0].len()]);
+        let loads = self.load_E.iter_mut().flatten().zip(part.load_E.iter().flatten());
+        loads.for_each(|(sum, load)| *sum += load * share);
+    }
+}
+
 /// Computes gradients step after step, in the same memory.
 #[derive(Default)]
 pub struct TrainTape {
     options: TapeOptions,
-    cpu: CpuTape,
+    shards: Shards,
 }
 
 /// Hears of parameters, a range of them, whose gradients are complete.
@@ -36,7 +49,7 @@ pub type Ready<'a> = dyn FnMut(&mut Gradients, Range<usize>) -> Result<()> + 'a;
 
 impl TrainTape {
     pub fn new(options: TapeOptions) -> TrainTape {
-        TrainTape { options, cpu: CpuTape::default() }
+        TrainTape { options, shards: Shards::default() }
     }
 
     /// Whether the tape runs this model: one on the CPU whose routers go by language and whose tokens stay here. Others run by autograd.
@@ -60,36 +73,62 @@ impl TrainTape {
         if !TrainTape::is_for(lm) {
             return by_autograd(lm, batch, (divisor, share), gradients, ready);
         }
-        let data = step_data(lm, batch)?;
-        let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
-        let tape = record(lm.config(), &names, &data, self.options)?;
-        let scale = (1.0 / divisor) as f32;
-        let (config, rope, parameters) = (lm.config(), lm.rope(), lm.parameters());
-        let nll_sum =
-            self.cpu.run(&tape, &Inputs { config, rope, parameters, data: &data, scale }, gradients, ready)?;
-        let n_tokens = data.target_N.iter().filter(|&&id| id != IGNORE_ID).count();
-        let load_E = data.plans.into_iter().map(|plan| plan.load_E).collect();
-        Ok(StepLoss { nll_sum, aux_loss: 0.0, n_tokens, load_E })
+        let (b, l) = batch.x_BL.dims2()?;
+        lm.check_batch(b, l, batch.language_BL.len())?;
+        if let Some(start_BL) = &batch.start_BL {
+            attention_shape(lm.config(), b, l).check_starts(start_BL)?;
+        }
+        let run = |cpu: &mut CpuTape, batch: &Batch, gradients: &mut Gradients, ready: &mut Ready| {
+            run(lm, batch, (self.options, (1.0 / divisor) as f32), cpu, gradients, ready)
+        };
+        if let Some(cpu) = self.shards.undivided(batch, gradients)? {
+            return run(cpu, batch, gradients, ready);
+        }
+        let quiet = |cpu: &mut CpuTape, batch: &Batch, gradients: &mut Gradients| {
+            run(cpu, batch, gradients, &mut |_, _| Ok(()))
+        };
+        let parts = self.shards.run(batch, gradients, quiet)?;
+        (0..lm.parameters().len()).rev().try_for_each(|idx| ready(gradients, idx..idx + 1))?;
+        let mut loss = StepLoss::default();
+        let share = 1.0 / parts.len() as f32;
+        parts.iter().for_each(|part| loss.add(part, share));
+        Ok(loss)
     }
 
     /// Where the time of the tape's operations went.
-    pub fn profile(&mut self) -> &mut Profile {
-        &mut self.cpu.profile
+    pub fn profile(&mut self) -> Option<&mut Profile> {
+        self.shards.profile()
     }
 
     /// Bytes of activations and their gradients.
     pub fn n_bytes(&self) -> usize {
-        self.cpu.n_bytes()
+        self.shards.n_bytes()
     }
+}
+
+/// Runs one part of a batch.
+fn run(
+    lm: &CodeLm,
+    batch: &Batch,
+    (options, scale): (TapeOptions, f32),
+    cpu: &mut CpuTape,
+    gradients: &mut Gradients,
+    ready: &mut Ready,
+) -> Result<StepLoss> {
+    let data = step_data(lm, batch)?;
+    let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
+    let tape = record(lm.config(), &names, &data, options)?;
+    let (config, rope, parameters) = (lm.config(), lm.rope(), lm.parameters());
+    let inputs = Inputs { config, rope, parameters, data: &data, scale };
+    let nll_sum = cpu.run(&tape, &inputs, gradients, ready)?;
+    let n_tokens = data.target_N.iter().filter(|&&id| id != IGNORE_ID).count();
+    let load_E = data.plans.into_iter().map(|plan| plan.load_E).collect();
+    Ok(StepLoss { nll_sum, aux_loss: 0.0, n_tokens, load_E })
 }
 
 /// Everything that the tape needs to know of the batch.
 pub(super) fn step_data(lm: &CodeLm, batch: &Batch) -> Result<StepData> {
     let mut data = StepData::new(lm.config(), batch)?;
-    lm.check_batch(data.b, data.l, batch.language_BL.len())?;
-    if let Some(start_N) = &data.start_N {
-        attention_shape(lm.config(), data.b, data.l).check_starts(start_N)?;
-    }
     let n_experts = lm.config().moe.as_ref().map_or(0, |moe| moe.n_experts);
     let x_N0 = candle_core::Tensor::zeros((data.id_N.len(), 0), candle_core::DType::F32, lm.device())?;
     let is_idle = lm.exchange().is_some_and(|exchange| exchange.is_idle());

@@ -152,6 +152,25 @@ fn a_second_step_allocates_nothing_and_adds_to_the_first() {
 }
 
 #[test]
+fn a_batch_divided_among_threads_has_the_same_gradients() {
+    let lm = model(&tiny(Some(RouterConfig::all().remove(1))));
+    let run = |n_threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+        pool.install(|| gradients(&lm, &batch(4, 20, true), TapeOptions::default()))
+    };
+    let (nll_sum, undivided) = run(1);
+    for n_threads in [2, 4, 6] {
+        let (divided_nll_sum, divided) = run(n_threads);
+        assert!((divided_nll_sum - nll_sum).abs() < 1e-4, "{n_threads} threads");
+        for idx in 0..divided.n_parameters() {
+            assert_eq!(divided.is_present(idx), undivided.is_present(idx));
+            assert_close(&divided.values()[divided.span(idx)], &undivided.values()[divided.span(idx)], "gradients");
+        }
+        assert_eq!(run(n_threads).1, divided, "the same number of threads gives the same bits");
+    }
+}
+
+#[test]
 fn checkpointing_keeps_less() {
     let mut config = tiny(None);
     config.n_layers = 8;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use multicoder_model::ops::set_bf16_products;
-use multicoder_model::tape::TapeOptions;
+use multicoder_model::tape::{Profile, TapeOptions};
 use multicoder_model::{Batch, CodeLm, ModelConfig};
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +57,7 @@ fn steps(job: &Job) -> Result<Measured> {
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     for step in 0..WARMUP_STEPS + job.steps {
         if step == WARMUP_STEPS {
-            tape.profile().clear();
+            tape.profile().into_iter().for_each(Profile::clear);
         }
         let start = Instant::now();
         gradients.clear();
@@ -69,8 +69,9 @@ fn steps(job: &Job) -> Result<Measured> {
     }
     seconds.drain(..WARMUP_STEPS);
     let per_step = |total: std::time::Duration| total.as_secs_f64() / job.steps as f64;
+    let entries = tape.profile().map(|profile| profile.entries()).unwrap_or_default();
     let mut profile: Vec<(String, f64)> =
-        tape.profile().entries().into_iter().map(|(name, total, _)| (name.to_owned(), per_step(total))).collect();
+        entries.into_iter().map(|(name, total, _)| (name.to_owned(), per_step(total))).collect();
     let in_ops: f64 = profile.iter().map(|(_, seconds)| seconds).sum();
     profile.push(("optimizer and rest".to_owned(), seconds.iter().sum::<f64>() / job.steps as f64 - in_ops));
     Ok(Measured {
