@@ -90,13 +90,8 @@ impl Optimizer {
         let (got, expected) = (gradients.n_parameters(), self.slots.len());
         ensure!(got == expected, "{got} gradients, {expected} parameters");
         let config = &self.config;
-        // All of AdamW at once: many small parameters keep the cores as busy as one large one. Muon's products are parallel themselves.
-        let slots = self.slots.par_iter_mut().enumerate();
-        slots.filter(|(_, slot)| matches!(slot.rule, Rule::AdamW(_))).try_for_each(|(idx, slot)| {
-            gradients.get(idx).map_or(Ok(()), |gradient| slot.update(config, (gradient, scale), lr))
-        })?;
-        let slots = self.slots.iter_mut().enumerate();
-        slots.filter(|(_, slot)| matches!(slot.rule, Rule::Muon(_))).try_for_each(|(idx, slot)| {
+        // All at once: many small parameters keep the cores as busy as one large one.
+        self.slots.par_iter_mut().enumerate().try_for_each(|(idx, slot)| {
             gradients.get(idx).map_or(Ok(()), |gradient| slot.update(config, (gradient, scale), lr))
         })
     }
