@@ -19,6 +19,11 @@ pub fn cuda() -> Result<Device> {
     guarded(gpu::open).map_err(Error::Device)
 }
 
+/// What the driver calls a GPU, such as `NVIDIA H200`; nothing for a CPU.
+pub fn gpu_name(device: &Device) -> Option<String> {
+    gpu::name(device)
+}
+
 /// What `f` returns; a panic in the CUDA libraries is an error too.
 fn guarded<T>(f: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
@@ -29,6 +34,10 @@ fn guarded<T>(f: impl FnOnce() -> std::result::Result<T, String>) -> std::result
 mod gpu {
     pub(super) fn open() -> std::result::Result<candle_core::Device, String> {
         Err("no CUDA device".to_owned())
+    }
+
+    pub(super) fn name(_device: &candle_core::Device) -> Option<String> {
+        None
     }
 }
 
@@ -57,6 +66,10 @@ mod gpu {
         unsafe { cuda.disable_event_tracking() };
         keep_memory(cuda.cuda_stream().context()).map_err(|e| format!("GPU 0: {:?}", e.0))?;
         Ok(device)
+    }
+
+    pub(super) fn name(device: &Device) -> Option<String> {
+        device.as_cuda_device().ok()?.cuda_stream().context().name().ok()
     }
 
     /// Stops the driver from taking freed memory back whenever the host waits for the GPU, which is after every micro-step.

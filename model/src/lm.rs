@@ -40,6 +40,8 @@ pub struct LossOutput {
     pub loss: Tensor,
     pub nll_sum: f64,
     pub aux_loss: f64,
+    /// `nll_sum` of each row of the batch.
+    pub nll_B: Vec<f64>,
     /// Counted tokens.
     pub n_tokens: usize,
     /// Per layer with experts, the share of assignments of each.
@@ -141,17 +143,22 @@ impl CodeLm {
         let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
         let cross_entropy = ops::linear_cross_entropy(&x_ND, self.head(), &target_N)?;
         let mut loss = (&cross_entropy.nll_sum / divisor)?;
-        let mut parts = vec![cross_entropy.nll_sum];
+        let mut parts = vec![cross_entropy.nll_sum.reshape(1)?];
         for aux in reports.iter().filter_map(|report| report.aux_loss.as_ref()) {
             let aux = (aux * share)?;
             loss = (loss + &aux)?;
-            parts.push(aux);
+            parts.push(aux.reshape(1)?);
         }
+        let n_scalars = parts.len();
+        parts.push(cross_entropy.nll_N);
         // The one read from the device.
-        let parts = Tensor::stack(&parts, 0)?.detach().to_vec1::<f32>()?;
-        let aux_loss = parts[1..].iter().map(|&aux| f64::from(aux)).sum();
+        let parts = Tensor::cat(&parts, 0)?.detach().to_vec1::<f32>()?;
+        let (scalars, nll_N) = parts.split_at(n_scalars);
+        let aux_loss = scalars[1..].iter().map(|&aux| f64::from(aux)).sum();
+        let nll_B = row_sums(nll_N, batch.x_BL.dim(1)?);
         let load_E = reports.into_iter().map(|report| report.load_E).collect();
-        Ok(LossOutput { loss, nll_sum: f64::from(parts[0]), aux_loss, n_tokens: cross_entropy.n_tokens, load_E })
+        let n_tokens = cross_entropy.n_tokens;
+        Ok(LossOutput { loss, nll_sum: f64::from(scalars[0]), aux_loss, nll_B, n_tokens, load_E })
     }
 
     /// How likely each target was. No gradient.
@@ -280,6 +287,11 @@ impl CodeLm {
         let bucket_N: Vec<u32> = (0..ids.len()).map(|n| bigram_bucket(last(n), ids[n], buckets)).collect();
         Ok((x_ND + ops::gather_rows(bigram_VD, &Tensor::new(bucket_N, &Device::Cpu)?)?)?)
     }
+}
+
+/// The sum of each row of `l` tokens.
+pub(crate) fn row_sums(nll_N: &[f32], l: usize) -> Vec<f64> {
+    nll_N.chunks(l.max(1)).map(|nll_L| nll_L.iter().map(|&nll| f64::from(nll)).sum()).collect()
 }
 
 pub(crate) fn check_ids(ids: &[u32], v: usize) -> Result<()> {

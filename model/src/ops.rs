@@ -31,7 +31,7 @@ pub use rows::{add_rows, gather_rows};
 
 pub(crate) use activation::{relu2_backward, relu2_forward, swiglu_backward, swiglu_forward};
 pub(crate) use attention::{AttentionShape, Inputs};
-pub(crate) use cross_entropy::cross_entropy;
+pub(crate) use cross_entropy::{CrossEntropyMemory, cross_entropy};
 pub(crate) use head_norm_rope::HeadNormRope;
 pub(crate) use linear::{linear_forward, linear_grad_input, linear_grad_weight};
 pub(crate) use rms_norm::{norm, norm_grad};

@@ -20,6 +20,7 @@ pub enum Init {
 enum Source {
     Random { seed: u64 },
     Tensors { tensors: HashMap<String, Tensor>, origin: String },
+    Shapes,
 }
 
 /// Hands out weights by name; collects the trainable ones.
@@ -44,6 +45,12 @@ impl Params {
         Params { source, trainable, prefix: String::new(), vars: Vec::new(), device: device.clone() }
     }
 
+    /// Names and shapes without memory behind them, to plan with: a weight is one zero, seen everywhere, and what is trained is empty.
+    pub(crate) fn shapes_only() -> Params {
+        let device = Device::Cpu;
+        Params { source: Source::Shapes, trainable: true, prefix: String::new(), vars: Vec::new(), device }
+    }
+
     /// Runs `build` with `name.` before every weight's name.
     pub fn scope<T>(&mut self, name: &str, build: impl FnOnce(&mut Params) -> Result<T>) -> Result<T> {
         let length = self.prefix.len();
@@ -63,6 +70,10 @@ impl Params {
         let values = match &mut self.source {
             Source::Random { seed } => initial(*seed, &name, shape, init, &self.device)?,
             Source::Tensors { tensors, origin } => take(tensors, origin, &name, shape)?.to_device(&self.device)?,
+            Source::Shapes => {
+                self.vars.push((name, Var::zeros(0, DType::F32, &self.device)?));
+                return Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(shape)?);
+            }
         };
         if !self.trainable {
             return Ok(values);
@@ -76,7 +87,7 @@ impl Params {
     /// The trainable weights in the order in which they were asked for, and the names that the checkpoint has beyond them.
     pub fn finish(self) -> (Vec<(String, Var)>, Vec<String>) {
         let mut unused = match self.source {
-            Source::Random { .. } => Vec::new(),
+            Source::Random { .. } | Source::Shapes => Vec::new(),
             Source::Tensors { tensors, .. } => tensors.into_keys().collect(),
         };
         unused.sort();

@@ -9,6 +9,7 @@
 
 mod cpu;
 mod op;
+mod plan;
 mod profile;
 mod record;
 mod shards;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use cpu::CpuTape;
 pub use op::{BufId, Buffer, Op, ParamId};
+pub use plan::planned_elements;
 pub use profile::Profile;
 pub use record::{TapeOptions, record};
 pub use step::{Ready, StepLoss, TrainTape};

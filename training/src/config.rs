@@ -158,6 +158,9 @@ pub struct CheckpointConfig {
 pub struct MetricsConfig {
     /// Steps between lines on standard error when it is not a terminal.
     pub log_every_steps: u64,
+    /// Floating-point operations a second that one rank's machine can do at most, of which MFU is a share; 0 to know or measure them.
+    #[serde(default)]
+    pub peak_flops: f64,
 }
 
 /// The text of a preset.
@@ -261,6 +264,8 @@ impl RunConfig {
         ensure!(o.weight_decay >= 0.0, "optimizer.weight_decay = {}: expected 0 or more", o.weight_decay);
         let s = &self.schedule;
         ensure!(s.lr > 0.0, "schedule.lr = {}: expected a number above 0", s.lr);
+        let peak = self.metrics.peak_flops;
+        ensure!(peak >= 0.0, "metrics.peak_flops = {peak}: expected 0 (to be measured) or more");
         ensure!(self.checkpoint.keep > 0, "checkpoint.keep = 0: expected at least 1");
         for (name, value) in [
             ("data.fim_frac", d.fim_frac),

@@ -1,4 +1,7 @@
-//! What a run would be: its sizes, its arithmetic and an estimate of its memory, without starting it.
+//! What a run would be: its sizes, its arithmetic and its memory, without starting it.
+
+use anyhow::Result;
+use multicoder_model::tape::{TapeOptions, planned_elements};
 
 use crate::config::RunConfig;
 
@@ -14,7 +17,10 @@ pub fn report(config: &RunConfig) -> String {
     let per_step = 3.0 * forward as f64 * config.data.batch_tokens as f64;
     let mib = |bytes: usize| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
     let states = states_bytes(config);
-    let activations = activation_bytes(config);
+    let (activations, together) = match activation_bytes(config) {
+        Ok(bytes) => (format!("{} (one micro-step on the CPU)", mib(bytes)), mib(states + bytes)),
+        Err(error) => (format!("unknown: {error}"), format!("more than {}", mib(states))),
+    };
     [
         format!("parameters              {}", model.n_parameters()),
         format!("active parameters       {}", model.n_active_parameters()),
@@ -23,31 +29,21 @@ pub fn report(config: &RunConfig) -> String {
         format!("tokens a step           {}", config.data.batch_tokens),
         format!("tokens of the run       {:.3e}", config.data.batch_tokens as f64 * config.n_steps as f64),
         format!("micro-steps a step      {}", config.batch_sequences().div_ceil(config.micro_batch_sequences())),
-        format!("memory, model states    {} (weights, gradients twice, two moments; float32)", mib(states)),
-        format!("memory, activations     {} (estimate, one micro-step)", mib(activations)),
-        format!("memory, together        {} and the training text", mib(states + activations)),
+        format!("memory, model states    {} (weights, gradients, two moments; float32)", mib(states)),
+        format!("memory, activations     {activations}"),
+        format!("memory, together        {together} in a step; the training text, validation and saving add to it"),
     ]
     .join("\n")
 }
 
-/// Weights, accumulated gradients, the gradients of the current micro-step, and two moments.
+/// Weights, gradients, and what the optimizer keeps: two moments, or one of a hidden matrix under Muon, which is not told apart here.
 fn states_bytes(config: &RunConfig) -> usize {
-    5 * F32_BYTES * config.model.n_parameters()
+    4 * F32_BYTES * config.model.n_parameters()
 }
 
-/// Values that the fused operations keep for the backward pass, counted per token: an estimate, since what is freed early and the
-/// allocator's slack are not modelled.
-fn activation_bytes(config: &RunConfig) -> usize {
-    let model = &config.model;
-    let n_tokens = config.micro_batch_sequences() * config.data.sequence_tokens;
-    let queries = model.n_heads * model.d_head;
-    let keys = model.n_kv_heads * model.d_head;
-    let hidden = |layer: usize| match model.moe.as_ref().filter(|_| model.is_moe_layer(layer)) {
-        Some(moe) => moe.router.n_selected() * moe.d_ff_expert + moe.d_ff_shared,
-        None => model.d_ff,
-    };
-    // Logits are never whole in memory, see `multicoder_model::ops`. Residual stream twice, two norms, queries (before and after rotation), attention output, keys, values; gate, up, product.
-    let layer = |layer: usize| 6 * model.d_model + 3 * queries + 4 * keys + 4 * hidden(layer);
-    let per_token: usize = (0..model.n_layers).map(layer).sum();
-    F32_BYTES * n_tokens * per_token
+/// Bytes of the tape of a micro-step, planned as the run will plan it.
+fn activation_bytes(config: &RunConfig) -> Result<usize> {
+    let options = TapeOptions { checkpoint_activations: config.checkpoint_activations };
+    let (b, l) = (config.micro_batch_sequences(), config.data.sequence_tokens);
+    Ok(F32_BYTES * planned_elements(&config.model, b, l, options)?)
 }

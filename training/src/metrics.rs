@@ -8,70 +8,90 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
+pub mod peak;
+mod rates;
 pub mod tensorboard;
 
 use crate::step::StepReport;
+use peak::Peak;
+use rates::{Work, balance};
 use tensorboard::EventWriter;
 
-/// Where numbers go.
-pub struct Metrics {
-    files: Option<Files>,
-    progress: Option<ProgressBar>,
-    log_every_steps: u64,
-    smooth_tokens_per_s: Option<f64>,
+/// What the numbers of a run's steps are measured against, and the names of what they count.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Steps of the run.
+    pub n_steps: u64,
+    /// Steps between lines on standard error when it is not a terminal.
+    pub log_every_steps: u64,
+    /// Languages of the texts, in their order.
+    pub languages: Vec<String>,
+    /// Which layers have experts.
+    pub moe_layers: Vec<usize>,
+    /// Floating-point operations of a forward and backward pass: three times `ModelConfig::flops_per_token`.
+    pub flops_per_token: f64,
+    /// The most that a rank's machine can do.
+    pub peak: Peak,
+    /// Number of ranks.
+    pub world: usize,
 }
 
-struct Files {
+/// Where numbers go; nowhere on any rank but the first.
+pub struct Metrics(Option<Open>);
+
+struct Open {
+    facts: Facts,
     path: PathBuf,
     jsonl: File,
     events: EventWriter,
+    progress: Option<ProgressBar>,
+    /// All steps since the start or the resume.
+    total: Work,
+    /// The newest steps.
+    recent: Work,
+    last_validation: Vec<(String, f64)>,
 }
 
 impl Metrics {
     /// Says nothing and writes nothing: for every rank but the first.
     pub fn silent() -> Metrics {
-        Metrics { files: None, progress: None, log_every_steps: u64::MAX, smooth_tokens_per_s: None }
+        Metrics(None)
     }
 
     /// Opens `metrics.jsonl` and `tensorboard/` in `folder`. Lines of steps that will be done again (`>= next_step`) are removed.
     ///
     /// # Errors
     /// Files that cannot be written.
-    pub fn open(folder: &Path, next_step: u64, n_steps: u64, log_every_steps: u64) -> Result<Metrics> {
+    pub fn open(folder: &Path, next_step: u64, facts: Facts) -> Result<Metrics> {
         let path = folder.join("metrics.jsonl");
         drop_lines_from(&path, next_step).with_context(|| path.display().to_string())?;
         let jsonl = OpenOptions::new().create(true).append(true).open(&path);
         let jsonl = jsonl.with_context(|| path.display().to_string())?;
         let events = EventWriter::create(&folder.join("tensorboard"))?;
-        let progress = std::io::stderr().is_terminal().then(|| progress_bar(n_steps, next_step));
-        let files = Some(Files { path, jsonl, events });
-        Ok(Metrics { files, progress, log_every_steps, smooth_tokens_per_s: None })
+        let progress = std::io::stderr().is_terminal().then(|| progress_bar(facts.n_steps, next_step));
+        let (total, recent, last_validation) = (Work::default(), Work::default(), Vec::new());
+        Ok(Metrics(Some(Open { facts, path, jsonl, events, progress, total, recent, last_validation })))
     }
 
-    /// Records one optimizer step.
+    /// Records one optimizer step of a run of `n_steps`, an end that the clock may have moved.
+    ///
+    /// # Errors
+    /// Files that cannot be written.
     pub fn log_step(&mut self, step: u64, n_steps: u64, lr: f64, report: &StepReport) -> Result<()> {
-        if self.files.is_none() {
-            return Ok(());
-        }
-        let tokens_per_s = report.n_tokens as f64 / report.elapsed_s.max(1e-9);
-        let fields = json!({
-            "loss": report.loss, "aux_loss": report.aux_loss, "grad_norm": report.grad_norm, "lr": lr,
-            "n_tokens": report.n_tokens, "n_counted": report.n_counted, "tokens_per_s": tokens_per_s,
-            "elapsed_s": report.elapsed_s, "loader_wait_s": report.loader_wait_s, "load_E": report.load_E,
-            "comm_bytes": report.comm_bytes, "comm_messages": report.comm_messages, "comm_wait_s": report.comm_wait_s,
-        });
-        self.record("train", step, fields)?;
-        let smooth = self.smooth_tokens_per_s.map_or(tokens_per_s, |smooth| 0.95 * smooth + 0.05 * tokens_per_s);
-        self.smooth_tokens_per_s = Some(smooth);
-        let eta_s = n_steps.saturating_sub(step + 1) as f64 * report.n_tokens as f64 / smooth;
-        let line = format!("loss {:.4}  lr {lr:.2e}  {smooth:.0} tokens/s  eta {}", report.loss, duration(eta_s));
-        match &self.progress {
+        let Some(open) = &mut self.0 else { return Ok(()) };
+        let work = Work::of(report);
+        open.total = open.total.plus(work);
+        open.recent = open.recent.smoothed(work);
+        open.record("train", step, step_fields(&open.facts, lr, report), &open.balances(report))?;
+        let left_s = n_steps.saturating_sub(step + 1) as f64 * work.n_tokens / open.recent.tokens_per_s();
+        let line = open.recent.line(&open.facts, report.loss, left_s);
+        match &open.progress {
             Some(bar) => {
                 bar.set_length(n_steps);
                 bar.set_position(step + 1);
                 bar.set_message(line);
             }
-            None if (step + 1).is_multiple_of(self.log_every_steps.max(1)) || step == 0 => {
+            None if (step + 1).is_multiple_of(open.facts.log_every_steps.max(1)) || step == 0 => {
                 eprintln!("step {}/{n_steps}  {line}", step + 1);
             }
             None => {}
@@ -79,49 +99,128 @@ impl Metrics {
         Ok(())
     }
 
-    /// Records named numbers (`loss`, `loss/python`, ...) of a kind (`valid`).
-    pub fn log_values(&mut self, kind: &str, step: u64, values: &[(String, f64)]) -> Result<()> {
+    /// Records the named numbers (`loss`, `loss/python`, ...) of a validation.
+    ///
+    /// # Errors
+    /// Files that cannot be written.
+    pub fn log_validation(&mut self, step: u64, values: &[(String, f64)]) -> Result<()> {
+        let Some(open) = &mut self.0 else { return Ok(()) };
+        open.last_validation = values.to_vec();
         let fields: Map<String, Value> = values.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
-        self.record(kind, step, Value::Object(fields))
+        open.record("valid", step, fields, &[])
     }
 
     /// Shows a message without breaking the progress line.
     pub fn note(&self, message: &str) {
-        match &self.progress {
-            Some(bar) => bar.suspend(|| eprintln!("{message}")),
-            None if self.files.is_some() => eprintln!("{message}"),
+        match &self.0 {
+            Some(Open { progress: Some(bar), .. }) => bar.suspend(|| eprintln!("{message}")),
+            Some(_) => eprintln!("{message}"),
             None => {}
         }
     }
 
     /// Brings everything onto the disk.
+    ///
+    /// # Errors
+    /// Files that cannot be written.
     pub fn flush(&mut self) -> Result<()> {
-        let Some(Files { path, jsonl, events }) = &mut self.files else { return Ok(()) };
+        let Some(Open { path, jsonl, events, .. }) = &mut self.0 else { return Ok(()) };
         jsonl.sync_data().with_context(|| path.display().to_string())?;
         events.flush()
     }
 
-    /// Removes the progress line.
+    /// Replaces the progress line by a summary of all steps since the start or the resume.
+    ///
+    /// # Errors
+    /// Files that cannot be written.
     pub fn finish(&mut self) -> Result<()> {
-        if let Some(bar) = self.progress.take() {
+        let Some(open) = &mut self.0 else { return Ok(()) };
+        if let Some(bar) = open.progress.take() {
             bar.finish_and_clear();
         }
+        if open.total.n_tokens > 0.0 {
+            eprintln!("{}", open.total.summary(&open.facts));
+        }
+        validation_lines(&open.last_validation).iter().for_each(|line| eprintln!("{line}"));
         self.flush()
     }
+}
 
-    fn record(&mut self, kind: &str, step: u64, fields: Value) -> Result<()> {
-        let Some(Files { path, jsonl, events }) = &mut self.files else { return Ok(()) };
-        let mut line = json!({"kind": kind, "step": step});
-        if let (Some(line), Some(fields)) = (line.as_object_mut(), fields.as_object()) {
-            line.extend(fields.clone());
-            let numbers = fields.iter().filter_map(|(name, value)| Some((name, value.as_f64()?)));
-            for (name, value) in numbers {
-                events.scalar(&format!("{kind}/{name}"), step, value as f32)?;
+impl Open {
+    /// Writes a line of `fields`, their numbers as curves `kind/...`, and further curves.
+    fn record(&mut self, kind: &str, step: u64, fields: Map<String, Value>, curves: &[(String, f64)]) -> Result<()> {
+        for (name, value) in &fields {
+            match (value.as_f64(), value.as_object()) {
+                (Some(value), _) => self.events.scalar(&format!("{kind}/{name}"), step, value as f32)?,
+                // By language: one curve each.
+                (None, Some(values)) if name == LOSS_BY_LANGUAGE => {
+                    for (language, value) in values.iter().filter_map(|(name, value)| Some((name, value.as_f64()?))) {
+                        self.events.scalar(&format!("{kind}/loss/{language}"), step, value as f32)?;
+                    }
+                }
+                _ => {}
             }
         }
+        for (name, value) in curves {
+            self.events.scalar(&format!("{kind}/{name}"), step, *value as f32)?;
+        }
+        let mut line = Map::from_iter([("kind".to_owned(), json!(kind)), ("step".to_owned(), json!(step))]);
+        line.extend(fields);
         // One write a line: a killed run leaves at most its last line torn.
-        jsonl.write_all(format!("{line}\n").as_bytes()).with_context(|| path.display().to_string())
+        let line = format!("{}\n", Value::Object(line));
+        self.jsonl.write_all(line.as_bytes()).with_context(|| self.path.display().to_string())
     }
+
+    /// `load_max/LAYER` and `load_entropy/LAYER` of every layer with experts.
+    fn balances(&self, report: &StepReport) -> Vec<(String, f64)> {
+        let layers = self.facts.moe_layers.iter().zip(&report.load_E);
+        let of_layer = layers.filter_map(|(layer, shares)| Some((layer, balance(shares)?)));
+        let curves = |(layer, (largest, entropy)): (&usize, (f64, f64))| {
+            [(format!("load_max/{layer}"), largest), (format!("load_entropy/{layer}"), entropy)]
+        };
+        of_layer.flat_map(curves).collect()
+    }
+}
+
+/// The field with the loss of each language.
+const LOSS_BY_LANGUAGE: &str = "loss_by_language";
+
+/// The line of a step. Nothing in it is smoothed.
+fn step_fields(facts: &Facts, lr: f64, report: &StepReport) -> Map<String, Value> {
+    let work = Work::of(report);
+    let named = facts.languages.iter().zip(&report.languages).filter(|(_, language)| language.n_counted > 0);
+    let (losses, counted): (Map<String, Value>, Map<String, Value>) = named
+        .map(|(name, language)| {
+            let loss = language.nll_sum / language.n_counted as f64;
+            ((name.clone(), json!(loss)), (name.clone(), json!(language.n_counted)))
+        })
+        .unzip();
+    let fields = json!({
+        "loss": report.loss, "aux_loss": report.aux_loss, "grad_norm": report.grad_norm, "lr": lr,
+        LOSS_BY_LANGUAGE: losses, "counted_by_language": counted,
+        "n_tokens": report.n_tokens, "n_counted": report.n_counted, "elapsed_s": report.elapsed_s,
+        "tokens_per_s": work.tokens_per_s(), "flops_per_s": work.flops_per_s(facts), "mfu": work.mfu(facts),
+        "peak_flops": facts.peak.flops_per_s, "peak_source": facts.peak.source,
+        "loader_wait_s": report.loader_wait_s, "loader_wait_share": work.loader_wait_share(),
+        "comm_wait_s": report.comm_wait_s, "comm_share": work.comm_share(),
+        "comm_bytes": report.comm_bytes, "comm_messages": report.comm_messages, "load_E": report.load_E,
+    });
+    fields.as_object().cloned().unwrap_or_default()
+}
+
+/// A validation for people: the averages, then a line for each language.
+fn validation_lines(values: &[(String, f64)]) -> Vec<String> {
+    let of = |name: &str| values.iter().find(|(known, _)| known == name).map_or(f64::NAN, |(_, value)| *value);
+    let line = |name: &str, end: &str| {
+        let (loss, bits) = (of(&format!("loss{end}")), of(&format!("bits_per_byte{end}")));
+        format!("  {name:<12} loss {loss:.4}, {bits:.4} bits per byte")
+    };
+    if values.is_empty() {
+        return Vec::new();
+    }
+    let languages = values.iter().filter_map(|(name, _)| name.strip_prefix("loss/"));
+    let heading = ["last validation:".to_owned(), line("all, macro", "")];
+    heading.into_iter().chain(languages.map(|name| line(name, &format!("/{name}")))).collect()
 }
 
 fn progress_bar(n_steps: u64, next_step: u64) -> ProgressBar {
@@ -131,15 +230,6 @@ fn progress_bar(n_steps: u64, next_step: u64) -> ProgressBar {
     }
     bar.set_position(next_step);
     bar
-}
-
-fn duration(seconds: f64) -> String {
-    let s = seconds as u64;
-    match (s / 3600, s / 60 % 60) {
-        (0, 0) => format!("{s}s"),
-        (0, m) => format!("{m}m{:02}s", s % 60),
-        (h, m) => format!("{h}h{m:02}m"),
-    }
 }
 
 /// Rewrites `path` without lines of steps from `next_step` on and without torn lines.
@@ -161,13 +251,32 @@ fn drop_lines_from(path: &Path, next_step: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::step::LanguageLoss;
+
+    fn facts() -> Facts {
+        let peak = Peak { flops_per_s: 1e9, source: "products_peak".to_owned() };
+        let languages = ["go", "lua", "python"].map(str::to_owned).to_vec();
+        Facts {
+            n_steps: 10,
+            log_every_steps: 1,
+            languages,
+            moe_layers: vec![1, 3],
+            flops_per_token: 1e6,
+            peak,
+            world: 1,
+        }
+    }
+
+    fn line(text: &str, idx: usize) -> Value {
+        serde_json::from_str(text.lines().nth(idx).unwrap()).unwrap()
+    }
 
     #[test]
     fn steps_done_again_leave_one_line_each() {
         let dir = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(dir.path(), 0, 10, 1).unwrap();
+        let mut metrics = Metrics::open(dir.path(), 0, facts()).unwrap();
         for step in 0..6 {
-            metrics.log_values("valid", step, &[("loss".to_owned(), 1.0)]).unwrap();
+            metrics.log_validation(step, &[("loss".to_owned(), 1.0)]).unwrap();
         }
         metrics.finish().unwrap();
         std::fs::OpenOptions::new()
@@ -175,15 +284,50 @@ mod tests {
             .open(dir.path().join("metrics.jsonl"))
             .and_then(|mut file| file.write_all(b"{\"kind\":\"tr"))
             .unwrap();
-        Metrics::open(dir.path(), 4, 10, 1).unwrap().log_values("valid", 4, &[]).unwrap();
+        Metrics::open(dir.path(), 4, facts()).unwrap().log_validation(4, &[]).unwrap();
         let text = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
-        let steps: Vec<u64> =
-            text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap()).collect();
+        let steps: Vec<u64> = (0..text.lines().count()).map(|idx| line(&text, idx)["step"].as_u64().unwrap()).collect();
         assert_eq!(steps, [0, 1, 2, 3, 4]);
     }
 
     #[test]
-    fn durations_read_well() {
-        assert_eq!(["5s", "2m05s", "3h02m"], [duration(5.4), duration(125.0), duration(3.0 * 3600.0 + 130.0)]);
+    fn a_step_is_written_with_its_languages_and_layers() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(dir.path(), 0, facts()).unwrap();
+        let language = |nll_sum, n_counted| LanguageLoss { nll_sum, n_counted };
+        let report = StepReport {
+            loss: 2.5,
+            languages: vec![language(30.0, 10), language(0.0, 0), language(20.0, 10)],
+            load_E: vec![vec![0.5, 0.5], vec![0.0, 1.0]],
+            n_tokens: 50,
+            elapsed_s: 0.5,
+            loader_wait_s: 0.1,
+            ..StepReport::default()
+        };
+        metrics.log_step(0, 10, 1e-3, &report).unwrap();
+        metrics.finish().unwrap();
+        let written = line(&std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap(), 0);
+        assert_eq!(written["loss_by_language"], json!({"go": 3.0, "python": 2.0}));
+        assert_eq!(written["counted_by_language"], json!({"go": 10, "python": 10}));
+        for (name, value) in [("tokens_per_s", 100.0), ("flops_per_s", 1e8), ("mfu", 0.1), ("loader_wait_share", 0.2)] {
+            assert!((written[name].as_f64().unwrap() - value).abs() < 1e-9 * value, "{name}: {written}");
+        }
+        let file = dir.path().join("tensorboard").read_dir().unwrap().next().unwrap().unwrap().path();
+        let events = String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned();
+        for tag in ["train/loss/go", "train/mfu", "train/load_max/3", "train/load_entropy/1", "train/comm_share"] {
+            assert!(events.contains(tag), "{tag}");
+        }
+        assert!(!events.contains("train/loss/lua") && !events.contains("counted_by_language"));
+    }
+
+    #[test]
+    fn a_validation_is_summed_up_by_language() {
+        let values = [("loss", 2.0), ("bits_per_byte", 1.0), ("loss/lua", 1.5), ("bits_per_byte/lua", 0.75)];
+        let lines = validation_lines(&values.map(|(name, value)| (name.to_owned(), value)));
+        assert_eq!(
+            lines[1..],
+            ["  all, macro   loss 2.0000, 1.0000 bits per byte", "  lua          loss 1.5000, 0.7500 bits per byte"]
+        );
+        assert!(validation_lines(&[]).is_empty());
     }
 }

@@ -16,7 +16,8 @@ use crate::clock::Clock;
 use crate::config::{self, Compute, RunConfig};
 use crate::data::loader::Loader;
 use crate::interrupt;
-use crate::metrics::Metrics;
+use crate::metrics::peak::Peak;
+use crate::metrics::{Facts, Metrics};
 use crate::optimizer::Optimizer;
 use crate::parallel::{Mesh, make_whole};
 use crate::schedule::lr_at;
@@ -72,11 +73,7 @@ pub fn run(
     mesh.divide(config, &mut lm, &loader.language_probs(), &workspace.gradients);
     let options = step_options(config, device);
     let validation = load_validation(config, tokenizer, &options)?;
-    let mut metrics = match mesh.is_first() {
-        true => Metrics::open(out, state.step, state.n_steps, config.metrics.log_every_steps)?,
-        false => Metrics::silent(),
-    };
-    metrics.note(&summary(config, &loader, &state, &mesh));
+    let mut metrics = open_metrics(config, &loader, &state, &mesh, device, out)?;
     let mut clock = Clock::start(state.elapsed_s);
 
     while state.step <= state.n_steps {
@@ -223,7 +220,7 @@ fn validate(validation: &ValidationSet, lm: &mut CodeLm, mesh: &Mesh, step: u64,
     let values = validation.measure(lm, mesh)?;
     mesh.connect(lm);
     metrics.note(&format!("step {step}: {}", validation_line(&values)));
-    metrics.log_values("valid", step, &values)?;
+    metrics.log_validation(step, &values)?;
     Ok(start.elapsed().as_secs_f64())
 }
 
@@ -236,6 +233,35 @@ fn load_validation(
         return Ok(None);
     }
     ValidationSet::load(config, tokenizer, &options.language_indices, &options.device).map(Some)
+}
+
+/// Measures the machine, opens the files of the first rank, and says what the run will be.
+fn open_metrics(
+    config: &RunConfig,
+    loader: &Loader,
+    state: &RunState,
+    mesh: &Mesh,
+    device: &Device,
+    out: &Path,
+) -> Result<Metrics> {
+    if !mesh.is_first() {
+        return Ok(Metrics::silent());
+    }
+    let model = &config.model;
+    let facts = Facts {
+        n_steps: state.n_steps,
+        log_every_steps: config.metrics.log_every_steps,
+        languages: loader.texts().languages.iter().map(|texts| texts.name.clone()).collect(),
+        moe_layers: (0..model.n_layers).filter(|&layer| model.is_moe_layer(layer)).collect(),
+        flops_per_token: 3.0 * model.flops_per_token(config.data.sequence_tokens / 2) as f64,
+        peak: Peak::of(config, device)?,
+        world: mesh.world(),
+    };
+    let (gflops, source) = (facts.peak.flops_per_s / 1e9, facts.peak.source.clone());
+    let metrics = Metrics::open(out, state.step, facts)?;
+    metrics.note(&summary(config, loader, state, mesh));
+    metrics.note(&format!("MFU is a share of {gflops:.0} GFLOP/s a rank ({source})"));
+    Ok(metrics)
 }
 
 fn summary(config: &RunConfig, loader: &Loader, state: &RunState, mesh: &Mesh) -> String {

@@ -41,6 +41,15 @@ impl Workspace {
     }
 }
 
+/// What a step says of one language.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LanguageLoss {
+    /// Sum of the negative log-likelihoods of the counted tokens, in nats.
+    pub nll_sum: f64,
+    /// Tokens that counted.
+    pub n_counted: usize,
+}
+
 /// What a step did.
 #[derive(Clone, Debug, Default)]
 pub struct StepReport {
@@ -48,6 +57,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Auxiliary losses of the routers, weighted as the tokens are.
     pub aux_loss: f64,
+    /// Loss by language, in the order of the texts; all have a place, also without tokens in this step.
+    pub languages: Vec<LanguageLoss>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// Share of assignments of each expert, per MoE layer.
@@ -60,11 +71,11 @@ pub struct StepReport {
     pub elapsed_s: f64,
     /// Wall time spent waiting for the loader.
     pub loader_wait_s: f64,
-    /// Bytes that this rank sent to others.
+    /// Bytes that this rank sent to others since the last step.
     pub comm_bytes: u64,
-    /// Messages that this rank sent to others.
+    /// Messages that this rank sent to others since the last step.
     pub comm_messages: u64,
-    /// Wall time that this rank waited for others.
+    /// Wall time of the step that this rank waited for others.
     pub comm_wait_s: f64,
 }
 
@@ -81,9 +92,12 @@ pub fn step(
     options: &StepOptions,
     lr: f64,
 ) -> Result<StepReport> {
+    // What ranks said to each other since the last step counts, but the time that it took is not of this one.
+    let (before, _) = mesh.take_traffic();
     let start = Instant::now();
     let batch = loader.next_batch()?;
-    let mut report = StepReport { n_counted: batch.n_counted, load_E: no_load(lm), ..StepReport::default() };
+    let languages = counted_by_language(&batch, options.language_indices.len());
+    let mut report = StepReport { n_counted: batch.n_counted, load_E: no_load(lm), languages, ..StepReport::default() };
     report.loader_wait_s = start.elapsed().as_secs_f64();
     accumulate(lm, workspace, &batch, mesh, options, &mut report)?;
     let gradients = &mut workspace.gradients;
@@ -96,7 +110,8 @@ pub fn step(
     lm.after_step(&report.load_E);
     report.elapsed_s = start.elapsed().as_secs_f64();
     let (traffic, comm_wait_s) = mesh.take_traffic();
-    (report.comm_bytes, report.comm_messages, report.comm_wait_s) = (traffic.bytes, traffic.messages, comm_wait_s);
+    (report.comm_bytes, report.comm_messages) = (before.bytes + traffic.bytes, before.messages + traffic.messages);
+    report.comm_wait_s = comm_wait_s;
     Ok(report)
 }
 
@@ -131,6 +146,9 @@ fn accumulate(
             Ok(())
         })?;
         report.loss += output.nll_sum / divisor;
+        for (sequence, nll_sum) in mine.iter().zip(&output.nll_B) {
+            report.languages[sequence.language_idx].nll_sum += nll_sum;
+        }
         report.aux_loss += output.aux_loss;
         report.n_tokens += if share > 0.0 { inputs.language_BL.len() } else { 0 };
         add_load(&mut report.load_E, &output.load_E, share as f32);
@@ -146,6 +164,7 @@ fn reduce_report(report: &mut StepReport, gradients: &Gradients, mesh: &Mesh) ->
     let mut local =
         vec![f64::from(u8::from(is_finite)), report.loss, report.aux_loss, report.n_tokens as f64, own_squares];
     local.extend(report.load_E.iter().flatten().map(|load| f64::from(*load)));
+    local.extend(report.languages.iter().map(|language| language.nll_sum));
     let sums = mesh.sum(&local)?;
     (report.loss, report.aux_loss, report.n_tokens) = (sums[1], sums[2], sums[3] as usize);
     let squares = shared_squares + sums[4];
@@ -156,7 +175,9 @@ fn reduce_report(report: &mut StepReport, gradients: &Gradients, mesh: &Mesh) ->
             squares.sqrt()
         );
     }
-    report.load_E.iter_mut().flatten().zip(&sums[5..]).for_each(|(load, sum)| *load = *sum as f32);
+    let mut sums = sums[5..].iter();
+    report.load_E.iter_mut().flatten().zip(sums.by_ref()).for_each(|(load, sum)| *load = *sum as f32);
+    report.languages.iter_mut().zip(sums).for_each(|(language, sum)| language.nll_sum = *sum);
     Ok(squares)
 }
 
@@ -176,6 +197,15 @@ pub fn to_batch(
         sequences.iter().flat_map(|sequence| std::iter::repeat_n(language_indices[sequence.language_idx], l)).collect();
     let start_BL = document_mask.then(|| flat(|sequence| &sequence.start_L));
     Ok(Batch { x_BL, y_BL, language_BL, start_BL })
+}
+
+/// No loss yet, and the counted tokens of the whole batch, which every rank has.
+fn counted_by_language(batch: &LoadedBatch, n_languages: usize) -> Vec<LanguageLoss> {
+    let mut languages = vec![LanguageLoss::default(); n_languages];
+    for sequence in &batch.sequences {
+        languages[sequence.language_idx].n_counted += sequence.n_counted();
+    }
+    languages
 }
 
 /// The load of each expert before there is any, per MoE layer.

@@ -146,6 +146,48 @@ fn the_smoke_preset_lowers_the_loss_in_20_steps() {
     assert!(fixture.path("run/run.toml").exists());
 }
 
+/// The numbers of an object by name.
+fn numbers(value: &serde_json::Value) -> Vec<(&str, f64)> {
+    value.as_object().unwrap().iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?))).collect()
+}
+
+#[test]
+fn a_step_reports_its_speed_and_the_loss_of_its_languages() {
+    let fixture = Fixture::new();
+    let sets = ["--set", "n_steps=6", "--set", "eval.every_steps=6", "--set", "eval.sequences_per_language=2"];
+    let said = succeed(&mut fixture.train("run", &sets));
+    let metrics = fs::read_to_string(fixture.path("run/metrics.jsonl")).unwrap();
+    let lines = metrics.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let steps: Vec<serde_json::Value> = lines.filter(|line| line["kind"] == "train").collect();
+    assert_eq!(steps.len(), 6);
+    for step in &steps {
+        let counted = &step["counted_by_language"];
+        let losses = numbers(&step["loss_by_language"]);
+        let nll_sum: f64 = losses.iter().map(|(name, loss)| loss * counted[name].as_f64().unwrap()).sum();
+        let n_counted: f64 = numbers(counted).iter().map(|(_, n)| n).sum();
+        assert_eq!(n_counted, step["n_counted"].as_f64().unwrap());
+        assert!((nll_sum / n_counted - step["loss"].as_f64().unwrap()).abs() < 1e-6, "{step}");
+        let number = |name: &str| step[name].as_f64().unwrap();
+        assert!(number("mfu") > 0.0 && number("mfu") < 1.5, "{step}");
+        let mfu = number("flops_per_s") / number("peak_flops");
+        assert!((number("mfu") - mfu).abs() < 1e-9 && step["peak_source"] == "products_peak", "{step}");
+        assert!((0.0..=1.0).contains(&number("loader_wait_share")) && number("comm_share") == 0.0, "{step}");
+    }
+    let both = steps.iter().flat_map(|step| numbers(&step["loss_by_language"])).map(|(name, _)| name);
+    assert_eq!(both.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>(), ["lua", "python"]);
+    let file = fixture.path("run/tensorboard").read_dir().unwrap().next().unwrap().unwrap().path();
+    let events = String::from_utf8_lossy(&fs::read(file).unwrap()).into_owned();
+    for tag in ["loss/python", "mfu", "flops_per_s", "loader_wait_share", "comm_share", "load_max/1", "load_entropy/3"]
+    {
+        assert!(events.contains(&format!("train/{tag}")), "{tag}");
+    }
+    let progress: Vec<&str> = said.lines().filter(|line| line.starts_with("step ") && line.contains(" left")).collect();
+    assert!(progress.len() == 6 && progress.iter().all(|line| line.len() <= 100 && line.contains("MFU")), "{said}");
+    for part in ["tokens/s, MFU", "waiting for the loader", "last validation:", "  python       loss "] {
+        assert!(said.contains(part), "{part:?} in {said}");
+    }
+}
+
 #[test]
 fn stop_and_resume_equals_an_unbroken_run() {
     let fixture = Fixture::new();
@@ -327,5 +369,10 @@ fn a_dry_run_prints_sizes_and_writes_nothing() {
     for part in ["[model.moe]", "parameters", "active parameters", "FLOPs a step", "memory, together"] {
         assert!(text.contains(part), "{text}");
     }
+    assert!(text.contains("MiB (one micro-step on the CPU)"), "{text}");
     assert!(!fixture.path("run").exists());
+    let by_token = ["--dry-run", "--set", "model.moe.router={ kind = \"token\" }"];
+    let output = fixture.train("run", &by_token).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("unknown") && text.contains("looks at tokens"), "{text}{}", stderr(&output));
 }

@@ -24,8 +24,31 @@ pub(crate) const IGNORE: u32 = u32::MAX;
 pub struct LinearCrossEntropy {
     /// Sum over the counted tokens of -ln p(target), a differentiable scalar.
     pub nll_sum: Tensor,
+    /// -ln p(target) of each token, 0 where it is not counted; no gradient.
+    pub nll_N: Tensor,
     /// Tokens whose target was counted.
     pub n_tokens: usize,
+}
+
+/// Memory that [`cross_entropy`] keeps from call to call.
+#[derive(Default)]
+pub(crate) struct CrossEntropyMemory {
+    /// A block of rows of logits.
+    logits: Vec<f32>,
+    /// Of the last call: -ln p(target) of each token, 0 where it is not counted.
+    pub(crate) nll_N: Vec<f32>,
+}
+
+impl CrossEntropyMemory {
+    /// Elements that it holds.
+    pub(crate) fn n_elements(&self) -> usize {
+        self.logits.len() + self.nll_N.len()
+    }
+
+    /// Elements that it holds after a call for `n` tokens and a vocabulary of `v`.
+    pub(crate) fn planned_elements(n: usize, v: usize) -> usize {
+        block_rows(n, v).min(n) * v + n
+    }
 }
 
 /// Cross-entropy in nats of `softmax(x·wᵀ)` against `target_N`, summed; targets of `u32::MAX` are not counted.
@@ -35,13 +58,17 @@ pub fn linear_cross_entropy(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> R
     let v = w_VD.dim(0)?;
     let n_tokens = check_targets(target_N, x_ND.dim(0)?, v)?;
     if !is_fused(x_ND) {
-        let nll_sum = composed_nll(x_ND, w_VD, target_N)?.nll_N1.sum_all()?;
-        return Ok(LinearCrossEntropy { nll_sum, n_tokens });
+        let nll_N1 = composed_nll(x_ND, w_VD, target_N)?.nll_N1;
+        let nll_N = nll_N1.detach().flatten_all()?;
+        return Ok(LinearCrossEntropy { nll_sum: nll_N1.sum_all()?, nll_N, n_tokens });
     }
     let target_N: Arc<[u32]> = target_N.into();
-    let op = Op { target_N, gradients: Mutex::new(None) };
+    let nll_N = Arc::new(Mutex::new(Vec::new()));
+    let op = Op { target_N, nll_N: nll_N.clone(), gradients: Mutex::new(None) };
     let nll_sum = x_ND.contiguous()?.apply_op2(&w_VD.contiguous()?, op)?;
-    Ok(LinearCrossEntropy { nll_sum, n_tokens })
+    let nll_N = nll_N.lock().map(|mut nll_N| std::mem::take(&mut *nll_N)).unwrap_or_default();
+    let nll_N = Tensor::from_vec(nll_N, x_ND.dim(0)?, x_ND.device())?;
+    Ok(LinearCrossEntropy { nll_sum, nll_N, n_tokens })
 }
 
 /// For each token -ln p(target) in nats and whether the target is the likeliest id; 0 and false where the target is not counted.
@@ -81,6 +108,8 @@ fn check_targets(target_N: &[u32], n: usize, v: usize) -> Result<usize> {
 
 struct Op {
     target_N: Arc<[u32]>,
+    /// Where the forward pass leaves the loss of each token.
+    nll_N: Arc<Mutex<Vec<f32>>>,
     /// Gradients with respect to x and w at a result gradient of 1.
     gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
 }
@@ -93,7 +122,11 @@ impl CustomOp2 for Op {
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (slice(s1, l1, "cross entropy")?, slice(s2, l2, "cross entropy")?);
         let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
-        let total = cross_entropy(x, w, &self.target_N, 1.0, &mut dx, &mut dw, &mut Vec::new());
+        let mut memory = CrossEntropyMemory::default();
+        let total = cross_entropy(x, w, &self.target_N, 1.0, &mut dx, &mut dw, &mut memory);
+        if let Ok(mut nll_N) = self.nll_N.lock() {
+            *nll_N = memory.nll_N;
+        }
         if let Ok(mut gradients) = self.gradients.lock() {
             *gradients = Some((dx, dw));
         }
@@ -113,7 +146,7 @@ impl CustomOp2 for Op {
 }
 
 /// The summed loss in nats of `softmax(x·wᵀ)`; writes `scale` times its gradient with respect to `x` to `dx` and adds that of `w` to `dw`.
-/// `logits` is memory for a block of them, kept by the caller.
+/// The loss of each token stays in `memory`.
 pub(crate) fn cross_entropy(
     x: &[f32],
     w: &[f32],
@@ -121,40 +154,46 @@ pub(crate) fn cross_entropy(
     scale: f32,
     dx: &mut [f32],
     dw: &mut [f32],
-    logits: &mut Vec<f32>,
+    memory: &mut CrossEntropyMemory,
 ) -> f64 {
     let d = x.len() / targets.len().max(1);
     let v = w.len() / d.max(1);
-    let block = (LOGITS / v).clamp(64, targets.len().max(64));
+    let block = block_rows(targets.len(), v);
+    let CrossEntropyMemory { logits, nll_N } = memory;
     logits.resize(logits.len().max(block.min(targets.len()) * v), 0.0);
-    let mut total = 0f64;
-    for ((targets, x), dx) in targets.chunks(block).zip(x.chunks(block * d)).zip(dx.chunks_mut(block * d)) {
+    nll_N.resize(targets.len(), 0.0);
+    let blocks = targets.chunks(block).zip(nll_N.chunks_mut(block));
+    for ((targets, nll_N), (x, dx)) in blocks.zip(x.chunks(block * d).zip(dx.chunks_mut(block * d))) {
         let rows = targets.len();
         let (x, w) = (Mat::rows(x, d), Mat::rows(w, d));
         mixed::matmul(logits, v, (rows, v, d), false, x, w.t());
-        total += block_loss(&mut logits[..rows * v], v, targets, scale);
+        block_loss(&mut logits[..rows * v], v, targets, scale, nll_N);
         let dlogits = Mat::rows(logits, v);
         mixed::matmul(dx, d, (rows, d, v), false, dlogits, w);
         mixed::matmul(dw, d, (v, d, rows), true, dlogits.t(), x);
     }
-    total
+    // Added in order, so that the sum does not depend on the threads.
+    nll_N.iter().map(|&nll| f64::from(nll)).sum()
 }
 
-/// Replaces logits by `scale` times the gradient of the loss with respect to them and returns the loss in nats.
-fn block_loss(logits: &mut [f32], v: usize, targets: &[u32], scale: f32) -> f64 {
-    let row = |(logits, &target): (&mut [f32], &u32)| {
+/// Rows of logits that exist at one time, of `n` tokens in all.
+fn block_rows(n: usize, v: usize) -> usize {
+    (LOGITS / v).clamp(64, n.max(64))
+}
+
+/// Replaces logits by `scale` times the gradient of the loss with respect to them; writes the loss of each token in nats.
+fn block_loss(logits: &mut [f32], v: usize, targets: &[u32], scale: f32, nll_N: &mut [f32]) {
+    let row = |((logits, &target), nll): ((&mut [f32], &u32), &mut f32)| {
         if target == IGNORE {
             logits.fill(0.0);
-            return 0.0;
+            *nll = 0.0;
+            return;
         }
         let at_target = logits[target as usize];
-        let nll = simd::vectorized(|| simd::scaled_softmax_row(logits, scale)) - at_target;
+        *nll = simd::vectorized(|| simd::scaled_softmax_row(logits, scale)) - at_target;
         logits[target as usize] -= scale;
-        f64::from(nll)
     };
-    // Collected in order, so that the sum does not depend on the threads.
-    let losses: Vec<f64> = logits.par_chunks_exact_mut(v).zip(targets).map(row).collect();
-    losses.iter().sum()
+    logits.par_chunks_exact_mut(v).zip(targets).zip(nll_N).for_each(row);
 }
 
 /// -ln p of every target, 0 where it is not counted, and what that was computed from.
@@ -218,6 +257,8 @@ mod tests {
         assert!(nll_N.iter().zip(&composed_N).all(|(a, b)| (a - b).abs() < 1e-5) && correct_N == composed_correct_N);
         let loss = linear_cross_entropy(&x_ND, &w_VD, &TARGETS).unwrap();
         assert_eq!((loss.n_tokens, nll_N[2], correct_N[2]), (5, 0.0, false));
+        let by_token = loss.nll_N.to_vec1::<f32>().unwrap();
+        assert!(nll_N.iter().zip(&by_token).all(|(a, b)| (a - b).abs() < 1e-5), "{by_token:?}, not {nll_N:?}");
         let total = loss.nll_sum.to_scalar::<f32>().unwrap();
         assert!((nll_N.iter().sum::<f32>() - total).abs() < 1e-4);
         let best = x_ND.matmul(&w_VD.t().unwrap()).unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap();

@@ -11,7 +11,7 @@ use super::{StepData, Tape};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::gradients::Gradients;
-use crate::ops::Rope;
+use crate::ops::{CrossEntropyMemory, Rope};
 
 mod kernels;
 
@@ -31,8 +31,7 @@ pub(crate) struct Inputs<'a> {
 #[derive(Default)]
 pub struct CpuTape {
     slots: Vec<Vec<f32>>,
-    /// A block of rows of logits.
-    logits: Vec<f32>,
+    loss: CrossEntropyMemory,
     /// Where the time went.
     pub profile: Profile,
 }
@@ -63,7 +62,7 @@ impl CpuTape {
                 Op::Ready { parameters } => ready(gradients, parameters.clone())?,
                 Op::LinearCrossEntropy { x, head, dx } => {
                     let run = (&weights, inputs, &mut *gradients);
-                    nll_sum += kernels::cross_entropy(&mut memory, run, (*x, *head, *dx), &mut self.logits);
+                    nll_sum += kernels::cross_entropy(&mut memory, run, (*x, *head, *dx), &mut self.loss);
                 }
                 op => kernels::run(op, &mut memory, &weights, inputs, gradients),
             }
@@ -72,9 +71,14 @@ impl CpuTape {
         Ok(nll_sum)
     }
 
+    /// Of the last run: -ln p(target) of each token in nats, 0 where it is not counted.
+    pub(crate) fn nll_N(&self) -> &[f32] {
+        &self.loss.nll_N
+    }
+
     /// Bytes that it holds.
     pub fn n_bytes(&self) -> usize {
-        4 * (self.slots.iter().map(Vec::len).sum::<usize>() + self.logits.len())
+        4 * (self.slots.iter().map(Vec::len).sum::<usize>() + self.loss.n_elements())
     }
 }
 

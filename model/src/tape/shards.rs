@@ -83,7 +83,8 @@ impl Shards {
     }
 
     pub(super) fn n_bytes(&self) -> usize {
-        self.0.iter().map(|shard| shard.cpu.n_bytes()).sum()
+        let gradients = |shard: &Shard| shard.gradients.as_ref().map_or(0, |gradients| 4 * gradients.values().len());
+        self.0.iter().map(|shard| shard.cpu.n_bytes() + gradients(shard)).sum()
     }
 }
 
@@ -110,7 +111,7 @@ impl Shard {
 }
 
 /// The most parts of as many sequences and cores each.
-fn n_shards(b: usize, n_threads: usize, n_values: usize) -> usize {
+pub(super) fn n_shards(b: usize, n_threads: usize, n_values: usize) -> usize {
     let fits = |n: &usize| (n - 1) * n_values * 4 <= MAX_GRADIENT_BYTES;
     (1..=n_threads).rev().filter(|n| b.is_multiple_of(*n) && n_threads.is_multiple_of(*n)).find(fits).unwrap_or(1)
 }

@@ -9,7 +9,7 @@ use super::step_data::HostPlan;
 use super::{CpuTape, Profile, StepData, TapeOptions};
 use crate::error::Result;
 use crate::gradients::Gradients;
-use crate::lm::{Batch, CodeLm, IGNORE_ID};
+use crate::lm::{Batch, CodeLm, IGNORE_ID, LossOutput, row_sums};
 use crate::router::RouterContext;
 
 /// What a forward and backward pass says besides the gradients.
@@ -19,6 +19,8 @@ pub struct StepLoss {
     pub nll_sum: f64,
     /// The routers' losses, weighted by the share of this batch in the step.
     pub aux_loss: f64,
+    /// `nll_sum` of each row of the batch.
+    pub nll_B: Vec<f64>,
     /// Counted tokens.
     pub n_tokens: usize,
     /// Per layer with experts, the share of assignments of each.
@@ -30,6 +32,7 @@ impl StepLoss {
     fn add(&mut self, part: &StepLoss, share: f32) {
         self.nll_sum += part.nll_sum;
         self.aux_loss += part.aux_loss;
+        self.nll_B.extend(&part.nll_B);
         self.n_tokens += part.n_tokens;
         self.load_E.resize_with(part.load_E.len(), || vec![0.0; part.load_E[0].len()]);
         let loads = self.load_E.iter_mut().flatten().zip(part.load_E.iter().flatten());
@@ -123,7 +126,8 @@ fn run(
     let nll_sum = cpu.run(&tape, &inputs, gradients, ready)?;
     let n_tokens = data.target_N.iter().filter(|&&id| id != IGNORE_ID).count();
     let load_E = data.plans.into_iter().map(|plan| plan.load_E).collect();
-    Ok(StepLoss { nll_sum, aux_loss: 0.0, n_tokens, load_E })
+    let nll_B = row_sums(cpu.nll_N(), data.l);
+    Ok(StepLoss { nll_sum, aux_loss: 0.0, nll_B, n_tokens, load_E })
 }
 
 /// Everything that the tape needs to know of the batch.
@@ -158,6 +162,6 @@ fn by_autograd(
         }
         ready(gradients, idx..idx + 1)?;
     }
-    let (nll_sum, aux_loss, n_tokens, load_E) = (output.nll_sum, output.aux_loss, output.n_tokens, output.load_E);
-    Ok(StepLoss { nll_sum, aux_loss, n_tokens, load_E })
+    let LossOutput { nll_sum, aux_loss, nll_B, n_tokens, load_E, .. } = output;
+    Ok(StepLoss { nll_sum, aux_loss, nll_B, n_tokens, load_E })
 }

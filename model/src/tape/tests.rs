@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::step::step_data;
-use super::{Op, TapeOptions, TrainTape, record};
+use super::{Op, StepLoss, TapeOptions, TrainTape, planned_elements, record};
 use crate::config::tests::tiny;
 use crate::config::{Activation, ModelConfig, UNKNOWN_LANGUAGE};
 use crate::gradients::Gradients;
@@ -70,7 +70,7 @@ fn names(lm: &CodeLm) -> Vec<&str> {
     lm.parameters().iter().map(|(name, _)| name.as_str()).collect()
 }
 
-fn gradients(lm: &CodeLm, batch: &Batch, options: TapeOptions) -> (f64, Gradients) {
+fn gradients(lm: &CodeLm, batch: &Batch, options: TapeOptions) -> (StepLoss, Gradients) {
     let mut gradients = Gradients::of(lm);
     let mut complete = vec![false; gradients.n_parameters()];
     let loss = TrainTape::new(options)
@@ -80,13 +80,21 @@ fn gradients(lm: &CodeLm, batch: &Batch, options: TapeOptions) -> (f64, Gradient
         })
         .unwrap();
     assert!(complete.iter().all(|&complete| complete), "some gradients are never said to be complete");
-    (loss.nll_sum, gradients)
+    (loss, gradients)
 }
 
 fn assert_close(got: &[f32], expected: &[f32], what: &str) {
     let scale = expected.iter().fold(1e-3f32, |max, x| max.max(x.abs()));
     let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
     assert!(worst <= 1e-4 * scale, "{what}: differs by {worst} at scale {scale}");
+}
+
+/// Asserts that each row's loss is the expected one, and that they add up to the loss.
+fn assert_same_rows(loss: &StepLoss, expected_B: &[f64], name: &str) {
+    assert_eq!(loss.nll_B.len(), expected_B.len(), "{name}: rows");
+    let is_close = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-3;
+    assert!(loss.nll_B.iter().zip(expected_B).all(is_close), "{name}: {:?}, not {expected_B:?}", loss.nll_B);
+    assert!((loss.nll_B.iter().sum::<f64>() - loss.nll_sum).abs() < 1e-3, "{name}: {loss:?}");
 }
 
 #[test]
@@ -97,7 +105,9 @@ fn the_tape_equals_autograd_for_every_option() {
             let expected = lm.loss(&batch, 40.0).unwrap();
             let mut grads = expected.loss.backward().unwrap();
             for checkpoint_activations in [false, true] {
-                let (nll_sum, gradients) = gradients(&lm, &batch, TapeOptions { checkpoint_activations });
+                let (loss, gradients) = gradients(&lm, &batch, TapeOptions { checkpoint_activations });
+                let nll_sum = loss.nll_sum;
+                assert_same_rows(&loss, &expected.nll_B, &name);
                 assert!((nll_sum - expected.nll_sum).abs() < 1e-3, "{name}: loss {nll_sum}, not {}", expected.nll_sum);
                 for (idx, (parameter, var)) in lm.parameters().iter().enumerate() {
                     let what = format!("{name}, checkpointing {checkpoint_activations}, {parameter}");
@@ -158,10 +168,12 @@ fn a_batch_divided_among_threads_has_the_same_gradients() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
         pool.install(|| gradients(&lm, &batch(4, 20, true), TapeOptions::default()))
     };
-    let (nll_sum, undivided) = run(1);
+    let (whole, undivided) = run(1);
     for n_threads in [2, 4, 6] {
-        let (divided_nll_sum, divided) = run(n_threads);
-        assert!((divided_nll_sum - nll_sum).abs() < 1e-4, "{n_threads} threads");
+        let (loss, divided) = run(n_threads);
+        assert!((loss.nll_sum - whole.nll_sum).abs() < 1e-4, "{n_threads} threads");
+        let rows = loss.nll_B.iter().zip(&whole.nll_B);
+        assert!(loss.nll_B.len() == 4 && rows.clone().all(|(a, b)| (a - b).abs() < 1e-4), "{rows:?}");
         for idx in 0..divided.n_parameters() {
             assert_eq!(divided.is_present(idx), undivided.is_present(idx));
             assert_close(&divided.values()[divided.span(idx)], &undivided.values()[divided.span(idx)], "gradients");
@@ -195,6 +207,26 @@ fn what_is_computed_again_is_only_what_the_gradients_need() {
     };
     // Two layers of seven products; the last one of a layer is not needed again.
     assert_eq!((count(false), count(true)), ((2, 14), (4, 26)));
+}
+
+#[test]
+fn memory_is_known_before_there_is_a_model() {
+    for (name, config) in configs() {
+        let lm = model(&config);
+        for (checkpoint_activations, (b, l)) in [(false, (3, 64)), (true, (3, 64)), (false, (2, 20)), (true, (2, 20))] {
+            let options = TapeOptions { checkpoint_activations };
+            let planned = planned_elements(&config, b, l, options);
+            if !TrainTape::is_for(&lm) {
+                assert!(planned.unwrap_err().to_string().contains("looks at tokens"), "{name}");
+                continue;
+            }
+            let mut tape = TrainTape::new(options);
+            let batch = batch(b, l, false);
+            tape.step(&lm, &batch, (40.0, 1.0), &mut Gradients::of(&lm), &mut |_, _| Ok(())).unwrap();
+            assert_eq!(4 * planned.unwrap(), tape.n_bytes(), "{name}, {b} rows of {l}, {options:?}");
+        }
+    }
+    assert!(planned_elements(&tiny(None), 1, 65, TapeOptions::default()).is_err(), "longer than the context");
 }
 
 #[test]

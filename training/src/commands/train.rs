@@ -33,7 +33,7 @@ pub struct Args {
     /// Continues the newest intact checkpoint in the run folder, with its configuration; starts afresh where there is none.
     #[arg(long)]
     pub resume: bool,
-    /// Prints the resolved configuration, sizes, FLOPs and a memory estimate, and ends.
+    /// Prints the resolved configuration, sizes, FLOPs and memory, and ends.
     #[arg(long)]
     pub dry_run: bool,
     /// Run folder: checkpoints, metrics.jsonl, TensorBoard events, run.toml.

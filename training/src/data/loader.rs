@@ -209,7 +209,7 @@ mod tests {
                 assert!(start as usize <= l && sequence.start_L[start as usize] == start, "{l}: {start}");
                 // All but the padding at the end begin with the language, after the token of a fill-in-the-middle piece.
                 let begins = &sequence.x_L[l..sequence.x_L.len().min(l + 2)];
-                if start as usize == l && sequence.x_L[l..].iter().any(|&id| id == tag) {
+                if start as usize == l && sequence.x_L[l..].contains(&tag) {
                     assert!(begins.contains(&tag), "piece at {l}: {begins:?}");
                     n_pieces += 1;
                 }

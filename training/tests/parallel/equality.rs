@@ -25,6 +25,8 @@ fn assert_mode_equals_single(mode: &str, sets: &[&str]) {
         outcome.assert_equals(&reference, &format!("{sets:?} on {world} ranks"));
         let sent: f64 = outcome.curve("comm_bytes").iter().sum();
         assert_eq!(sent > 0.0, world > 1, "{sent} bytes sent by one of {world} ranks");
+        let shares = outcome.curve("comm_share");
+        assert!(shares.iter().all(|share| (0.0..=1.0).contains(share)), "{world} ranks: {shares:?}");
     }
 }
 

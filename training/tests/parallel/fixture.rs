@@ -173,7 +173,7 @@ impl Outcome {
         self.steps.iter().map(|step| step[name].as_f64().unwrap()).collect()
     }
 
-    /// Asserts that this run is `reference` up to rounding: losses, norms, loads, validation, weights, moments, step counts.
+    /// Asserts that this run is `reference` up to rounding: losses, by language too, norms, loads, validation, weights, moments, step counts.
     pub(crate) fn assert_equals(&self, reference: &Outcome, what: &str) {
         for name in ["loss", "aux_loss", "grad_norm"] {
             let (a, b) = (self.curve(name), reference.curve(name));
@@ -184,6 +184,16 @@ impl Outcome {
         }
         for (a, b) in self.steps.iter().zip(&reference.steps) {
             assert_eq!((&a["n_tokens"], &a["n_counted"]), (&b["n_tokens"], &b["n_counted"]), "{what}");
+        }
+        for (step, (a, b)) in self.steps.iter().zip(&reference.steps).enumerate() {
+            assert_eq!(a["counted_by_language"], b["counted_by_language"], "{what}: languages of step {step}");
+            for (name, b) in b["loss_by_language"].as_object().unwrap() {
+                let (a, b) = (a["loss_by_language"][name].as_f64().unwrap(), b.as_f64().unwrap());
+                assert!(
+                    (a - b).abs() <= DRIFT * b.max(1.0),
+                    "{what}: loss of {name} at step {step}: {a}, expected {b}"
+                );
+            }
         }
         for (a, b) in self.valid.iter().zip(&reference.valid) {
             for (name, b) in b.as_object().unwrap().iter().filter_map(|(name, b)| Some((name, b.as_f64()?))) {

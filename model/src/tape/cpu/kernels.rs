@@ -5,7 +5,7 @@ use super::super::step_data::HostPlan;
 use super::{Inputs, Memory, Weights};
 use crate::config::ModelConfig;
 use crate::gradients::Gradients;
-use crate::ops::{self, AttentionShape, HeadNormRope};
+use crate::ops::{self, AttentionShape, CrossEntropyMemory, HeadNormRope};
 
 /// Runs one operation; those of the loss and of the control of the tape are not its own.
 pub(super) fn run(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inputs, gradients: &mut Gradients) {
@@ -38,11 +38,11 @@ pub(super) fn cross_entropy(
     memory: &mut Memory,
     (weights, inputs, gradients): (&Weights, &Inputs, &mut Gradients),
     (x, head, dx): (BufId, ParamId, BufId),
-    logits: &mut Vec<f32>,
+    loss: &mut CrossEntropyMemory,
 ) -> f64 {
     let dhead = gradients.slice_mut(head.0);
     memory.write([dx], |memory, [dx]| {
-        ops::cross_entropy(memory.get(x), weights.get(head), &inputs.data.target_N, inputs.scale, dx, dhead, logits)
+        ops::cross_entropy(memory.get(x), weights.get(head), &inputs.data.target_N, inputs.scale, dx, dhead, loss)
     })
 }
 

@@ -1,0 +1,46 @@
+//! The memory of a tape before there is a model.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::shards::n_shards;
+use super::step::step_data;
+use super::{TapeOptions, TrainTape, record};
+use crate::config::{ModelConfig, UNKNOWN_LANGUAGE};
+use crate::error::{Error, Result};
+use crate::lm::{Batch, CodeLm};
+use crate::ops::CrossEntropyMemory;
+use crate::params::Params;
+
+/// Elements of float32 that [`TrainTape`] holds once it has run a batch of `b` rows of `l` tokens, each row of one language, on as many
+/// threads as there are now: activations, their gradients, blocks of logits, the losses of the tokens, and the gradients of the parts
+/// that the batch is divided into. No weight is allocated.
+///
+/// # Errors
+/// A configuration or a length that makes no model; a model that the tape does not run, see [`TrainTape::is_for`].
+pub fn planned_elements(config: &ModelConfig, b: usize, l: usize, options: TapeOptions) -> Result<usize> {
+    let lm = CodeLm::new(config, Params::shapes_only(), &Device::Cpu)?;
+    if !TrainTape::is_for(&lm) {
+        let reason = "a router that looks at tokens: expected one that goes by language alone, for the tape to run it";
+        return Err(Error::Input(reason.to_owned()));
+    }
+    let n_shards = n_shards(b, rayon::current_num_threads(), config.n_parameters());
+    let part = part_elements(&lm, b / n_shards, l, options)?;
+    Ok(n_shards * part + (n_shards - 1) * config.n_parameters())
+}
+
+/// The elements of the tape of `b` rows.
+fn part_elements(lm: &CodeLm, b: usize, l: usize, options: TapeOptions) -> Result<usize> {
+    let config = lm.config();
+    let ids_BL = Tensor::zeros((b, l), DType::U32, &Device::Cpu)?;
+    let language = |n: usize| match config.languages.len() {
+        0 => UNKNOWN_LANGUAGE,
+        n_languages => (n / l % n_languages) as u32,
+    };
+    let language_BL = (0..b * l).map(language).collect();
+    let batch = Batch { x_BL: ids_BL.clone(), y_BL: ids_BL, language_BL, start_BL: None };
+    lm.check_batch(b, l, b * l)?;
+    let data = step_data(lm, &batch)?;
+    let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
+    let tape = record(config, &names, &data, options)?;
+    Ok(tape.n_elements() + CrossEntropyMemory::planned_elements(b * l, config.vocab_size))
+}

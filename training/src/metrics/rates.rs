@@ -1,0 +1,194 @@
+//! How fast steps were: tokens and operations a second, and what was waited for.
+
+#![allow(non_snake_case)]
+
+use super::Facts;
+use crate::step::StepReport;
+
+/// Weight that the past keeps with each step in what a terminal shows.
+const SMOOTHING: f64 = 0.95;
+/// Share of the time spent waiting for the loader from which on a terminal says so.
+const SLOW_LOADER: f64 = 0.05;
+
+/// What one step did, or several: sums, or sums that forget.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Work {
+    pub(super) n_tokens: f64,
+    pub(super) elapsed_s: f64,
+    loader_wait_s: f64,
+    comm_wait_s: f64,
+}
+
+impl Work {
+    pub(super) fn of(report: &StepReport) -> Work {
+        Work {
+            n_tokens: report.n_tokens as f64,
+            elapsed_s: report.elapsed_s.max(1e-9),
+            loader_wait_s: report.loader_wait_s,
+            comm_wait_s: report.comm_wait_s,
+        }
+    }
+
+    /// Both together.
+    pub(super) fn plus(self, newest: Work) -> Work {
+        self.times(1.0, newest)
+    }
+
+    /// The newest step, and of the past what is not yet forgotten.
+    pub(super) fn smoothed(self, newest: Work) -> Work {
+        self.times(SMOOTHING, newest)
+    }
+
+    fn times(self, kept: f64, newest: Work) -> Work {
+        Work {
+            n_tokens: kept * self.n_tokens + newest.n_tokens,
+            elapsed_s: kept * self.elapsed_s + newest.elapsed_s,
+            loader_wait_s: kept * self.loader_wait_s + newest.loader_wait_s,
+            comm_wait_s: kept * self.comm_wait_s + newest.comm_wait_s,
+        }
+    }
+
+    pub(super) fn tokens_per_s(&self) -> f64 {
+        self.n_tokens / self.elapsed_s
+    }
+
+    /// Operations a second of the products and of causal attention, forward and backward, all ranks together.
+    pub(super) fn flops_per_s(&self, facts: &Facts) -> f64 {
+        self.tokens_per_s() * facts.flops_per_token
+    }
+
+    /// Model FLOPs utilization (Chowdhery et al. 2022, arXiv 2204.02311): the share of what all ranks together could do.
+    pub(super) fn mfu(&self, facts: &Facts) -> f64 {
+        self.flops_per_s(facts) / (facts.peak.flops_per_s * facts.world as f64)
+    }
+
+    pub(super) fn loader_wait_share(&self) -> f64 {
+        self.loader_wait_s / self.elapsed_s
+    }
+
+    pub(super) fn comm_share(&self) -> f64 {
+        self.comm_wait_s / self.elapsed_s
+    }
+
+    /// What a terminal shows beside the step's number: with it at most 100 columns.
+    pub(super) fn line(&self, facts: &Facts, loss: f64, left_s: f64) -> String {
+        let mut parts = vec![format!("loss {loss:.4}")];
+        parts.push(format!("{} tokens/s  MFU {}", compact(self.tokens_per_s()), percent(self.mfu(facts))));
+        if facts.world > 1 {
+            parts.push(format!("comm {}", percent(self.comm_share())));
+        }
+        if self.loader_wait_share() > SLOW_LOADER {
+            parts.push(format!("loader {}", percent(self.loader_wait_share())));
+        }
+        parts.push(format!("{} left", duration(left_s)));
+        parts.join("  ")
+    }
+
+    /// The same of a whole run.
+    pub(super) fn summary(&self, facts: &Facts) -> String {
+        let mut parts = vec![
+            format!("{} tokens in {} of steps", compact(self.n_tokens), duration(self.elapsed_s)),
+            format!("{} tokens/s", compact(self.tokens_per_s())),
+            format!("MFU {} of {}", percent(self.mfu(facts)), facts.peak.source),
+            format!("waiting for the loader {}", percent(self.loader_wait_share())),
+        ];
+        if facts.world > 1 {
+            parts.push(format!("for other ranks {}", percent(self.comm_share())));
+        }
+        parts.join(", ")
+    }
+}
+
+/// Three digits or four: `9876`, `12.3k`, `4.56M`.
+fn compact(value: f64) -> String {
+    let (scaled, unit) = match value {
+        v if v < 1e4 => return format!("{v:.0}"),
+        v if v < 1e6 => (v / 1e3, "k"),
+        v if v < 1e9 => (v / 1e6, "M"),
+        v => (v / 1e9, "G"),
+    };
+    match scaled {
+        s if s < 10.0 => format!("{s:.2}{unit}"),
+        s if s < 100.0 => format!("{s:.1}{unit}"),
+        s => format!("{s:.0}{unit}"),
+    }
+}
+
+fn percent(share: f64) -> String {
+    match share * 100.0 {
+        percent if percent < 9.95 => format!("{percent:.1} %"),
+        percent => format!("{percent:.0} %"),
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let s = seconds as u64;
+    match (s / 3600, s / 60 % 60) {
+        (0, 0) => format!("{s}s"),
+        (0, m) => format!("{m}m{:02}s", s % 60),
+        (h, m) => format!("{h}h{m:02}m"),
+    }
+}
+
+/// Of the shares of a layer's experts: the largest, times their number (1 is balanced), and the entropy as a share of the largest that it
+/// can be (1 is balanced, 0 is one expert for all). `None` where no token met an expert.
+pub(super) fn balance(load_E: &[f32]) -> Option<(f64, f64)> {
+    let total: f64 = load_E.iter().map(|&load| f64::from(load)).sum();
+    if total <= 0.0 {
+        return None;
+    }
+    let shares = || load_E.iter().map(|&load| f64::from(load) / total);
+    let n_experts = load_E.len() as f64;
+    let entropy = -shares().filter(|share| *share > 0.0).map(|share| share * share.ln()).sum::<f64>();
+    let normalized = if load_E.len() > 1 { entropy / n_experts.ln() } else { 1.0 };
+    Some((shares().fold(0.0, f64::max) * n_experts, normalized))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::peak::Peak;
+    use super::*;
+
+    fn facts(world: usize) -> Facts {
+        let peak = Peak { flops_per_s: 1e9, source: "products_peak".to_owned() };
+        let (languages, moe_layers) = (Vec::new(), Vec::new());
+        Facts { n_steps: 10, log_every_steps: 1, languages, moe_layers, flops_per_token: 1e6, peak, world }
+    }
+
+    fn work(n_tokens: f64, loader_wait_s: f64) -> Work {
+        Work { n_tokens, elapsed_s: 2.0, loader_wait_s, comm_wait_s: 0.9 }
+    }
+
+    #[test]
+    fn utilization_is_a_share_of_all_ranks() {
+        assert_eq!((work(1000.0, 0.0).mfu(&facts(1)), work(1000.0, 0.0).mfu(&facts(2))), (0.5, 0.25));
+        let both = work(1000.0, 0.0).plus(work(500.0, 1.0));
+        assert_eq!((both.tokens_per_s(), both.loader_wait_share(), both.comm_share()), (375.0, 0.25, 0.45));
+        let smooth = work(1000.0, 0.0).smoothed(work(0.0, 0.0));
+        assert!((smooth.tokens_per_s() - 950.0 / 3.9).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_line_says_what_is_unusual_and_fits_100_columns() {
+        let line = work(2.4e6, 1.0).line(&facts(1200), 10.1234, 359_999.0);
+        assert_eq!(line, "loss 10.1234  1.20M tokens/s  MFU 100 %  comm 45 %  loader 50 %  99h59m left");
+        assert!(format!("step 100000/100000  {line}").len() <= 100);
+        assert_eq!(work(1800.0, 0.02).line(&facts(1), 2.5, 5.4), "loss 2.5000  900 tokens/s  MFU 90 %  5s left");
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(["5s", "2m05s", "3h02m"], [duration(5.4), duration(125.0), duration(3.0 * 3600.0 + 130.0)]);
+        assert_eq!(["9876", "12.3k", "456k", "4.56M"], [9876.0, 12_345.0, 456_000.0, 4_560_000.0].map(compact));
+        assert_eq!(["0.4 %", "12 %"], [percent(0.004), percent(0.1234)]);
+    }
+
+    #[test]
+    fn balance_is_one_where_experts_share_alike() {
+        assert_eq!(balance(&[0.25; 4]), Some((1.0, 1.0)));
+        assert_eq!(balance(&[0.0, 1.0, 0.0, 0.0]), Some((4.0, 0.0)));
+        let (largest, entropy) = balance(&[0.5, 0.5, 0.0, 0.0]).unwrap();
+        assert!((largest - 2.0).abs() < 1e-12 && (entropy - 0.5).abs() < 1e-12);
+        assert_eq!((balance(&[1.0]), balance(&[0.0; 4]), balance(&[])), (Some((1.0, 1.0)), None, None));
+    }
+}
