@@ -26,7 +26,7 @@ pub enum Error {
     /// A batch or prompt that does not fit the model.
     #[error("input: {0}")]
     Input(String),
-    /// A device that was asked for and is not there.
+    /// A device that is missing, that failed, or that has no kernel for what is asked.
     #[error("{0}")]
     Device(String),
     /// An error of the tensor library.

@@ -1,6 +1,6 @@
 //! The training step as a static tape: forward and backward as one list of operations over buffers that are placed in advance.
 //!
-//! [`record`] turns a configuration and a batch's shape into a [`Tape`]; an executor ([`CpuTape`]) runs it on memory that it keeps from
+//! [`record`] turns a configuration and a batch's shape into a [`Tape`]; an executor ([`CpuTape`], with the feature `cuda` also `CudaTape`) runs it on memory that it keeps from
 //! step to step. Nothing is allocated while it runs, gradients are added where they belong, and what the backward pass needs is known:
 //! so is the memory of a run before it starts. Autograd over the composed operations ([`crate::CodeLm::loss`]) is the reference.
 //!
@@ -8,6 +8,9 @@
 //! operations a second time, before its backward operations, and the first ones' results die early.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device_tape;
 mod op;
 mod plan;
 mod profile;
@@ -20,6 +23,9 @@ mod step_data;
 mod tests;
 
 pub use cpu::CpuTape;
+#[cfg(feature = "cuda")]
+pub use cuda::CudaTape;
+pub use device_tape::{DeviceOptimizer, DeviceReport, DeviceRule, DeviceState, DeviceTape};
 pub use op::{BufId, Buffer, Op, ParamId};
 pub use plan::planned_elements;
 pub use profile::Profile;

@@ -279,3 +279,20 @@ fn a_run_folder_in_use_is_not_overwritten() -> Result<()> {
     ensure!(nothing.code == Some(1), "nothing to resume and no preset: {:?} {}", nothing.code, nothing.stderr);
     Ok(())
 }
+
+#[test]
+fn a_missing_gpu_is_an_error_and_no_run_on_the_cpu() -> Result<()> {
+    let workshop = Workshop::new()?;
+    let widths = ["model.d_model=64", "model.d_head=32", "n_steps=2"];
+    let mut command = workshop.train("run", &widths)?;
+    let finished = run(command.args(["--device", "cuda"]), DEADLINE)?;
+    let says_why = finished.stderr.contains("CUDA");
+    // Where there is a GPU, and the build can use one, it trains.
+    ensure!(
+        finished.code == Some(0) || finished.code == Some(1) && says_why,
+        "{:?}: {}",
+        finished.code,
+        finished.stderr
+    );
+    Ok(())
+}

@@ -5,6 +5,8 @@ use candle_core::Device;
 use multicoder_model::device;
 use serde::{Deserialize, Serialize};
 
+use crate::run::StepsOn;
+
 /// What `--device` may say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -22,6 +24,18 @@ impl DeviceKind {
             DeviceKind::Cpu => "cpu",
             DeviceKind::Cuda => "cuda",
         }
+    }
+}
+
+/// Where a training run's tensors live, and where its steps are computed.
+///
+/// # Errors
+/// As of [`open`].
+pub fn for_steps(wish: Option<DeviceKind>) -> Result<(Device, StepsOn)> {
+    match wish {
+        // Kernels of our own; validation and checkpoints stay on the CPU.
+        Some(DeviceKind::Cuda) if cfg!(feature = "cuda") => Ok((Device::Cpu, StepsOn::Gpu)),
+        wish => Ok((open(wish)?, StepsOn::Tensors)),
     }
 }
 

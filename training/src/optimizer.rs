@@ -4,6 +4,7 @@
 //! correction counts only its own steps, so that a rare language's expert is not pulled by the steps of the others.
 
 mod adamw;
+mod device;
 mod muon;
 
 use std::collections::HashMap;

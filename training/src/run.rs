@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use multicoder_model::ops::set_bf16_products;
 use multicoder_model::tape::TapeOptions;
@@ -24,6 +24,15 @@ use crate::schedule::lr_at;
 use crate::step::{StepOptions, Workspace, step};
 use crate::validate::ValidationSet;
 use crate::weights::{self, Source};
+
+/// Where the steps of a run are computed. Validation and checkpoints are the tensor library's business in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepsOn {
+    /// Where the model's tensors live.
+    Tensors,
+    /// The first GPU, by kernels of our own.
+    Gpu,
+}
 
 /// What a run starts from.
 pub enum Start {
@@ -55,6 +64,22 @@ pub fn run(
     start: Start,
     device: &Device,
     out: &Path,
+    mesh: Mesh,
+) -> Result<PathBuf> {
+    run_on(StepsOn::Tensors, config, tokenizer, start, device, out, mesh)
+}
+
+/// As [`run`], with the steps computed where `steps_on` says. On a GPU the model's tensors stay on the CPU.
+///
+/// # Errors
+/// As of [`run`]; no GPU, or several ranks on GPUs.
+pub fn run_on(
+    steps_on: StepsOn,
+    config: &RunConfig,
+    tokenizer: &Arc<Tokenizer>,
+    start: Start,
+    device: &Device,
+    out: &Path,
     mut mesh: Mesh,
 ) -> Result<PathBuf> {
     mesh.agree(&config::parse(&config.to_toml()?, "configuration")?)?;
@@ -64,12 +89,11 @@ pub fn run(
     choose_products(config.compute);
     let mut lm = CodeLm::init(&config.model, config.seed, device)?;
     let mut optimizer = Optimizer::new(&config.optimizer, lm.parameters())?;
-    let options = TapeOptions { checkpoint_activations: config.checkpoint_activations };
-    let mut workspace = Workspace::new(&lm, options);
     let mut loader = Loader::open(config, tokenizer)?;
     let mut saved = start.saved();
     let mut state = restore_or_start(start, config, &lm, &mut optimizer, &mut loader)?;
     mesh.agree(&starting_point(&state))?;
+    let mut workspace = workspace(config, &lm, &optimizer, steps_on, &mesh)?;
     mesh.divide(config, &mut lm, &loader.language_probs(), &workspace.gradients);
     let options = step_options(config, device);
     let validation = load_validation(config, tokenizer, &options)?;
@@ -83,6 +107,7 @@ pub fn run(
         let is_saved = saved.as_ref().is_some_and(|(step, _)| *step == state.step);
         let saves = due(config.checkpoint.every_steps, state.step, last) && !is_saved;
         if validation.is_some() || saves {
+            workspace.bring_back(&lm, &mut optimizer)?;
             make_whole(&mesh, &lm, &mut optimizer)?;
         }
         if let Some(validation) = validation {
@@ -141,6 +166,23 @@ fn one_for_all(mesh: &Mesh, state: &mut RunState) -> Result<bool> {
         interrupt::follow();
     }
     Ok(asked)
+}
+
+fn workspace(
+    config: &RunConfig,
+    lm: &CodeLm,
+    optimizer: &Optimizer,
+    steps_on: StepsOn,
+    mesh: &Mesh,
+) -> Result<Workspace> {
+    let tape = TapeOptions { checkpoint_activations: config.checkpoint_activations };
+    match steps_on {
+        StepsOn::Tensors => Ok(Workspace::new(lm, tape)),
+        StepsOn::Gpu if mesh.world() > 1 => {
+            bail!("--device cuda on {} ranks: expected one rank; gradients on GPUs are not summed yet", mesh.world())
+        }
+        StepsOn::Gpu => Workspace::on_gpu(lm, tape, optimizer),
+    }
 }
 
 /// Moves the end of the run when `max_hours` would otherwise cut its decay off.

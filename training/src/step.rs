@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
-use multicoder_model::tape::{TapeOptions, TrainTape};
+use multicoder_model::tape::{DeviceTape, TapeOptions, TrainTape};
 use multicoder_model::{Batch, CodeLm, Gradients};
 
 use crate::data::loader::{Batch as LoadedBatch, Loader};
@@ -38,6 +38,29 @@ pub struct Workspace {
 impl Workspace {
     pub fn new(lm: &CodeLm, options: TapeOptions) -> Workspace {
         Workspace { tape: TrainTape::new(options), gradients: Gradients::of(lm) }
+    }
+
+    /// The first GPU's memory, with the weights of `lm` and the state of `optimizer`: steps change them there.
+    ///
+    /// # Errors
+    /// No GPU, no driver, or sizes that its kernels do not take.
+    pub fn on_gpu(lm: &CodeLm, options: TapeOptions, optimizer: &Optimizer) -> Result<Workspace> {
+        let mut tape = TrainTape::on_gpu(lm, options, &optimizer.device_options())?;
+        if let Some(device) = tape.device() {
+            device.set_state(&optimizer.device_state()?)?;
+            eprintln!("training on {}", device.describe());
+        }
+        Ok(Workspace { tape, gradients: Gradients::new([]) })
+    }
+
+    /// Gives `lm` and `optimizer` what a device has made of them; nothing where steps run on the host.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn bring_back(&mut self, lm: &CodeLm, optimizer: &mut Optimizer) -> Result<()> {
+        let Some(device) = self.tape.device() else { return Ok(()) };
+        device.download(lm)?;
+        optimizer.set_device_state(&device.state()?)
     }
 }
 
@@ -100,19 +123,45 @@ pub fn step(
     let mut report = StepReport { n_counted: batch.n_counted, load_E: no_load(lm), languages, ..StepReport::default() };
     report.loader_wait_s = start.elapsed().as_secs_f64();
     accumulate(lm, workspace, &batch, mesh, options, &mut report)?;
-    let gradients = &mut workspace.gradients;
+    let Workspace { tape, gradients } = workspace;
     mesh.finish_sum(gradients)?;
 
-    report.grad_norm = reduce_report(&mut report, gradients, mesh)?.sqrt();
-    let clipped = options.clip_norm > 0.0 && report.grad_norm > options.clip_norm;
-    let scale = if clipped { options.clip_norm / report.grad_norm } else { 1.0 };
-    optimizer.step(gradients, scale, lr)?;
+    match tape.device() {
+        Some(device) => update_on_device(device, &mut report, options, lr)?,
+        None => {
+            report.grad_norm = reduce_report(&mut report, gradients, mesh)?.sqrt();
+            let clipped = options.clip_norm > 0.0 && report.grad_norm > options.clip_norm;
+            let scale = if clipped { options.clip_norm / report.grad_norm } else { 1.0 };
+            optimizer.step(gradients, scale, lr)?;
+        }
+    }
     lm.after_step(&report.load_E);
     report.elapsed_s = start.elapsed().as_secs_f64();
     let (traffic, comm_wait_s) = mesh.take_traffic();
     (report.comm_bytes, report.comm_messages) = (before.bytes + traffic.bytes, before.messages + traffic.messages);
     report.comm_wait_s = comm_wait_s;
     Ok(report)
+}
+
+/// The device judges and updates by itself; what it found is read here, the only wait of a step. It has no loss by language.
+fn update_on_device(
+    device: &mut dyn DeviceTape,
+    report: &mut StepReport,
+    options: &StepOptions,
+    lr: f64,
+) -> Result<()> {
+    let found = device.update(lr, options.clip_norm)?;
+    (report.loss, report.grad_norm) = (found.nll_sum / report.n_counted.max(1) as f64, found.grad_norm);
+    report.languages.fill(LanguageLoss::default());
+    check(report, found.is_finite)
+}
+
+fn check(report: &StepReport, is_finite: bool) -> Result<()> {
+    if !is_finite {
+        let (loss, norm) = (report.loss, report.grad_norm);
+        bail!("loss {loss} and gradient norm {norm}: expected finite numbers; no weight was changed");
+    }
+    Ok(())
 }
 
 /// Runs this rank's part of each micro-step forward and backward.
@@ -125,6 +174,7 @@ fn accumulate(
     report: &mut StepReport,
 ) -> Result<()> {
     gradients.clear();
+    tape.device().map_or(Ok(()), |device| device.clear())?;
     let divisor = batch.n_counted.max(1) as f64;
     let mut micro_steps = batch.sequences.chunks(options.micro_batch_sequences).peekable();
     while let Some(sequences) = micro_steps.next() {

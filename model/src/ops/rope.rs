@@ -29,6 +29,11 @@ impl Rope {
         Rope { table: Arc::new(table), half, on_device: Arc::default() }
     }
 
+    /// For each position the half-head's cosines, then its sines.
+    pub fn table(&self) -> &[f32] {
+        &self.table
+    }
+
     /// Positions that the table covers.
     pub fn n_positions(&self) -> usize {
         self.table.len() / (2 * self.half)

@@ -6,7 +6,7 @@ use super::cpu::{Inputs, attention_shape};
 use super::record::record;
 use super::shards::Shards;
 use super::step_data::HostPlan;
-use super::{CpuTape, Profile, StepData, TapeOptions};
+use super::{CpuTape, DeviceOptimizer, DeviceTape, Profile, StepData, TapeOptions};
 use crate::error::Result;
 use crate::gradients::Gradients;
 use crate::lm::{Batch, CodeLm, IGNORE_ID, LossOutput, row_sums};
@@ -45,6 +45,7 @@ impl StepLoss {
 pub struct TrainTape {
     options: TapeOptions,
     shards: Shards,
+    device: Option<Box<dyn DeviceTape>>,
 }
 
 /// Hears of parameters, a range of them, whose gradients are complete.
@@ -52,7 +53,21 @@ pub type Ready<'a> = dyn FnMut(&mut Gradients, Range<usize>) -> Result<()> + 'a;
 
 impl TrainTape {
     pub fn new(options: TapeOptions) -> TrainTape {
-        TrainTape { options, shards: Shards::default() }
+        TrainTape { options, shards: Shards::default(), device: None }
+    }
+
+    /// A tape that runs on the first GPU, with weights and optimizer of its own there: [`TrainTape::device`] updates them and gives them
+    /// back.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] without a GPU, its driver or its libraries, or in a build without the feature `cuda`.
+    pub fn on_gpu(lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<TrainTape> {
+        Ok(TrainTape { device: Some(gpu_tape(lm, options, optimizer)?), ..TrainTape::new(options) })
+    }
+
+    /// The device that steps run on, unless it is the CPU.
+    pub fn device(&mut self) -> Option<&mut dyn DeviceTape> {
+        self.device.as_mut().map(|device| &mut **device as &mut dyn DeviceTape)
     }
 
     /// Whether the tape runs this model: one on the CPU whose routers go by language and whose tokens stay here. Others run by autograd.
@@ -62,6 +77,8 @@ impl TrainTape {
     }
 
     /// Adds the gradient of [`CodeLm::loss_of_share`] to `gradients`. `ready` hears of all parameters, from the last to the first.
+    ///
+    /// On a device it adds to the gradients there instead, and neither `gradients` nor `ready` is used; the loss comes with the update.
     ///
     /// # Errors
     /// Ids, languages or document starts that do not fit the model; whatever `ready` fails with.
@@ -73,6 +90,9 @@ impl TrainTape {
         gradients: &mut Gradients,
         ready: &mut Ready,
     ) -> Result<StepLoss> {
+        if let Some(device) = &mut self.device {
+            return device.step(lm, batch, divisor);
+        }
         if !TrainTape::is_for(lm) {
             return by_autograd(lm, batch, (divisor, share), gradients, ready);
         }
@@ -100,13 +120,26 @@ impl TrainTape {
 
     /// Where the time of the tape's operations went.
     pub fn profile(&mut self) -> Option<&mut Profile> {
-        self.shards.profile()
+        match &mut self.device {
+            Some(device) => Some(device.profile()),
+            None => self.shards.profile(),
+        }
     }
 
     /// Bytes of activations and their gradients.
     pub fn n_bytes(&self) -> usize {
-        self.shards.n_bytes()
+        self.device.as_ref().map_or_else(|| self.shards.n_bytes(), |device| device.n_bytes())
     }
+}
+
+#[cfg(feature = "cuda")]
+fn gpu_tape(lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<Box<dyn DeviceTape>> {
+    Ok(Box::new(super::CudaTape::new(0, lm, options, optimizer)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_tape(_: &CodeLm, _: TapeOptions, _: &DeviceOptimizer) -> Result<Box<dyn DeviceTape>> {
+    Err(crate::Error::Device("this build has no GPU code: build with --features cuda".to_owned()))
 }
 
 /// Runs one part of a batch.

@@ -13,7 +13,7 @@ use crate::router::RouterConfig;
 use crate::router::pl_shared::{Combine, PlShared};
 
 /// Every option that changes a tape, each with a name.
-fn configs() -> Vec<(String, ModelConfig)> {
+pub(super) fn configs() -> Vec<(String, ModelConfig)> {
     let shared = |combine| RouterConfig::PlShared(PlShared { combine });
     let mut configs = vec![("dense".to_owned(), tiny(None))];
     let mut routers = RouterConfig::all();
@@ -39,7 +39,7 @@ fn configs() -> Vec<(String, ModelConfig)> {
 }
 
 /// A model none of whose parameters is zero or one throughout.
-fn model(config: &ModelConfig) -> CodeLm {
+pub(super) fn model(config: &ModelConfig) -> CodeLm {
     let lm = CodeLm::init(config, 3, &Device::Cpu).unwrap();
     for (i, (name, var)) in lm.parameters().iter().enumerate() {
         let noise = (values(var.dims(), i as u32) * if name.contains("norm") { 0.3 } else { 0.05 }).unwrap();
@@ -49,7 +49,7 @@ fn model(config: &ModelConfig) -> CodeLm {
 }
 
 /// Two sequences: languages by sequence, or from token to token with some unknown; ignored targets; documents.
-fn batch(b: usize, l: usize, mixed: bool) -> Batch {
+pub(super) fn batch(b: usize, l: usize, mixed: bool) -> Batch {
     let n = b * l;
     let ids = |seed: usize| {
         Tensor::from_vec((0..n).map(|i| ((i * i * 7 + seed) % 90) as u32).collect(), (b, l), &Device::Cpu)

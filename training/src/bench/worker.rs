@@ -17,6 +17,7 @@ use crate::device::{self, DeviceKind};
 use crate::memory;
 use crate::optimizer::Optimizer;
 use crate::rng::Rng;
+use crate::run::StepsOn;
 use crate::step::Workspace;
 
 /// Steps that are not timed: they fault memory in.
@@ -47,11 +48,14 @@ pub fn run(job: &Job) -> Result<Measured> {
 }
 
 fn steps(job: &Job) -> Result<Measured> {
-    let device = device::open(Some(job.device))?;
+    let (device, steps_on) = device::for_steps(Some(job.device))?;
     let lm = CodeLm::init(&job.model, 1, &device)?;
     let mut optimizer = Optimizer::new(&job.optimizer, lm.parameters())?;
     let options = TapeOptions { checkpoint_activations: job.checkpoint_activations };
-    let Workspace { mut tape, mut gradients } = Workspace::new(&lm, options);
+    let Workspace { mut tape, mut gradients } = match steps_on {
+        StepsOn::Tensors => Workspace::new(&lm, options),
+        StepsOn::Gpu => Workspace::on_gpu(&lm, options, &optimizer)?,
+    };
     let batch = random_batch(job)?;
     let n_tokens = job.batch * job.sequence;
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
@@ -61,11 +65,18 @@ fn steps(job: &Job) -> Result<Measured> {
         }
         let start = Instant::now();
         gradients.clear();
+        tape.device().map_or(Ok(()), |device| device.clear())?;
         let loss = tape.step(&lm, &batch, (n_tokens as f64, 1.0), &mut gradients, &mut |_, _| Ok(()))?;
-        optimizer.step(&gradients, 1.0, 1e-3)?;
-        device.synchronize()?;
+        let nll_sum = match tape.device() {
+            Some(device) => device.update(1e-3, 0.0)?.nll_sum,
+            None => {
+                optimizer.step(&gradients, 1.0, 1e-3)?;
+                device.synchronize()?;
+                loss.nll_sum
+            }
+        };
         seconds.push(start.elapsed().as_secs_f64());
-        losses.push(loss.nll_sum / n_tokens as f64);
+        losses.push(nll_sum / n_tokens as f64);
     }
     seconds.drain(..WARMUP_STEPS);
     let per_step = |total: std::time::Duration| total.as_secs_f64() / job.steps as f64;

@@ -14,7 +14,7 @@ use crate::config;
 use crate::data::shard;
 use crate::device::{self, DeviceKind};
 use crate::parallel::{Launch, Mesh};
-use crate::run::Start;
+use crate::run::{Start, StepsOn};
 use crate::weights::Source;
 use crate::{dry_run, interrupt, memory};
 
@@ -48,7 +48,7 @@ pub struct Args {
     /// Takes the weights that fit, and without --tokenizer the tokenizer, from a model: a GGUF file or a folder.
     #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     pub init_from: Option<PathBuf>,
-    /// Where the model lives [default: cuda in a program that was built for it, else cpu].
+    /// Where steps are computed [default: cpu; cuda in a program built with --features candle-cuda].
     #[arg(long, value_enum)]
     pub device: Option<DeviceKind>,
 }
@@ -60,7 +60,8 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     memory::keep_pages();
     // A dry run needs no GPU, even of a program that trains on one.
-    let device = if args.dry_run { Device::Cpu } else { device::open(args.device)? };
+    let (device, steps_on) =
+        if args.dry_run { (Device::Cpu, StepsOn::Tensors) } else { device::for_steps(args.device)? };
     let checkpoint = find_checkpoint(&args, &device)?;
     let (mut table, mut origin) = base_config(&args, checkpoint.as_ref())?;
     if !args.set.is_empty() {
@@ -88,7 +89,7 @@ pub fn run(args: Args) -> Result<()> {
         (None, None) => Start::Scratch,
     };
     // On a thread of the pool: from any other, each parallel loop would hand its work over and sleep until it is done.
-    let last = rayon::scope(|_| crate::run::run(&config, &tokenizer, start, &device, &args.out, mesh))?;
+    let last = rayon::scope(|_| crate::run::run_on(steps_on, &config, &tokenizer, start, &device, &args.out, mesh))?;
     if !is_first {
         return Ok(());
     }

@@ -1,0 +1,361 @@
+//! Runs a tape on a GPU: kernels of our own, compiled when the device is opened, and products by cuBLASLt.
+//!
+//! The driver and the libraries are loaded at run time, so that a binary with this code starts on any machine. Weights are float32 in one
+//! flat buffer with a bfloat16 copy for products; gradients are float32, activations bfloat16, the residual stream and its gradient
+//! float32. Every sum has an order that the shapes alone fix (there are no atomics), so that a step gives the same numbers every time.
+//!
+//! A tape that comes a third time with the same shapes and plans is replayed as a captured graph. What a step reads of its batch lies in
+//! one block of memory whose sections keep their places.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use cudarc::driver::sys::{CUgraphInstantiate_flags_enum as GraphFlags, CUstreamCaptureMode as CaptureMode};
+use cudarc::driver::{CudaEvent, CudaGraph};
+
+use super::op::{Buffer, Op};
+use super::record::record;
+use super::step::step_data;
+use super::{
+    DeviceOptimizer, DeviceReport, DeviceState, DeviceTape, Profile, StepData, StepLoss, Tape, TapeOptions, TrainTape,
+};
+use crate::error::{Error, Result};
+use crate::gradients::Gradients;
+use crate::lm::{Batch, CodeLm, IGNORE_ID};
+use crate::ops;
+
+mod device;
+mod gemm;
+mod gpu;
+mod kernels;
+mod layout;
+mod muon;
+mod optimizer;
+mod run;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+use device::{Device, DeviceBuffer};
+use gpu::{Gpu, driver};
+use layout::{Arena, Layout};
+use optimizer::{Flat, Optimizer};
+use run::{Run, Scratch};
+use upload::{Bounds, Sections, Uploads};
+
+/// A model on a GPU, and the memory that its steps use.
+pub struct CudaTape {
+    options: TapeOptions,
+    recorded: Option<Recorded>,
+    /// When the gradients of ranges of parameters were complete, in the last step that was no replay.
+    ready: Vec<(Range<usize>, CudaEvent)>,
+    profile: Profile,
+    is_profiling: bool,
+    present: Vec<bool>,
+    layout: Layout,
+    optimizer: Optimizer,
+    uploads: Uploads,
+    scratch: Scratch,
+    arena: DeviceBuffer,
+    rope: DeviceBuffer,
+    weights: DeviceBuffer,
+    halves: DeviceBuffer,
+    gradients: DeviceBuffer,
+    first: DeviceBuffer,
+    second: DeviceBuffer,
+    report: DeviceBuffer,
+    device: Device,
+}
+
+/// What a graph depends on.
+#[derive(PartialEq)]
+struct Key {
+    ops: Vec<Op>,
+    buffers: Vec<Buffer>,
+    sections: Sections,
+    rows: (usize, usize),
+    /// The runs of plans whose launches follow them one by one.
+    runs: Vec<Vec<(usize, usize)>>,
+}
+
+/// The last tape: how often it came, and its graph once it has one.
+struct Recorded {
+    key: Key,
+    arena: Arena,
+    n_runs: usize,
+    graph: Option<CudaGraph>,
+}
+
+impl CudaTape {
+    /// Takes the weights of `lm`, a model on the CPU, to GPU `ordinal`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without a GPU, its driver or its libraries, or for sizes that the kernels do not take; [`Error::Input`] for a model
+    /// that no tape runs.
+    pub fn new(ordinal: usize, lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<CudaTape> {
+        layout::check_sizes(lm.config())?;
+        CudaTape::with_device(Device::open(ordinal, lm.config().d_head)?, lm, options, optimizer)
+    }
+
+    fn with_device(device: Device, lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<CudaTape> {
+        if !TrainTape::is_for(lm) {
+            return Err(Error::Input(
+                "a router that reads tokens: expected one that goes by language, to train on a GPU".into(),
+            ));
+        }
+        let layout = Layout::new(lm.parameters().iter().map(|(_, parameter)| parameter.elem_count()));
+        let shapes: Vec<Vec<usize>> = lm.parameters().iter().map(|(_, parameter)| parameter.dims().to_vec()).collect();
+        let floats = || device.zeros(4 * layout.len);
+        let rope = device.zeros(4 * lm.rope().table().len())?;
+        device.write(lm.rope().table(), rope.at)?;
+        let mut tape = CudaTape {
+            options,
+            recorded: None,
+            ready: Vec::new(),
+            profile: Profile::default(),
+            is_profiling: false,
+            present: vec![false; layout.n_parameters()],
+            optimizer: Optimizer::new(&device, &layout, &shapes, optimizer)?,
+            uploads: Uploads::new(&device)?,
+            scratch: Scratch::new(&device)?,
+            arena: device.zeros(0)?,
+            rope,
+            weights: floats()?,
+            halves: device.zeros(2 * layout.len)?,
+            gradients: floats()?,
+            first: floats()?,
+            second: floats()?,
+            report: device.zeros(optimizer::REPORT_BYTES)?,
+            layout,
+            device,
+        };
+        tape.upload(lm)?;
+        Ok(tape)
+    }
+
+    /// When the gradients of ranges of parameters were complete: none after a replayed graph, where all are at its end.
+    pub fn ready(&self) -> &[(Range<usize>, CudaEvent)] {
+        &self.ready
+    }
+
+    fn flat(&self) -> Flat {
+        Flat {
+            weights: self.weights.at,
+            halves: self.halves.at,
+            gradients: self.gradients.at,
+            first: self.first.at,
+            second: self.second.at,
+            report: self.report.at,
+            len: self.layout.len,
+        }
+    }
+
+    /// Brings a batch to the device and makes room for its tape.
+    fn prepare(&mut self, lm: &CodeLm, tape: &Tape, data: &StepData, divisor: f64) -> Result<()> {
+        let config = lm.config();
+        let mut experts = Vec::new();
+        for op in &tape.ops {
+            if let Op::ExpertLinear { weights, .. } = op {
+                let ids: Vec<usize> = weights.iter().map(|id| id.0).collect();
+                let starts = ids.iter().map(|&idx| self.layout.unit(idx)).collect();
+                experts.push((ids, starts));
+            }
+        }
+        experts.dedup();
+        let n_experts = config.moe.as_ref().map_or(0, |moe| moe.n_experts);
+        let (vocab_size, bigram_buckets) = (config.vocab_size, config.bigram_buckets);
+        let bounds = Bounds { vocab_size, bigram_buckets, n_experts, experts };
+        let (sections, words) = upload::words(data, (1.0 / divisor) as f32, &bounds);
+        let runs = data.plans.iter().filter(|plan| run::uses_library(plan)).map(|plan| plan.runs.clone()).collect();
+        let (ops, buffers) = (tape.ops.clone(), tape.buffers.clone());
+        let key = Key { ops, buffers, sections, rows: (data.b, data.l), runs };
+        let arena = Arena::new(tape);
+        let mut moved = self.uploads.send(&self.device, &words)?;
+        moved |= self.device.grow(&mut self.arena, arena.n_bytes)?;
+        moved |= self.scratch.fit(&self.device, tape, &key.sections, vocab_size)?;
+        match &mut self.recorded {
+            Some(recorded) if recorded.key == key => {
+                recorded.n_runs += 1;
+                if moved {
+                    (recorded.graph, recorded.n_runs) = (None, 1);
+                }
+            }
+            recorded => *recorded = Some(Recorded { key, arena, n_runs: 1, graph: None }),
+        }
+        Ok(())
+    }
+
+    /// Queues the operations of the tape that was prepared: one by one, or, from its third time on, as one graph.
+    fn queue(&mut self, lm: &CodeLm, tape: &Tape, data: &StepData) -> Result<()> {
+        let Some(recorded) = &mut self.recorded else { return Ok(()) };
+        let run = Run {
+            device: &self.device,
+            config: lm.config(),
+            tape,
+            arena: (&recorded.arena, self.arena.at),
+            layout: &self.layout,
+            weights: self.weights.at,
+            halves: self.halves.at,
+            gradients: self.gradients.at,
+            rope: self.rope.at,
+            loss: self.report.at,
+            scratch: &self.scratch,
+            uploads: &self.uploads,
+            sections: &recorded.key.sections,
+            data,
+        };
+        self.ready.clear();
+        let Some(gpu) = self.device.gpu() else { return tape.ops.iter().try_for_each(|op| run.op(op)) };
+        if self.is_profiling {
+            return profiled(&run, gpu, &mut self.profile);
+        }
+        if recorded.graph.is_none() && recorded.n_runs < 3 {
+            for op in &tape.ops {
+                run.op(op)?;
+                if let Op::Ready { parameters } = op {
+                    self.ready.push((parameters.clone(), gpu.mark(false)?));
+                }
+            }
+            return Ok(());
+        }
+        if recorded.graph.is_none() {
+            recorded.graph = Some(captured(&run, gpu)?);
+        }
+        recorded.graph.as_ref().map_or(Ok(()), |graph| graph.launch().map_err(driver))
+    }
+}
+
+/// The operations as a graph, which is yet to run.
+fn captured(run: &Run, gpu: &Gpu) -> Result<CudaGraph> {
+    let stream = &gpu.stream;
+    stream.begin_capture(CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(driver)?;
+    let queued = run.tape.ops.iter().try_for_each(|op| run.op(op));
+    // The capture ends whatever came of it: else the stream takes no more work.
+    let graph = stream.end_capture(GraphFlags(0)).map_err(driver);
+    queued?;
+    graph?.ok_or_else(|| Error::Device("a captured graph is empty".to_owned()))
+}
+
+/// Runs the operations one by one and adds their times.
+fn profiled(run: &Run, gpu: &Gpu, profile: &mut Profile) -> Result<()> {
+    let mut marks = vec![gpu.mark(true)?];
+    for op in &run.tape.ops {
+        run.op(op)?;
+        marks.push(gpu.mark(true)?);
+    }
+    run.device.wait()?;
+    for (op, ends) in run.tape.ops.iter().zip(marks.windows(2)) {
+        let milliseconds = ends[0].elapsed_ms(&ends[1]).map_err(driver)?;
+        profile.add(op.name(), Duration::from_secs_f32(milliseconds.max(0.0) / 1e3));
+    }
+    Ok(())
+}
+
+impl DeviceTape for CudaTape {
+    fn clear(&mut self) -> Result<()> {
+        self.present.fill(false);
+        self.device.clear(self.gradients.at, 4 * self.layout.len)?;
+        self.device.clear(self.report.at, optimizer::REPORT_BYTES)
+    }
+
+    fn step(&mut self, lm: &CodeLm, batch: &Batch, divisor: f64) -> Result<StepLoss> {
+        let data = step_data(lm, batch)?;
+        let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
+        let tape = record(lm.config(), &names, &data, self.options)?;
+        self.prepare(lm, &tape, &data, divisor)?;
+        self.queue(lm, &tape, &data)?;
+        let present = layout::present(&tape, &data, self.layout.n_parameters());
+        self.present.iter_mut().zip(present).for_each(|(all, now)| *all |= now);
+        let n_tokens = data.target_N.iter().filter(|&&id| id != IGNORE_ID).count();
+        let load_E = data.plans.into_iter().map(|plan| plan.load_E).collect();
+        Ok(StepLoss { nll_sum: 0.0, aux_loss: 0.0, nll_B: Vec::new(), n_tokens, load_E })
+    }
+
+    fn update(&mut self, lr: f64, clip_norm: f64) -> Result<DeviceReport> {
+        let flat = self.flat();
+        self.optimizer.update(&self.device, &flat, &self.present, lr, clip_norm)
+    }
+
+    fn upload(&mut self, lm: &CodeLm) -> Result<()> {
+        let mut flat = vec![0f32; self.layout.len];
+        for (idx, (_, parameter)) in lm.parameters().iter().enumerate() {
+            let span = self.layout.span(idx);
+            ops::with_values(parameter.as_tensor(), "upload", |values| {
+                flat[span].copy_from_slice(values);
+                Ok(())
+            })?;
+        }
+        self.device.write(&flat, self.weights.at)?;
+        let args = [
+            device::Arg::At(self.weights.at),
+            device::Arg::At(self.halves.at),
+            device::Arg::Long(self.layout.len as u64),
+        ];
+        let blocks = self.layout.len.div_ceil(8 * optimizer::THREADS);
+        self.device.launch(kernels::Kernel::RoundWeights, device::Grid::of(blocks, optimizer::THREADS), &args)
+    }
+
+    fn download(&mut self, lm: &CodeLm) -> Result<()> {
+        let mut flat = vec![0f32; self.layout.len];
+        self.device.read(&mut flat, self.weights.at)?;
+        for (idx, (_, parameter)) in lm.parameters().iter().enumerate() {
+            let values = &flat[self.layout.span(idx)];
+            parameter.set(&candle_core::Tensor::from_slice(values, parameter.shape(), parameter.device())?)?;
+        }
+        Ok(())
+    }
+
+    fn add_gradients(&mut self, gradients: &mut Gradients) -> Result<()> {
+        let (got, expected) = (gradients.n_parameters(), self.layout.n_parameters());
+        if got != expected {
+            return Err(Error::Input(format!("gradients of {got} parameters, expected {expected}")));
+        }
+        let mut flat = vec![0f32; self.layout.len];
+        self.device.read(&mut flat, self.gradients.at)?;
+        for idx in (0..expected).filter(|&idx| self.present[idx]) {
+            let values = &flat[self.layout.span(idx)];
+            gradients.slice_mut(idx).iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        }
+        Ok(())
+    }
+
+    fn state(&mut self) -> Result<DeviceState> {
+        let mut flat = vec![0f32; self.layout.len];
+        self.device.read(&mut flat, self.first.at)?;
+        let first = self.layout.dense(&flat);
+        self.device.read(&mut flat, self.second.at)?;
+        Ok(DeviceState { first, second: self.layout.dense(&flat), n_steps: self.optimizer.n_steps.clone() })
+    }
+
+    fn set_state(&mut self, state: &DeviceState) -> Result<()> {
+        let expected = (self.layout.n_values(), self.layout.n_parameters());
+        for (got, what) in [(state.first.len(), "first moments"), (state.second.len(), "second moments")] {
+            if got != expected.0 {
+                return Err(Error::Input(format!("{got} {what}, expected {}", expected.0)));
+            }
+        }
+        if state.n_steps.len() != expected.1 {
+            return Err(Error::Input(format!("{} counts of steps, expected {}", state.n_steps.len(), expected.1)));
+        }
+        self.device.write(&self.layout.pad_dense(&state.first), self.first.at)?;
+        self.device.write(&self.layout.pad_dense(&state.second), self.second.at)?;
+        self.optimizer.n_steps.clone_from(&state.n_steps);
+        Ok(())
+    }
+
+    fn profile(&mut self) -> &mut Profile {
+        &mut self.profile
+    }
+
+    fn set_profiling(&mut self, on: bool) {
+        self.is_profiling = on;
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.arena.n_bytes + self.scratch.n_bytes()
+    }
+
+    fn describe(&self) -> String {
+        self.device.describe()
+    }
+}

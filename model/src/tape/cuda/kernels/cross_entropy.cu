@@ -1,0 +1,62 @@
+// Cross-entropy of a block of rows of logits: the loss of each row, and its gradient over the logits, in place.
+//
+// Logits exist for a block of rows only, which fits the cache (Wijmans et al. 2024, arXiv 2411.09009, give the memory argument).
+
+#define THREADS 256
+#define IGNORE 0xffffffffu
+
+// logits: `rows` rows of `pitch` bfloat16 numbers, of which `v` count; 8 divides the pitch. Afterwards they are `scale` times the gradient
+// of the summed loss with respect to them. nll[row] in nats; zero, as the gradient, where the target is not counted. A block for each row.
+KERNEL __launch_bounds__(THREADS)
+    softmax_loss(bf16* logits, const u32* target, const float* scale, float* nll, int v, int pitch) {
+    __shared__ float scratch[THREADS / WARP];
+    __shared__ float tops[THREADS / WARP];
+    bf16* row = logits + (u64)blockIdx.x * pitch;
+    u32 wanted = target[blockIdx.x];
+    float zeros[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    if (wanted == IGNORE) {
+        for (int i = threadIdx.x * 8; i < pitch; i += THREADS * 8) store_eight(row + i, zeros);
+        if (threadIdx.x == 0) nll[blockIdx.x] = 0.0f;
+        return;
+    }
+    float top = -INFINITE, sum = 0.0f;
+    for (int i = threadIdx.x * 8; i < pitch; i += THREADS * 8) {
+        float a[8], eight_top = top;
+        load_eight(a, row + i);
+        for (int j = 0; j < 8; j++) {
+            a[j] = i + j < v ? a[j] * LOG2_E : -INFINITE;
+            eight_top = fmaxf(eight_top, a[j]);
+        }
+        sum *= exp2_fast(top - eight_top);
+        for (int j = 0; j < 8; j++) sum += exp2_fast(a[j] - eight_top);
+        top = eight_top;
+    }
+    float warp_top = warp_max(top);
+    if (threadIdx.x % WARP == 0) tops[threadIdx.x / WARP] = warp_top;
+    __syncthreads();
+    float all = tops[0];
+    for (int warp = 1; warp < THREADS / WARP; warp++) all = fmaxf(all, tops[warp]);
+    // A thread beyond the row's end has seen nothing: its sum is zero.
+    sum = block_sum(top == -INFINITE ? 0.0f : sum * exp2_fast(top - all), scratch);
+    float log_sum = all + log2f(sum), by = *scale;
+    if (threadIdx.x == 0) nll[blockIdx.x] = log_sum * LN_2 - to_float(row[wanted]);
+    __syncthreads();
+    for (int i = threadIdx.x * 8; i < pitch; i += THREADS * 8) {
+        float a[8];
+        load_eight(a, row + i);
+        for (int j = 0; j < 8; j++) {
+            float p = i + j < v ? exp2_fast(a[j] * LOG2_E - log_sum) : 0.0f;
+            a[j] = by * (p - (i + j == (int)wanted ? 1.0f : 0.0f));
+        }
+        store_eight(row + i, a);
+    }
+}
+
+// total += Σ nll over `rows` rows, in one block and in an order of its own; float64, as a step's loss is the sum of many.
+KERNEL __launch_bounds__(THREADS) add_losses(const float* nll, double* total, int rows) {
+    __shared__ float scratch[THREADS / WARP];
+    float sum = 0.0f;
+    for (int row = threadIdx.x; row < rows; row += THREADS) sum += nll[row];
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) *total += (double)sum;
+}
