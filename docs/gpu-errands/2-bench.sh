@@ -8,9 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . docs/gpu-errands/machine.sh
 start multicoder
-# Batches that fit with the scores of attention kept; see gpu-errands.md.
-read -ra sets <<<"${SET:-data.sequence_tokens=1024 data.micro_batch_tokens=8192 data.batch_tokens=8192}"
-timeout 580 "$RUN/multicoder" bench train --preset "${PRESET:-h200}" "${sets[@]/#/--set=}" --dense-twin --compute bf16 \
+read -ra sets <<<"${SET:-}"
+timeout 580 "$RUN/multicoder" bench train --preset "${PRESET:-h200}" ${sets[@]+"${sets[@]/#/--set=}"} --dense-twin --compute bf16 \
     --device "$DEVICE" --against torch --python "$(command -v python3)" --rounds "${ROUNDS:-2}" --steps "${STEPS:-50}" --json \
     2>"$OUT/bench.log" >"$OUT/bench.json" || { tail -n 5 "$OUT/bench.log" >&2; exit 1; }
 cat "$OUT/bench.log"

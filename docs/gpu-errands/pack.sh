@@ -3,38 +3,45 @@
 #
 #   docs/gpu-errands/pack.sh                              programs only
 #   SHARDS=DIR TOKENIZER=FILE docs/gpu-errands/pack.sh    with the data of errand 3
+#   CANDLE=0 docs/gpu-errands/pack.sh                     without the programs of candle's CUDA, whose first build takes 20 minutes
 #
-# Needs nvcc of CUDA 13.0 in PATH, or fetches one (toolkit.sh). What was built is kept in target/cuda.
+# Candle's CUDA needs nvcc of CUDA 13.0 in PATH, or fetches one (toolkit.sh). What was built is kept in target/cuda.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT_DIR=target/gpu
 MAX_BYTES=$((60 * 1024 * 1024))
-
-if ! command -v nvcc >/dev/null; then
-    cargo fetch --locked
-    . docs/gpu-errands/toolkit.sh
-fi
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cuda}
 mkdir -p "$CARGO_TARGET_DIR"
-# One command for all, so that candle and its kernels are compiled once. It says where it put the executables.
-cargo build --release --locked -p multicoder-training -p multicoder-model --features candle-cuda \
-    --bin multicoder --test cuda \
-    --message-format json-render-diagnostics >"$CARGO_TARGET_DIR/gpu-messages.json"
-executable() {
-    sed -n "s/.*\"name\":\"$1\".*\"executable\":\"\([^\"]*\)\".*/\1/p" "$CARGO_TARGET_DIR/gpu-messages.json" | tail -n 1
-}
-
 rm -rf "$OUT_DIR"
 mkdir -p "$OUT_DIR"
+
+# pack NAME KIND TARGET CARGO-ARGUMENTS...: the executable that cargo says it made of the target of a kind (bin, lib, test), as NAME.
 pack() {
-    [ -f "$1" ] || { echo "pack: no executable for $2" >&2; exit 1; }
-    strip -o "$OUT_DIR/$2" "$1"
-    echo "$2: $(stat -c %s "$OUT_DIR/$2") bytes; needs$(readelf -d "$OUT_DIR/$2" | sed -n 's/.*NEEDED.*\[\(.*\)\]/ \1/p' | tr -d '\n')"
-    xz -T0 -6 "$OUT_DIR/$2"
-    echo "$2.xz: $(stat -c %s "$OUT_DIR/$2.xz") bytes"
+    local name=$1 kind=$2 target=$3 messages=$CARGO_TARGET_DIR/gpu-messages.json executable
+    shift 3
+    cargo "$@" --release --locked --message-format json-render-diagnostics >"$messages"
+    executable=$(sed -n "s/.*\"kind\":\[\"$kind\"\].*\"name\":\"$target\".*\"executable\":\"\([^\"]*\)\".*/\1/p" "$messages" | tail -n 1)
+    [ -f "$executable" ] || { echo "pack: no executable for $name" >&2; exit 1; }
+    strip -o "$OUT_DIR/$name" "$executable"
+    echo "$name: $(stat -c %s "$OUT_DIR/$name") bytes; needs$(readelf -d "$OUT_DIR/$name" | sed -n 's/.*NEEDED.*\[\(.*\)\]/ \1/p' | tr -d '\n')"
+    xz -T0 -6 "$OUT_DIR/$name"
+    echo "$name.xz: $(stat -c %s "$OUT_DIR/$name.xz") bytes"
 }
-pack "$(executable multicoder)" multicoder
-pack "$(executable cuda)" cuda-tests
+
+# Our own kernels.
+pack multicoder bin multicoder build -p multicoder-training --features cuda --bin multicoder
+pack tape-tests lib multicoder_model test --no-run -p multicoder-model --features cuda --lib
+
+# The tensor library's. A folder of its own: the two cannot share what links CUDA.
+if [ "${CANDLE:-1}" = 1 ]; then
+    if ! command -v nvcc >/dev/null; then
+        cargo fetch --locked
+        . docs/gpu-errands/toolkit.sh
+    fi
+    export CARGO_TARGET_DIR=$CARGO_TARGET_DIR/candle
+    mkdir -p "$CARGO_TARGET_DIR"
+    pack cuda-tests test cuda build -p multicoder-model --features candle-cuda --test cuda
+fi
 
 if [ -n "${SHARDS:-}" ]; then
     cp -rL "$SHARDS" "$OUT_DIR/shards"
