@@ -48,7 +48,7 @@ pub struct Args {
     /// Takes the weights that fit, and without --tokenizer the tokenizer, from a model: a GGUF file or a folder.
     #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     pub init_from: Option<PathBuf>,
-    /// Where steps are computed [default: cpu; cuda in a program built with --features candle-cuda].
+    /// Where steps are computed [default: cpu; cuda in a program built for candle's GPU code].
     #[arg(long, value_enum)]
     pub device: Option<DeviceKind>,
 }
