@@ -1,8 +1,8 @@
 //! The gradients of a model in one buffer: what a backward pass adds to, ranks sum and an optimizer reads.
 //!
 //! Values lie in the order of [`CodeLm::parameters`], so that neighbours in the network are neighbours in memory and any range of
-//! parameters is one slice. A parameter that the loss does not depend on (an expert that saw no token) is *absent*: its values are
-//! zero and an optimizer leaves it alone.
+//! parameters is one slice. A parameter that the loss does not depend on (an expert that saw no token) is *absent*: an optimizer leaves
+//! it alone. What it held before stays until [`Gradients::settle`], so that a step need not write zeros where it will write gradients.
 
 use std::ops::Range;
 
@@ -52,7 +52,7 @@ impl Gradients {
         self.starts[idx]..self.starts[idx + 1]
     }
 
-    /// The values of all parameters; zero where a parameter is absent.
+    /// The values of all parameters; after [`Gradients::settle`] zero where a parameter is absent.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
@@ -67,13 +67,14 @@ impl Gradients {
         self.present[idx]
     }
 
-    /// Says that parameter `idx` has a gradient, or that it has none and its values are zero again.
-    pub fn set_present(&mut self, idx: usize, present: bool) {
-        if self.present[idx] && !present {
-            let span = self.span(idx);
-            self.values[span].fill(0.0);
+    /// Replaces the gradient of parameter `idx`, which is absent without one.
+    pub fn set(&mut self, idx: usize, gradient: Option<&[f32]>) {
+        let span = self.span(idx);
+        match gradient {
+            Some(gradient) => self.values[span].copy_from_slice(gradient),
+            None => self.values[span].fill(0.0),
         }
-        self.present[idx] = present;
+        self.present[idx] = gradient.is_some();
     }
 
     /// The gradient of parameter `idx`; `None` for an absent one.
@@ -83,15 +84,29 @@ impl Gradients {
 
     /// The gradient of parameter `idx`, to be added to; the parameter is present from now on. Zero at first.
     pub fn slice_mut(&mut self, idx: usize) -> &mut [f32] {
-        self.present[idx] = true;
-        let span = self.span(idx);
-        &mut self.values[span]
+        let (values, keep) = self.slot(idx);
+        if !keep {
+            values.fill(0.0);
+        }
+        values
     }
 
-    /// Makes all parameters absent. Nothing is allocated.
+    /// As [`Gradients::slice_mut`], without zeros: to be added to if the flag says so, else to be written.
+    pub(crate) fn slot(&mut self, idx: usize) -> (&mut [f32], bool) {
+        let keep = std::mem::replace(&mut self.present[idx], true);
+        let span = self.span(idx);
+        (&mut self.values[span], keep)
+    }
+
+    /// Makes all parameters absent, and touches no value.
     pub fn clear(&mut self) {
+        self.present.fill(false);
+    }
+
+    /// Ends what a backward pass does: zeros for parameters that are still absent.
+    pub fn settle(&mut self) {
         for idx in 0..self.n_parameters() {
-            if std::mem::take(&mut self.present[idx]) {
+            if !self.present[idx] {
                 let span = self.span(idx);
                 self.values[span].par_chunks_mut(CHUNK).for_each(|values| values.fill(0.0));
             }
@@ -107,7 +122,11 @@ impl Gradients {
     /// Adds another part of the same gradients.
     pub(crate) fn add_all(&mut self, other: &Gradients) {
         for idx in (0..self.n_parameters()).filter(|&idx| other.present[idx]) {
-            add(self.slice_mut(idx), &other.values[other.span(idx)]);
+            let (sum, keep) = self.slot(idx);
+            match keep {
+                true => add(sum, &other.values[other.span(idx)]),
+                false => sum.copy_from_slice(&other.values[other.span(idx)]),
+            }
         }
     }
 
@@ -176,9 +195,17 @@ mod tests {
         let address = gradients.values().as_ptr();
         gradients.add(0, &tensor(&[1.0, 2.0])).unwrap();
         gradients.add(1, &tensor(&[1.0, f32::NAN, 3.0])).unwrap();
-        gradients.set_present(0, false);
+        gradients.set(0, None);
         assert_eq!((gradients.get(0), &gradients.values()[..2]), (None, &[0.0, 0.0][..]));
+        gradients.set(0, Some(&[5.0, 6.0]));
+        assert_eq!(gradients.get(0), Some(&[5.0, 6.0][..]));
         gradients.clear();
+        assert_eq!((gradients.get(0), gradients.get(1)), (None, None));
+        gradients.slice_mut(0)[1] += 1.0;
+        gradients.settle();
+        assert_eq!(gradients.values(), [0.0, 1.0, 0.0, 0.0, 0.0], "nothing of the step before is left");
+        gradients.clear();
+        gradients.settle();
         assert_eq!(gradients, Gradients::new([2, 3]));
         assert_eq!(gradients.values().as_ptr(), address);
     }

@@ -10,7 +10,7 @@ mod attention;
 mod cross_entropy;
 mod head_norm_rope;
 mod linear;
-mod mixed;
+mod matmul;
 mod muon;
 mod rms_norm;
 mod rope;
@@ -23,7 +23,7 @@ pub use adamw::{AdamWStep, adamw_step};
 pub use attention::causal_attention;
 pub use cross_entropy::{LinearCrossEntropy, linear_cross_entropy, linear_scores};
 pub use linear::linear;
-pub use mixed::set_bf16_products;
+pub use matmul::set_bf16_products;
 pub use muon::{MuonStep, muon_step};
 pub use rms_norm::rms_norm;
 pub use rope::{Rope, apply_rope};
@@ -98,7 +98,7 @@ fn is_fused(x: &Tensor) -> bool {
 
 /// `a·b` of the composed forms, float32: the factors are rounded to bfloat16 where a run asked for it, the gradient's too.
 fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let in_bf16 = mixed::is_bf16_off_cpu();
+    let in_bf16 = matmul::is_bf16_off_cpu();
     #[cfg(test)]
     let in_bf16 = in_bf16 || tests::BF16.get();
     if !in_bf16 {

@@ -203,6 +203,7 @@ fn accumulate(
         report.n_tokens += if share > 0.0 { inputs.language_BL.len() } else { 0 };
         add_load(&mut report.load_E, &output.load_E, share as f32);
     }
+    gradients.settle();
     Ok(())
 }
 

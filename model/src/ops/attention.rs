@@ -27,9 +27,6 @@ pub fn causal_attention(q_BLHK: &Tensor, k_BMGK: &Tensor, v_BMGK: &Tensor, start
     if !is_fused(q_BLHK) {
         return composed(q_BLHK, k_BMGK, v_BMGK, &shape, start_BL);
     }
-    if !q_BLHK.device().is_cpu() {
-        return composed(q_BLHK, k_BMGK, v_BMGK, &shape, start_BL);
-    }
     let start_BL = start_BL.map(Arc::from);
     q_BLHK.contiguous()?.apply_op3(&k_BMGK.contiguous()?, &v_BMGK.contiguous()?, Attention { shape, start_BL })
 }
@@ -99,6 +96,10 @@ impl AttentionShape {
 
     fn kv_at(&self, b: usize, m: usize, g: usize) -> usize {
         ((b * self.m + m) * self.g + g) * self.k
+    }
+
+    fn block_rows(&self) -> usize {
+        BLOCK.min(self.l)
     }
 
     /// The blocks of sequence `b`.

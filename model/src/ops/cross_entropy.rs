@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::simd::{self, Mat};
-use super::{is_fused, less_row_max, mixed, product, slice};
+use super::{is_fused, less_row_max, matmul, product, slice};
 
 /// Rows of logits that exist at one time, without a gradient.
 const ROWS: usize = 256;
@@ -123,7 +123,7 @@ impl CustomOp2 for Op {
         let (x, w) = (slice(s1, l1, "cross entropy")?, slice(s2, l2, "cross entropy")?);
         let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
         let mut memory = CrossEntropyMemory::default();
-        let total = cross_entropy(x, w, &self.target_N, 1.0, &mut dx, &mut dw, &mut memory);
+        let total = cross_entropy(x, w, &self.target_N, 1.0, &mut dx, (&mut dw, false), &mut memory);
         if let Ok(mut nll_N) = self.nll_N.lock() {
             *nll_N = memory.nll_N;
         }
@@ -145,15 +145,15 @@ impl CustomOp2 for Op {
     }
 }
 
-/// The summed loss in nats of `softmax(x·wᵀ)`; writes `scale` times its gradient with respect to `x` to `dx` and adds that of `w` to `dw`.
-/// The loss of each token stays in `memory`.
+/// The summed loss in nats of `softmax(x·wᵀ)`; writes `scale` times its gradient with respect to `x` to `dx`, and that of `w` to
+/// `dw`, added to what `dw` holds if its flag says so. The loss of each token stays in `memory`.
 pub(crate) fn cross_entropy(
     x: &[f32],
     w: &[f32],
     targets: &[u32],
     scale: f32,
     dx: &mut [f32],
-    dw: &mut [f32],
+    (dw, keep): (&mut [f32], bool),
     memory: &mut CrossEntropyMemory,
 ) -> f64 {
     let d = x.len() / targets.len().max(1);
@@ -163,14 +163,14 @@ pub(crate) fn cross_entropy(
     logits.resize(logits.len().max(block.min(targets.len()) * v), 0.0);
     nll_N.resize(targets.len(), 0.0);
     let blocks = targets.chunks(block).zip(nll_N.chunks_mut(block));
-    for ((targets, nll_N), (x, dx)) in blocks.zip(x.chunks(block * d).zip(dx.chunks_mut(block * d))) {
+    for (i, ((targets, nll_N), (x, dx))) in blocks.zip(x.chunks(block * d).zip(dx.chunks_mut(block * d))).enumerate() {
         let rows = targets.len();
         let (x, w) = (Mat::rows(x, d), Mat::rows(w, d));
-        mixed::matmul(logits, v, (rows, v, d), false, x, w.t());
+        matmul::matmul(logits, v, (rows, v, d), false, x, w.t());
         block_loss(&mut logits[..rows * v], v, targets, scale, nll_N);
         let dlogits = Mat::rows(logits, v);
-        mixed::matmul(dx, d, (rows, d, v), false, dlogits, w);
-        mixed::matmul(dw, d, (v, d, rows), true, dlogits.t(), x);
+        matmul::matmul(dx, d, (rows, d, v), false, dlogits, w);
+        matmul::matmul(dw, d, (v, d, rows), keep || i > 0, dlogits.t(), x);
     }
     // Added in order, so that the sum does not depend on the threads.
     nll_N.iter().map(|&nll| f64::from(nll)).sum()

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::simd::Mat;
-use super::{is_fused, mixed, product, slice, with_values};
+use super::{is_fused, matmul, product, slice, with_values};
 
 /// `x·wᵀ`. Shapes: `x_ND`, `w_FD` -> `NF`; `w` has one row per output, as checkpoints store it.
 pub fn linear(x_ND: &Tensor, w_FD: &Tensor) -> Result<Tensor> {
@@ -51,19 +51,19 @@ impl CustomOp2 for Linear {
 /// `y = x·wᵀ`, added to what `y` holds if its flag says so. Shapes: `x` `(n, d)`, `w` `FD`, `y` `NF`.
 pub(crate) fn linear_forward(x: &[f32], w: &[f32], (n, d): (usize, usize), (y, keep): (&mut [f32], bool)) {
     let f = w.len() / d;
-    mixed::matmul(y, f, (n, f, d), keep, Mat::rows(x, d), Mat::rows(w, d).t());
+    matmul::matmul(y, f, (n, f, d), keep, Mat::rows(x, d), Mat::rows(w, d).t());
 }
 
 /// `dx = dy·w`. Shapes: `dy` `(n, f)`, `w` `FD`, `dx` `ND`.
 pub(crate) fn linear_grad_input(dy: &[f32], w: &[f32], (n, f): (usize, usize), (dx, keep): (&mut [f32], bool)) {
     let d = w.len() / f;
-    mixed::matmul(dx, d, (n, d, f), keep, Mat::rows(dy, f), Mat::rows(w, d));
+    matmul::matmul(dx, d, (n, d, f), keep, Mat::rows(dy, f), Mat::rows(w, d));
 }
 
 /// `dw = dyᵀ·x`. Shapes: `x` `ND`, `dy` `(n, f)`, `dw` `FD`.
 pub(crate) fn linear_grad_weight(x: &[f32], dy: &[f32], (n, f): (usize, usize), (dw, keep): (&mut [f32], bool)) {
     let d = x.len() / n;
-    mixed::matmul(dw, d, (f, d, n), keep, Mat::rows(dy, f).t(), Mat::rows(x, d));
+    matmul::matmul(dw, d, (f, d, n), keep, Mat::rows(dy, f).t(), Mat::rows(x, d));
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use candle_core::{Result, Tensor, Var, bail};
 
-use super::mixed::{Part, Right};
+use super::matmul::{Part, Right};
 use super::simd::{self, Mat, Rows};
 use super::{is_fused, with_values_mut};
 
@@ -87,7 +87,7 @@ fn orthogonal(matrix: Vec<f32>, rows: usize, columns: usize) -> Vec<f32> {
 fn multiply(dst: &mut [f32], a: Mat, b: Mat, (m, n, k): (usize, usize, usize), keep: bool) {
     let part = Part { inner: 0..k, first_col: 0 };
     // SAFETY: `dst` is borrowed exclusively.
-    unsafe { Right::new(b, (n, k)).product(Rows::new(dst, n, (m, n)), a, part, keep) };
+    unsafe { Right::new(b, (m, n, k)).product(Rows::new(dst, n, (m, n)), a, part, keep) };
 }
 
 fn turned(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {

@@ -50,10 +50,12 @@ impl Sums {
         for bucket in waiting.take_while(|bucket| bucket.start >= from) {
             let mut values = std::mem::take(&mut bucket.values);
             values.clear();
-            bucket
-                .parameters
-                .iter()
-                .for_each(|&idx| values.extend_from_slice(&gradients.values()[gradients.span(idx)]));
+            for &idx in &bucket.parameters {
+                match gradients.get(idx) {
+                    Some(gradient) => values.extend_from_slice(gradient),
+                    None => values.resize(values.len() + gradients.span(idx).len(), 0.0),
+                }
+            }
             values.extend(bucket.parameters.iter().map(|&idx| f32::from(u8::from(gradients.is_present(idx)))));
             bucket.pending = Some(link.call(timeout, move |wire| {
                 wire.all_reduce(&mut values)?;
@@ -82,10 +84,7 @@ impl Sums {
             let mut start = 0;
             for (&idx, &present) in bucket.parameters.iter().zip(present) {
                 let n = gradients.span(idx).len();
-                gradients.set_present(idx, present > 0.0);
-                if present > 0.0 {
-                    gradients.slice_mut(idx).copy_from_slice(&values[start..start + n]);
-                }
+                gradients.set(idx, (present > 0.0).then(|| &values[start..start + n]));
                 start += n;
             }
         }

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::super::mixed::{Part, Right};
+use super::super::matmul::{Part, Right};
 use super::super::simd::{self, Mat, Rows, Shared};
-use super::{AttentionShape, BLOCK, Block, Inputs, SERIAL};
+use super::{AttentionShape, Block, Inputs, SERIAL};
 
 impl AttentionShape {
     /// Writes every element of `out` (`BLHK`) and of `log_sum` (`BLH`), the logarithm of the sum of exponentials of each row of scores.
@@ -20,7 +20,7 @@ impl AttentionShape {
 
     fn forward_head(&self, b: usize, h: usize, inputs: Inputs, out: Shared, log_sum: Shared) {
         let head = Head::new(self, b, h / self.group(), inputs);
-        let mut probs = vec![0f32; BLOCK.min(self.l) * self.m];
+        let mut probs = vec![0f32; self.block_rows() * self.m];
         for block in self.blocks(b, inputs.start) {
             let Block { first, rows, low, high } = block;
             let seen = high - low;
@@ -87,9 +87,9 @@ impl AttentionShape {
                 (0..self.m).for_each(|row| unsafe { rows.row(row) }.fill(0.0));
             }
             let head = Head::new(self, b, g, inputs);
-            let values_turned = Right::new(head.values_mat.t(), (self.m, self.k));
-            let keys = Right::new(head.keys_mat, (self.k, self.m));
-            let mut scratch = [0; 2].map(|_| vec![0f32; BLOCK.min(self.l) * self.m]);
+            let values_turned = Right::new(head.values_mat.t(), (self.block_rows(), self.m, self.k));
+            let keys = Right::new(head.keys_mat, (self.block_rows(), self.k, self.m));
+            let mut scratch = [0; 2].map(|_| vec![0f32; self.block_rows() * self.m]);
             for h in g * self.group()..(g + 1) * self.group() {
                 for block in self.blocks(b, inputs.start) {
                     let factors = (&head, &values_turned, &keys);
@@ -135,7 +135,7 @@ impl AttentionShape {
             }
         });
         let whole = || Part { inner: 0..rows, first_col: 0 };
-        let [right_queries, right_douts] = [queries, douts].map(|mat| Right::new(mat, (self.k, rows)));
+        let [right_queries, right_douts] = [queries, douts].map(|mat| Right::new(mat, (seen, self.k, rows)));
         let [probs, dscores] = [probs, dscores].map(|values| Mat::rows(values, seen));
         // SAFETY: as in `backward`.
         unsafe {
@@ -159,8 +159,8 @@ impl<'a> Head<'a> {
     fn new(shape: &AttentionShape, b: usize, g: usize, inputs: Inputs<'a>) -> Head<'a> {
         let mat = |values: &'a [f32]| Mat::rows(&values[shape.kv_at(b, 0, g)..], shape.g * shape.k);
         let (keys_mat, values_mat) = (mat(inputs.k), mat(inputs.v));
-        let keys_turned = Right::new(keys_mat.t(), (shape.m, shape.k));
-        let values = Right::new(values_mat, (shape.k, shape.m));
+        let keys_turned = Right::new(keys_mat.t(), (shape.block_rows(), shape.m, shape.k));
+        let values = Right::new(values_mat, (shape.block_rows(), shape.k, shape.m));
         Head { b, keys_mat, values_mat, keys_turned, values }
     }
 }

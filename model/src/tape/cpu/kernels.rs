@@ -40,7 +40,7 @@ pub(super) fn cross_entropy(
     (x, head, dx): (BufId, ParamId, BufId),
     loss: &mut CrossEntropyMemory,
 ) -> f64 {
-    let dhead = gradients.slice_mut(head.0);
+    let dhead = gradients.slot(head.0);
     memory.write([dx], |memory, [dx]| {
         ops::cross_entropy(memory.get(x), weights.get(head), &inputs.data.target_N, inputs.scale, dx, dhead, loss)
     })
@@ -83,9 +83,8 @@ fn norms(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inputs, gradi
             });
         }
         Op::NormGrad { sum, inverse, weight, dout, dsum, accumulate } => memory.write([dsum], |memory, [dsum]| {
-            let dweight = gradients.slice_mut(weight.0);
             let (sum, inverse, dout) = (memory.get(sum), memory.get(inverse), memory.get(dout));
-            ops::norm_grad(sum, inverse, weights.get(weight), dout, (dsum, accumulate), (dweight, true));
+            ops::norm_grad(sum, inverse, weights.get(weight), dout, (dsum, accumulate), gradients.slot(weight.0));
         }),
         _ => unreachable!("not a norm"),
     }
@@ -129,7 +128,7 @@ fn linears(op: &Op, memory: &mut Memory, weights: &Weights, gradients: &mut Grad
         }),
         Op::LinearGradWeight { x, dout, weight, bias } => {
             let (n, f) = memory.shape(dout);
-            ops::linear_grad_weight(memory.get(x), memory.get(dout), (n, f), (gradients.slice_mut(weight.0), true));
+            ops::linear_grad_weight(memory.get(x), memory.get(dout), (n, f), gradients.slot(weight.0));
             if let Some(bias) = bias {
                 ops::bias_grad(memory.get(dout), gradients.slice_mut(bias.0));
             }
@@ -162,8 +161,7 @@ fn experts(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inputs, gra
             for (expert, rows) in inputs.data.plans[*moe].stretches() {
                 let x = &memory.get(*x)[rows.start * d..rows.end * d];
                 let dout = &memory.get(*dout)[rows.start * f..rows.end * f];
-                let dweight = gradients.slice_mut(experts[expert].0);
-                ops::linear_grad_weight(x, dout, (rows.len(), f), (dweight, true));
+                ops::linear_grad_weight(x, dout, (rows.len(), f), gradients.slot(experts[expert].0));
             }
         }
         _ => unreachable!("not an operation of experts"),

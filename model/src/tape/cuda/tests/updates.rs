@@ -43,6 +43,7 @@ fn adamw_equals_the_hosts(test: &str, place: Place) {
         tape.step(&lm, &batch_of(step, 2, 20), 40.0).unwrap();
         gradients.clear();
         tape.add_gradients(&mut gradients).unwrap();
+        gradients.settle();
         let report = tape.update(0.01, 0.5).unwrap();
         assert!(report.is_finite && (report.grad_norm - gradients.norm()).abs() < 1e-4 * gradients.norm());
         let scale = (0.5 / gradients.norm()).min(1.0);
