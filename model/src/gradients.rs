@@ -122,11 +122,15 @@ impl Gradients {
     /// Adds another part of the same gradients.
     pub(crate) fn add_all(&mut self, other: &Gradients) {
         for idx in (0..self.n_parameters()).filter(|&idx| other.present[idx]) {
-            let (sum, keep) = self.slot(idx);
-            match keep {
-                true => add(sum, &other.values[other.span(idx)]),
-                false => sum.copy_from_slice(&other.values[other.span(idx)]),
-            }
+            self.add_values(idx, &other.values[other.span(idx)]);
+        }
+    }
+
+    /// Adds as many values as parameter `idx` has.
+    pub(crate) fn add_values(&mut self, idx: usize, values: &[f32]) {
+        match self.slot(idx) {
+            (sum, true) => add(sum, values),
+            (sum, false) => sum.copy_from_slice(values),
         }
     }
 

@@ -52,11 +52,6 @@ pub trait Router: Send + Sync + Debug {
     /// `x_ND` are the tokens that enter the layer, float32.
     fn plan(&self, x_ND: &Tensor, context: &RouterContext) -> Result<(Plan, Aux)>;
 
-    /// Whether the plan depends on the tokens' values, or on their languages alone: then it is made once a step, before the first layer.
-    fn reads_tokens(&self) -> bool {
-        true
-    }
-
     /// Called after an optimizer step with the share of assignments that each expert had.
     fn after_step(&mut self, _load_E: &[f32]) {}
 
@@ -74,6 +69,10 @@ pub trait RouterSpec: Default {
 
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>>;
     fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
+    /// Whether the plan depends on the tokens' values, or on their languages alone: then it is made once a step, before the first layer.
+    fn reads_tokens(&self) -> bool {
+        true
+    }
     /// Experts that one token meets, the shared one not counted.
     fn n_selected(&self) -> usize;
     fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize;
@@ -114,6 +113,11 @@ macro_rules! routers {
 
             pub fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
                 match self { $(RouterConfig::$spec(spec) => spec.validate(model, moe)),* }
+            }
+
+            /// Whether the plan depends on the tokens' values, or on their languages alone.
+            pub fn reads_tokens(&self) -> bool {
+                match self { $(RouterConfig::$spec(spec) => spec.reads_tokens()),* }
             }
 
             pub fn n_selected(&self) -> usize {

@@ -7,7 +7,7 @@ use multicoder_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::parallel::ParallelConfig;
+use crate::parallel::{Mode, ParallelConfig};
 use crate::schedule::{ScheduleConfig, ScheduleKind};
 
 /// Presets by name, smallest first.
@@ -244,6 +244,7 @@ impl RunConfig {
     fn validate(&self) -> Result<()> {
         self.model.validate()?;
         self.parallel.validate(self)?;
+        self.validate_checkpointing()?;
         let d = &self.data;
         ensure!(self.n_steps > 0, "n_steps = 0: expected at least 1");
         ensure!(d.sequence_tokens >= 16, "data.sequence_tokens = {}: expected at least 16", d.sequence_tokens);
@@ -285,6 +286,27 @@ impl RunConfig {
         if self.max_hours > 0.0 && s.kind != ScheduleKind::Wsd {
             bail!("max_hours = {}: expected schedule.kind = \"wsd\", whose end can be moved", self.max_hours);
         }
+        Ok(())
+    }
+}
+
+impl RunConfig {
+    /// Activations are computed again by the tape alone, which replays the plan that the router made once for the step.
+    fn validate_checkpointing(&self) -> Result<()> {
+        if !self.checkpoint_activations {
+            return Ok(());
+        }
+        let router = self.model.moe.as_ref().map(|moe| &moe.router);
+        if let Some(router) = router.filter(|router| router.reads_tokens()) {
+            let name = router.name();
+            bail!(
+                "checkpoint_activations = true: model.moe.router.kind = {name:?} reads the tokens; expected one that goes by language"
+            );
+        }
+        ensure!(
+            self.parallel.mode != Mode::Expert,
+            "checkpoint_activations = true: expected another parallel.mode than \"expert\", whose layers are not on the tape"
+        );
         Ok(())
     }
 }
@@ -385,6 +407,13 @@ mod tests {
         assert!(error_of("data.batch_tokens=100").contains("a multiple of data.sequence_tokens"));
         assert!(error_of("data.fim_frac=1.5").contains("expected 0 to 1"));
         assert!(error_of("n_steps").contains("expected path=value"));
+        let token = "model.moe.router={ kind = \"token\" }";
+        let mut table = smoke();
+        for assignment in [token, "checkpoint_activations=true"] {
+            set(&mut table, assignment).unwrap();
+        }
+        let error = format!("{:#}", resolve(&table, "smoke").unwrap_err());
+        assert!(error.contains("model.moe.router.kind = \"token\" reads the tokens"), "{error}");
         assert!(error_of("seed.x=1").contains("seed is a value"));
         assert!(preset("smok").unwrap_err().to_string().contains("did you mean `smoke`?"));
     }

@@ -87,12 +87,12 @@ pub fn run_on(
         prepare_folder(out, config)?;
     }
     choose_products(config.compute);
-    let mut lm = CodeLm::init(&config.model, config.seed, device)?;
-    let mut optimizer = Optimizer::new(&config.optimizer, lm.parameters())?;
-    let mut loader = Loader::open(config, tokenizer)?;
     let mut saved = start.saved();
-    let mut state = restore_or_start(start, config, &lm, &mut optimizer, &mut loader)?;
-    mesh.agree(&starting_point(&state))?;
+    let Opened { mut lm, mut optimizer, mut loader, mut state } =
+        mesh.together(open(config, tokenizer, start, device))?;
+    if mesh.world() > 1 {
+        mesh.agree(&starting_point(&state, &lm, steps_on)?)?;
+    }
     let mut workspace = workspace(config, &lm, &optimizer, steps_on, &mesh)?;
     mesh.divide(config, &mut lm, &loader.language_probs(), &workspace.gradients);
     let options = step_options(config, device);
@@ -146,15 +146,34 @@ fn prepare_folder(out: &Path, config: &RunConfig) -> Result<()> {
     std::fs::write(&run_toml, config.to_toml()?).with_context(|| run_toml.display().to_string())
 }
 
+/// What a rank has before it speaks to the others of it.
+struct Opened {
+    lm: CodeLm,
+    optimizer: Optimizer,
+    loader: Loader,
+    state: RunState,
+}
+
+fn open(config: &RunConfig, tokenizer: &Arc<Tokenizer>, start: Start, device: &Device) -> Result<Opened> {
+    let lm = CodeLm::init(&config.model, config.seed, device)?;
+    let mut optimizer = Optimizer::new(&config.optimizer, lm.parameters())?;
+    let mut loader = Loader::open(config, tokenizer)?;
+    let state = restore_or_start(start, config, &lm, &mut optimizer, &mut loader)?;
+    Ok(Opened { lm, optimizer, loader, state })
+}
+
 /// What must be the same on all ranks besides the configuration.
-fn starting_point(state: &RunState) -> Table {
-    let version = Value::String(env!("CARGO_PKG_VERSION").to_owned());
-    let texts = Value::String(format!("{:016x}", state.texts_fingerprint));
-    let step = Value::Integer(state.step as i64);
-    [("step", step), ("texts_fingerprint", texts), ("version", version)]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into_iter()
-        .collect()
+fn starting_point(state: &RunState, lm: &CodeLm, steps_on: StepsOn) -> Result<Table> {
+    let hex = |fingerprint: u64| Value::String(format!("{fingerprint:016x}"));
+    let on_gpu = steps_on == StepsOn::Gpu || !lm.device().is_cpu();
+    let entries = [
+        ("step", Value::Integer(state.step as i64)),
+        ("texts_fingerprint", hex(state.texts_fingerprint)),
+        ("weights_fingerprint", hex(weights::fingerprint(lm)?)),
+        ("device", Value::String(if on_gpu { "cuda" } else { "cpu" }.to_owned())),
+        ("version", Value::String(env!("CARGO_PKG_VERSION").to_owned())),
+    ];
+    Ok(entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect())
 }
 
 /// Whether any rank was asked to end. The end of the run, which a clock may have moved, becomes that of the first rank.

@@ -2,11 +2,12 @@
 
 #![allow(non_snake_case)]
 
+use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
-use multicoder_model::tape::{DeviceTape, TapeOptions, TrainTape};
+use multicoder_model::tape::{DeviceTape, Ready, TapeOptions, TrainTape};
 use multicoder_model::{Batch, CodeLm, Gradients};
 
 use crate::data::loader::{Batch as LoadedBatch, Loader};
@@ -189,12 +190,13 @@ fn accumulate(
         let inputs = to_batch(&mine, &options.language_indices, options.document_mask, &options.device)?;
         let is_last = micro_steps.peek().is_none();
         // After the last micro-step's backward pass has left a layer, its sums over the ranks begin.
-        let output = tape.step(lm, &inputs, (divisor, share), gradients, &mut |gradients, parameters| {
-            if is_last {
-                mesh.start_sum(gradients, gradients.span(parameters.start).start);
-            }
+        let speaks = is_last && mesh.world() > 1;
+        let mut ready = |gradients: &mut Gradients, parameters: Range<usize>| {
+            mesh.start_sum(gradients, gradients.span(parameters.start).start);
             Ok(())
-        })?;
+        };
+        let ready = speaks.then_some(&mut ready as &mut Ready);
+        let output = tape.step(lm, &inputs, (divisor, share), gradients, ready)?;
         report.loss += output.nll_sum / divisor;
         for (sequence, nll_sum) in mine.iter().zip(&output.nll_B) {
             report.languages[sequence.language_idx].nll_sum += nll_sum;

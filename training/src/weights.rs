@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, Var};
 use multicoder_model::{CodeLm, ModelConfig, RouterConfig, Tokenizer};
+use xxhash_rust::xxh3::Xxh3;
 
 /// Sets every parameter from the tensor of its name.
 ///
@@ -25,6 +26,19 @@ pub fn set_all(lm: &CodeLm, tensors: &HashMap<String, Tensor>) -> Result<()> {
     let (got, expected) = (tensors.len(), lm.parameters().len());
     ensure!(got == expected, "{got} weights, the configured model has {expected}");
     Ok(())
+}
+
+/// A hash of every weight, in the order of the model's parameters.
+///
+/// # Errors
+/// A weight that cannot be read from its device.
+pub fn fingerprint(lm: &CodeLm) -> Result<u64> {
+    let mut hash = Xxh3::new();
+    for (name, parameter) in lm.parameters() {
+        let values = parameter.flatten_all()?.to_vec1::<f32>().with_context(|| name.clone())?;
+        values.iter().for_each(|value| hash.update(&value.to_le_bytes()));
+    }
+    Ok(hash.digest())
 }
 
 /// A model whose weights another one starts from.

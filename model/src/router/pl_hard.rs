@@ -30,6 +30,10 @@ impl RouterSpec for PlHard {
         Ok(())
     }
 
+    fn reads_tokens(&self) -> bool {
+        false
+    }
+
     fn n_selected(&self) -> usize {
         1
     }
@@ -67,10 +71,6 @@ impl Router for PlHardRouter {
             false => Some(Tensor::from_vec(weight_A, token_A.len(), x_ND.device())?),
         };
         Ok((Plan { token_A, expert_A, weight_A, shared_weight_N: None }, Aux::default()))
-    }
-
-    fn reads_tokens(&self) -> bool {
-        false
     }
 }
 

@@ -58,6 +58,10 @@ impl RouterSpec for PlShared {
         )
     }
 
+    fn reads_tokens(&self) -> bool {
+        self.combine == Combine::Sigmoid
+    }
+
     fn n_selected(&self) -> usize {
         1
     }
@@ -85,10 +89,6 @@ impl Router for PlSharedRouter {
         }
         let (weight_A, shared_weight_N) = self.weights(x_ND, context.language_N, &token_A)?;
         Ok((Plan { token_A, expert_A, weight_A, shared_weight_N }, Aux::default()))
-    }
-
-    fn reads_tokens(&self) -> bool {
-        self.combine == Combine::Sigmoid
     }
 }
 

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use rayon::ThreadPool;
 
+use super::merge::{Complete, Merger};
+use super::step::Ready;
 use super::{CpuTape, Profile};
 use crate::error::{Error, Result};
 use crate::gradients::Gradients;
@@ -37,27 +39,48 @@ impl Shards {
     }
 
     /// Runs `run` on equal parts of the batch at the same time, adds up their gradients, and returns what they returned, in order.
+    /// With `ready` the gradients of a layer are added up when all parts have left it, while the backward passes go on.
     pub(super) fn run<T: Send>(
         &mut self,
         batch: &Batch,
         gradients: &mut Gradients,
-        run: impl Fn(&mut CpuTape, &Batch, &mut Gradients) -> Result<T> + Sync,
+        run: impl Fn(&mut CpuTape, &Batch, &mut Gradients, &mut Ready) -> Result<T> + Sync,
+        mut ready: Option<&mut Ready>,
     ) -> Result<Vec<T>> {
         let b = batch.x_BL.dim(0)?;
         let n_shards = n_shards(b, rayon::current_num_threads(), gradients.values().len());
         let parts = parts(batch, b / n_shards, n_shards)?;
         let Some((first, others)) = self.0[..n_shards].split_first_mut() else { return Ok(Vec::new()) };
+        let (mut merger, senders) = Merger::new(others.len());
+        let says = ready.is_some();
         let results = std::thread::scope(|scope| {
             let run = &run;
-            let spawn = |(shard, part): (_, _)| scope.spawn(move || Shard::run(shard, part, run));
-            let others: Vec<_> = others.iter_mut().zip(&parts[1..]).map(spawn).collect();
-            let first = first.within(|cpu| run(cpu, &parts[0], gradients));
-            let joined = others.into_iter().map(|thread| {
+            let mut threads = Vec::new();
+            for ((shard, part), sender) in others.iter_mut().zip(&parts[1..]).zip(senders) {
+                let mut say = move |gradients: &mut Gradients, parameters: Range<usize>| {
+                    if says {
+                        // A first part that has failed listens no more.
+                        let _ = sender.send(Complete::of(gradients, parameters));
+                    }
+                    Ok(())
+                };
+                threads.push(scope.spawn(move || shard.run(part, &mut say, run)));
+            }
+            let first = first.within(|cpu| {
+                let result = run(cpu, &parts[0], gradients, &mut |gradients, parameters| match &mut ready {
+                    Some(ready) => merger.add(gradients, parameters, ready),
+                    None => Ok(()),
+                })?;
+                ready.as_mut().map_or(Ok(()), |ready| merger.finish(gradients, ready))?;
+                Ok(result)
+            });
+            let joined = threads.into_iter().map(|thread| {
                 thread.join().unwrap_or_else(|_| Err(Error::Input("a thread of the training step panicked".to_owned())))
             });
             std::iter::once(first).chain(joined).collect::<Vec<Result<T>>>()
         });
-        others.iter().filter_map(|shard| shard.gradients.as_ref()).for_each(|part| gradients.add_all(part));
+        let parts = others.iter().filter_map(|shard| shard.gradients.as_ref()).filter(|_| !says);
+        parts.for_each(|part| gradients.add_all(part));
         results.into_iter().collect()
     }
 
@@ -92,11 +115,12 @@ impl Shard {
     fn run<T: Send>(
         &mut self,
         part: &Batch,
-        run: &(impl Fn(&mut CpuTape, &Batch, &mut Gradients) -> Result<T> + Sync),
+        ready: &mut Ready,
+        run: &(impl Fn(&mut CpuTape, &Batch, &mut Gradients, &mut Ready) -> Result<T> + Sync),
     ) -> Result<T> {
         let mut gradients = self.gradients.take().unwrap_or_else(|| Gradients::new([]));
         gradients.clear();
-        let result = self.within(|cpu| run(cpu, part, &mut gradients));
+        let result = self.within(|cpu| run(cpu, part, &mut gradients, ready));
         self.gradients = Some(gradients);
         result
     }

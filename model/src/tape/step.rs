@@ -49,7 +49,7 @@ pub struct TrainTape {
 }
 
 /// Hears of parameters, a range of them, whose gradients are complete.
-pub type Ready<'a> = dyn FnMut(&mut Gradients, Range<usize>) -> Result<()> + 'a;
+pub type Ready<'a> = dyn FnMut(&mut Gradients, Range<usize>) -> Result<()> + Send + 'a;
 
 impl TrainTape {
     pub fn new(options: TapeOptions) -> TrainTape {
@@ -73,10 +73,12 @@ impl TrainTape {
     /// Whether the tape runs this model: one on the CPU whose routers go by language and whose tokens stay here. Others run by autograd.
     pub fn is_for(lm: &CodeLm) -> bool {
         let travels = lm.exchange().is_some_and(|exchange| exchange.owner_of_expert().is_some());
-        lm.device().is_cpu() && !travels && !lm.routers().any(|router| router.reads_tokens())
+        let reads_tokens = lm.config().moe.as_ref().is_some_and(|moe| moe.router.reads_tokens());
+        lm.device().is_cpu() && !travels && !reads_tokens
     }
 
-    /// Adds the gradient of [`CodeLm::loss_of_share`] to `gradients`. `ready` hears of all parameters, from the last to the first.
+    /// Adds the gradient of [`CodeLm::loss_of_share`] to `gradients`. `ready` hears of all parameters, from the last to the first,
+    /// during the backward pass.
     ///
     /// On a device it adds to the gradients there instead, and neither `gradients` nor `ready` is used; the loss comes with the update.
     ///
@@ -88,13 +90,13 @@ impl TrainTape {
         batch: &Batch,
         (divisor, share): (f64, f64),
         gradients: &mut Gradients,
-        ready: &mut Ready,
+        ready: Option<&mut Ready>,
     ) -> Result<StepLoss> {
         if let Some(device) = &mut self.device {
             return device.step(lm, batch, divisor);
         }
         if !TrainTape::is_for(lm) {
-            return by_autograd(lm, batch, (divisor, share), gradients, ready);
+            return by_autograd(lm, batch, (divisor, share), gradients, ready.unwrap_or(&mut |_, _| Ok(())));
         }
         let (b, l) = batch.x_BL.dims2()?;
         lm.check_batch(b, l, batch.language_BL.len())?;
@@ -105,13 +107,9 @@ impl TrainTape {
             run(lm, batch, (self.options, (1.0 / divisor) as f32), cpu, gradients, ready)
         };
         if let Some(cpu) = self.shards.undivided(batch, gradients)? {
-            return run(cpu, batch, gradients, ready);
+            return run(cpu, batch, gradients, ready.unwrap_or(&mut |_, _| Ok(())));
         }
-        let quiet = |cpu: &mut CpuTape, batch: &Batch, gradients: &mut Gradients| {
-            run(cpu, batch, gradients, &mut |_, _| Ok(()))
-        };
-        let parts = self.shards.run(batch, gradients, quiet)?;
-        (0..lm.parameters().len()).rev().try_for_each(|idx| ready(gradients, idx..idx + 1))?;
+        let parts = self.shards.run(batch, gradients, run, ready)?;
         let mut loss = StepLoss::default();
         let share = 1.0 / parts.len() as f32;
         parts.iter().for_each(|part| loss.add(part, share));

@@ -72,14 +72,16 @@ fn names(lm: &CodeLm) -> Vec<&str> {
 
 fn gradients(lm: &CodeLm, batch: &Batch, options: TapeOptions) -> (StepLoss, Gradients) {
     let mut gradients = Gradients::of(lm);
-    let mut complete = vec![false; gradients.n_parameters()];
-    let loss = TrainTape::new(options)
-        .step(lm, batch, (40.0, 1.0), &mut gradients, &mut |_, parameters| {
-            complete[parameters].fill(true);
-            Ok(())
-        })
-        .unwrap();
-    assert!(complete.iter().all(|&complete| complete), "some gradients are never said to be complete");
+    let mut complete = vec![None; gradients.n_parameters()];
+    let mut ready = |gradients: &mut Gradients, parameters: std::ops::Range<usize>| {
+        parameters.for_each(|idx| complete[idx] = Some(gradients.get(idx).map(<[f32]>::to_vec)));
+        Ok(())
+    };
+    let loss = TrainTape::new(options).step(lm, batch, (40.0, 1.0), &mut gradients, Some(&mut ready)).unwrap();
+    for (idx, complete) in complete.into_iter().enumerate() {
+        let complete = complete.expect("some gradients are never said to be complete");
+        assert_eq!(complete.as_deref(), gradients.get(idx), "parameter {idx} was said to be complete and was not");
+    }
     (loss, gradients)
 }
 
@@ -152,22 +154,23 @@ fn a_second_step_allocates_nothing_and_adds_to_the_first() {
     let lm = model(&tiny(Some(RouterConfig::all().remove(1))));
     let mut tape = TrainTape::default();
     let mut sum = Gradients::of(&lm);
-    tape.step(&lm, &batch(2, 20, false), (40.0, 1.0), &mut sum, &mut |_, _| Ok(())).unwrap();
+    tape.step(&lm, &batch(2, 20, false), (40.0, 1.0), &mut sum, None).unwrap();
     let (held, once) = (tape.n_bytes(), sum.clone());
-    tape.step(&lm, &batch(2, 20, false), (40.0, 1.0), &mut sum, &mut |_, _| Ok(())).unwrap();
+    tape.step(&lm, &batch(2, 20, false), (40.0, 1.0), &mut sum, None).unwrap();
     assert_eq!(tape.n_bytes(), held);
     for (twice, once) in sum.values().iter().zip(once.values()) {
         assert!((twice - 2.0 * once).abs() <= 1e-5 * once.abs().max(1e-2), "{twice}, not twice {once}");
     }
 }
 
+fn in_pool<T: Send>(n_threads: usize, f: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap().install(f)
+}
+
 #[test]
 fn a_batch_divided_among_threads_has_the_same_gradients() {
     let lm = model(&tiny(Some(RouterConfig::all().remove(1))));
-    let run = |n_threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-        pool.install(|| gradients(&lm, &batch(4, 20, true), TapeOptions::default()))
-    };
+    let run = |n_threads| in_pool(n_threads, || gradients(&lm, &batch(4, 20, true), TapeOptions::default()));
     let (whole, undivided) = run(1);
     for n_threads in [2, 4, 6] {
         let (loss, divided) = run(n_threads);
@@ -179,6 +182,26 @@ fn a_batch_divided_among_threads_has_the_same_gradients() {
             assert_close(&divided.values()[divided.span(idx)], &undivided.values()[divided.span(idx)], "gradients");
         }
         assert_eq!(run(n_threads).1, divided, "the same number of threads gives the same bits");
+        let unheard = in_pool(n_threads, || {
+            let mut gradients = Gradients::of(&lm);
+            TrainTape::default().step(&lm, &batch(4, 20, true), (40.0, 1.0), &mut gradients, None).unwrap();
+            gradients
+        });
+        assert_eq!(unheard, divided, "whether anybody listens changes no bit");
+    }
+}
+
+#[test]
+fn checkpointing_changes_no_bit() {
+    for (name, config) in configs() {
+        let lm = model(&config);
+        if TrainTape::is_for(&lm) {
+            let run =
+                |checkpoint_activations| gradients(&lm, &batch(3, 64, true), TapeOptions { checkpoint_activations });
+            let ((kept, gradients), (again, gradients_again)) = (run(false), run(true));
+            assert_eq!((kept.nll_sum, kept.load_E), (again.nll_sum, again.load_E), "{name}");
+            assert_eq!(gradients, gradients_again, "{name}");
+        }
     }
 }
 
@@ -189,7 +212,7 @@ fn checkpointing_keeps_less() {
     let lm = model(&config);
     let held = |checkpoint_activations| {
         let mut tape = TrainTape::new(TapeOptions { checkpoint_activations });
-        tape.step(&lm, &batch(2, 64, false), (40.0, 1.0), &mut Gradients::of(&lm), &mut |_, _| Ok(())).unwrap();
+        tape.step(&lm, &batch(2, 64, false), (40.0, 1.0), &mut Gradients::of(&lm), None).unwrap();
         tape.n_bytes()
     };
     let (all, little) = (held(false), held(true));
@@ -222,7 +245,7 @@ fn memory_is_known_before_there_is_a_model() {
             }
             let mut tape = TrainTape::new(options);
             let batch = batch(b, l, false);
-            tape.step(&lm, &batch, (40.0, 1.0), &mut Gradients::of(&lm), &mut |_, _| Ok(())).unwrap();
+            tape.step(&lm, &batch, (40.0, 1.0), &mut Gradients::of(&lm), None).unwrap();
             assert_eq!(4 * planned.unwrap(), tape.n_bytes(), "{name}, {b} rows of {l}, {options:?}");
         }
     }
@@ -234,7 +257,7 @@ fn wrong_batches_are_errors() {
     let lm = model(&tiny(None));
     let step = |batch: &Batch| {
         let mut gradients = Gradients::of(&lm);
-        TrainTape::default().step(&lm, batch, (1.0, 1.0), &mut gradients, &mut |_, _| Ok(())).unwrap_err().to_string()
+        TrainTape::default().step(&lm, batch, (1.0, 1.0), &mut gradients, None).unwrap_err().to_string()
     };
     let mut wrong = batch(2, 20, true);
     wrong.start_BL = Some(vec![7; 40]);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use multicoder_model::{CodeLm, Gradients, RouterConfig};
 use toml::{Table, Value};
 
@@ -162,6 +162,22 @@ impl Mesh {
             );
         }
         Ok(())
+    }
+
+    /// What this rank could do alone, once all could: an error of one rank is an error of all, and none waits for the one that left.
+    ///
+    /// # Errors
+    /// The first rank's that has one; a rank that does not come.
+    pub fn together<T>(&self, result: Result<T>) -> Result<T> {
+        let Some(link) = &self.link else { return result };
+        let said = result.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+        let said = link.call(self.timeout, move |wire| wire.all_gather(said.into_bytes()));
+        let said = link.wait(self.timeout, said).context("while the ranks opened the run")?;
+        let value = result?;
+        match said.iter().position(|said| !said.is_empty()) {
+            Some(rank) => bail!("rank {rank} of {}: {}", link.world, String::from_utf8_lossy(&said[rank])),
+            None => Ok(value),
+        }
     }
 
     /// Divides a run: sequences and experts get their rank, gradients their buckets, and `lm` its way to the other ranks.

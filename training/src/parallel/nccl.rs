@@ -4,7 +4,8 @@
 //! (`CUDA_VISIBLE_DEVICES`). NCCL's identifier comes from rank 0: over MPI where the program has it and MPI's launcher started it,
 //! else through the file that `MULTICODER_RENDEZVOUS` names, on a file system that all ranks see, a new one for each run.
 //!
-//! No machine with several GPUs has run this file yet.
+//! No machine with several GPUs has run this file yet; gradients of the tape's own kernels (`--features cuda`) stay on their GPU and are
+//! not summed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ impl Nccl {
     /// # Errors
     /// No GPU, no NCCL, no identifier within `timeout`.
     pub(super) fn connect(launch: Launch, timeout: Duration) -> Result<Nccl> {
+        find_libraries()?;
         let stream = CudaContext::new(0).context("GPU 0")?.default_stream();
         let id = share_id(&launch, timeout)?;
         let comm = Comm::from_rank(stream.clone(), launch.rank, launch.world, id).map_err(failed)?;
@@ -116,6 +118,20 @@ impl Wire for Nccl {
     }
 }
 
+/// cudarc panics at the first call of a library that is not there, and knows NCCL only by the name that development packages give it.
+fn find_libraries() -> Result<()> {
+    // SAFETY: both only try to load the library.
+    let (has_driver, has_nccl) =
+        unsafe { (cudarc::driver::sys::is_culib_present(), cudarc::nccl::sys::is_culib_present()) };
+    ensure!(has_driver, "parallel.backend = \"nccl\": no CUDA driver (libcuda.so.1) on this machine");
+    ensure!(
+        has_nccl,
+        "parallel.backend = \"nccl\": no libnccl.so in the library path; where there is a libnccl.so.2 alone, as in PyTorch's wheels, make \
+         a link libnccl.so to it in a folder of LD_LIBRARY_PATH"
+    );
+    Ok(())
+}
+
 fn failed(error: cudarc::nccl::result::NcclError) -> anyhow::Error {
     anyhow!("NCCL: {error:?}")
 }
@@ -164,4 +180,29 @@ fn new_id() -> Result<Vec<u8>> {
 fn parse_id(bytes: &[u8]) -> Result<Id> {
     let bytes: [u8; ID_BYTES] = bytes.try_into().with_context(|| format!("an identifier of {} bytes", bytes.len()))?;
     Ok(Id::uninit(bytes.map(|byte| byte as std::ffi::c_char)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_rank_sums_with_itself_or_says_what_is_missing() {
+        let launch = Launch { rank: 0, world: 1, by: "WORLD_SIZE" };
+        let folder = tempfile::tempdir().unwrap();
+        // SAFETY: no other test of this program reads this variable.
+        unsafe { std::env::set_var(RENDEZVOUS, folder.path().join("id")) };
+        match Nccl::connect(launch, Duration::from_secs(5)) {
+            Ok(mut wire) => {
+                let mut values = [1.0, 2.5];
+                wire.all_reduce(&mut values).unwrap();
+                assert_eq!((values, wire.all_gather(vec![7]).unwrap()), ([1.0, 2.5], vec![vec![7]]));
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                assert!(error.contains("no CUDA driver") || error.contains("no libnccl.so"), "{error}");
+                eprintln!("SKIPPED one_rank_sums_with_itself_or_says_what_is_missing: {error}");
+            }
+        }
+    }
 }

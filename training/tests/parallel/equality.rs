@@ -23,6 +23,9 @@ fn assert_mode_equals_single(mode: &str, sets: &[&str]) {
     for world in [1, 2, 4] {
         let outcome = fixture.parallel(&format!("ranks{world}"), world, &sets);
         outcome.assert_equals(&reference, &format!("{sets:?} on {world} ranks"));
+        // A row of the table in docs/scaling.md.
+        let (loss, tensors) = outcome.drift(&reference);
+        println!("| {} | {world} | {loss:.1e} | {tensors:.1e} |", sets[..sets.len() - 1].join(", "));
         let sent: f64 = outcome.curve("comm_bytes").iter().sum();
         assert_eq!(sent > 0.0, world > 1, "{sent} bytes sent by one of {world} ranks");
         let shares = outcome.curve("comm_share");

@@ -55,6 +55,53 @@ fn unequal_configurations_are_named_by_all_ranks() {
 }
 
 #[test]
+fn ranks_that_start_from_other_weights_are_named_by_all() {
+    let fixture = Fixture::new();
+    let config = fixture.config(&[]);
+    let folders: Vec<_> = (0..2u64)
+        .map(|seed| {
+            let folder = fixture.path(&format!("weights-{seed}"));
+            fs::create_dir(&folder).unwrap();
+            let lm = multicoder_model::CodeLm::init(&config.model, seed, &candle_core::Device::Cpu).unwrap();
+            multicoder_model::checkpoint::save_folder(&lm, &fixture.tokenizer, &folder).unwrap();
+            folder
+        })
+        .collect();
+    let source = |rank: usize| {
+        Start::Weights(Box::new(multicoder_training::weights::Source::open(&folders[rank.min(1)]).unwrap()))
+    };
+    for result in fixture.ranks("weights", 2, |_| sets(&[]), source) {
+        let message = format!("{:#}", result.unwrap_err());
+        assert!(message.contains("rank 1 was started otherwise than rank 0: weights_fingerprint"), "{message}");
+    }
+}
+
+#[test]
+fn what_one_rank_cannot_open_stops_all_in_time() {
+    let fixture = Fixture::new();
+    let start = Instant::now();
+    fixture.single("first", &["n_steps=1", "checkpoint.every_steps=1"]);
+    let saved = multicoder_training::checkpoint::path_of(&fixture.out("first", 0), 1);
+    let load = |rank: usize| {
+        let mut checkpoint = multicoder_training::checkpoint::load(&saved, &candle_core::Device::Cpu).unwrap();
+        // On the machine of rank 1 alone a weight is missing.
+        if rank == 1 {
+            checkpoint.weights.remove("model.norm.weight").unwrap();
+        }
+        Start::Checkpoint(Box::new(checkpoint))
+    };
+    for (rank, result) in fixture.ranks("open", 3, |_| sets(&[]), load).into_iter().enumerate() {
+        let message = format!("{:#}", result.unwrap_err());
+        let by = if rank == 1 { "" } else { "rank 1 of 3: " };
+        assert!(
+            message.starts_with(by) && message.contains("weight model.norm.weight is missing"),
+            "rank {rank}: {message}"
+        );
+    }
+    assert!(start.elapsed() < IN_TIME, "{:?}", start.elapsed());
+}
+
+#[test]
 fn a_missing_rank_is_named_in_time() {
     let fixture = Fixture::new();
     let all = sets(&[]);

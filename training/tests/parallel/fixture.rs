@@ -173,6 +173,15 @@ impl Outcome {
         self.steps.iter().map(|step| step[name].as_f64().unwrap()).collect()
     }
 
+    /// The largest difference from `reference` of a step's loss, relative to it, and of a weight or moment.
+    pub(crate) fn drift(&self, reference: &Outcome) -> (f64, f64) {
+        let losses = self.curve("loss").into_iter().zip(reference.curve("loss"));
+        let loss = losses.map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max);
+        let values = |outcome: &Outcome| outcome.tensors.values().flatten().copied().collect::<Vec<f32>>();
+        let differences = values(self).into_iter().zip(values(reference)).map(|(a, b)| f64::from((a - b).abs()));
+        (loss, differences.fold(0.0, f64::max))
+    }
+
     /// Asserts that this run is `reference` up to rounding: losses, by language too, norms, loads, validation, weights, moments, step counts.
     pub(crate) fn assert_equals(&self, reference: &Outcome, what: &str) {
         for name in ["loss", "aux_loss", "grad_norm"] {
