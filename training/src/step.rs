@@ -123,12 +123,12 @@ pub fn step(
     let languages = counted_by_language(&batch, options.language_indices.len());
     let mut report = StepReport { n_counted: batch.n_counted, load_E: no_load(lm), languages, ..StepReport::default() };
     report.loader_wait_s = start.elapsed().as_secs_f64();
-    accumulate(lm, workspace, &batch, mesh, options, &mut report)?;
+    let rows = accumulate(lm, workspace, &batch, mesh, options, &mut report)?;
     let Workspace { tape, gradients } = workspace;
     mesh.finish_sum(gradients)?;
 
     match tape.device() {
-        Some(device) => update_on_device(device, &mut report, options, lr)?,
+        Some(device) => update_on_device(device, &mut report, &rows, options, lr)?,
         None => {
             report.grad_norm = reduce_report(&mut report, gradients, mesh)?.sqrt();
             let clipped = options.clip_norm > 0.0 && report.grad_norm > options.clip_norm;
@@ -144,16 +144,20 @@ pub fn step(
     Ok(report)
 }
 
-/// The device judges and updates by itself; what it found is read here, the only wait of a step. It has no loss by language.
+/// The device judges and updates by itself; what it found is read here, the only wait of a step: also the loss of each of `rows`, by
+/// their languages.
 fn update_on_device(
     device: &mut dyn DeviceTape,
     report: &mut StepReport,
+    rows: &[usize],
     options: &StepOptions,
     lr: f64,
 ) -> Result<()> {
     let found = device.update(lr, options.clip_norm)?;
     (report.loss, report.grad_norm) = (found.nll_sum / report.n_counted.max(1) as f64, found.grad_norm);
-    report.languages.fill(LanguageLoss::default());
+    for (&language_idx, nll_sum) in rows.iter().zip(&found.nll_B) {
+        report.languages[language_idx].nll_sum += nll_sum;
+    }
     check(report, found.is_finite)
 }
 
@@ -165,7 +169,7 @@ fn check(report: &StepReport, is_finite: bool) -> Result<()> {
     Ok(())
 }
 
-/// Runs this rank's part of each micro-step forward and backward.
+/// Runs this rank's part of each micro-step forward and backward; returns the language of each row, in the order in which they ran.
 fn accumulate(
     lm: &CodeLm,
     Workspace { tape, gradients }: &mut Workspace,
@@ -173,10 +177,10 @@ fn accumulate(
     mesh: &mut Mesh,
     options: &StepOptions,
     report: &mut StepReport,
-) -> Result<()> {
+) -> Result<Vec<usize>> {
     gradients.clear();
     tape.device().map_or(Ok(()), |device| device.clear())?;
-    let divisor = batch.n_counted.max(1) as f64;
+    let (divisor, mut rows) = (batch.n_counted.max(1) as f64, Vec::new());
     let mut micro_steps = batch.sequences.chunks(options.micro_batch_sequences).peekable();
     while let Some(sequences) = micro_steps.next() {
         let mut mine = mesh.deal(sequences);
@@ -187,6 +191,9 @@ fn accumulate(
         if mine.is_empty() {
             continue;
         }
+        // The loss does not depend on their order; experts get the rows of a language as one stretch.
+        mine.sort_by_key(|sequence| sequence.language_idx);
+        rows.extend(mine.iter().map(|sequence| sequence.language_idx));
         let inputs = to_batch(&mine, &options.language_indices, options.document_mask, &options.device)?;
         let is_last = micro_steps.peek().is_none();
         // After the last micro-step's backward pass has left a layer, its sums over the ranks begin.
@@ -206,7 +213,7 @@ fn accumulate(
         add_load(&mut report.load_E, &output.load_E, share as f32);
     }
     gradients.settle();
-    Ok(())
+    Ok(rows)
 }
 
 /// Makes the numbers of the report those of all ranks; returns the square of the gradients' norm. One exchange, which is also the vote:

@@ -4,16 +4,16 @@
 //! flat buffer with a bfloat16 copy for products; gradients are float32, activations bfloat16, the residual stream and its gradient
 //! float32. Every sum has an order that the shapes alone fix (there are no atomics), so that a step gives the same numbers every time.
 //!
-//! A tape that comes a third time with the same shapes and plans is replayed as a captured graph. What a step reads of its batch lies in
-//! one block of memory whose sections keep their places.
+//! A tape that comes a third time with the same shapes is replayed as captured graphs, whatever languages its sequences have: what a step
+//! reads of its batch lies in one block of memory whose sections keep their places. Products of long stretches of one expert's rows go by
+//! the library, at addresses that change with the batch: they are queued one by one, between the graphs.
 
 use std::ops::Range;
 use std::time::Duration;
 
-use cudarc::driver::sys::{CUgraphInstantiate_flags_enum as GraphFlags, CUstreamCaptureMode as CaptureMode};
-use cudarc::driver::{CudaEvent, CudaGraph};
+use cudarc::driver::CudaEvent;
 
-use super::op::{Buffer, Op};
+use super::op::Op;
 use super::record::record;
 use super::step::step_data;
 use super::{
@@ -29,8 +29,10 @@ mod gemm;
 mod gpu;
 mod kernels;
 mod layout;
+mod losses;
 mod muon;
 mod optimizer;
+mod replay;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -39,14 +41,16 @@ mod upload;
 use device::{Device, DeviceBuffer};
 use gpu::{Gpu, driver};
 use layout::{Arena, Layout};
+use losses::Losses;
 use optimizer::{Flat, Optimizer};
+use replay::{Key, Recorded, Tapes};
 use run::{Run, Scratch};
-use upload::{Bounds, Sections, Uploads};
+use upload::{Bounds, Uploads};
 
 /// A model on a GPU, and the memory that its steps use.
 pub struct CudaTape {
     options: TapeOptions,
-    recorded: Option<Recorded>,
+    tapes: Tapes,
     /// When the gradients of ranges of parameters were complete, in the last step that was no replay.
     ready: Vec<(Range<usize>, CudaEvent)>,
     profile: Profile,
@@ -56,6 +60,8 @@ pub struct CudaTape {
     optimizer: Optimizer,
     uploads: Uploads,
     scratch: Scratch,
+    losses: Losses,
+    n_replays: usize,
     arena: DeviceBuffer,
     rope: DeviceBuffer,
     weights: DeviceBuffer,
@@ -65,25 +71,6 @@ pub struct CudaTape {
     second: DeviceBuffer,
     report: DeviceBuffer,
     device: Device,
-}
-
-/// What a graph depends on.
-#[derive(PartialEq)]
-struct Key {
-    ops: Vec<Op>,
-    buffers: Vec<Buffer>,
-    sections: Sections,
-    rows: (usize, usize),
-    /// The runs of plans whose launches follow them one by one.
-    runs: Vec<Vec<(usize, usize)>>,
-}
-
-/// The last tape: how often it came, and its graph once it has one.
-struct Recorded {
-    key: Key,
-    arena: Arena,
-    n_runs: usize,
-    graph: Option<CudaGraph>,
 }
 
 impl CudaTape {
@@ -110,7 +97,7 @@ impl CudaTape {
         device.write(lm.rope().table(), rope.at)?;
         let mut tape = CudaTape {
             options,
-            recorded: None,
+            tapes: Tapes::default(),
             ready: Vec::new(),
             profile: Profile::default(),
             is_profiling: false,
@@ -118,6 +105,8 @@ impl CudaTape {
             optimizer: Optimizer::new(&device, &layout, &shapes, optimizer)?,
             uploads: Uploads::new(&device)?,
             scratch: Scratch::new(&device)?,
+            losses: Losses::new(&device)?,
+            n_replays: 0,
             arena: device.zeros(0)?,
             rope,
             weights: floats()?,
@@ -136,6 +125,11 @@ impl CudaTape {
     /// When the gradients of ranges of parameters were complete: none after a replayed graph, where all are at its end.
     pub fn ready(&self) -> &[(Range<usize>, CudaEvent)] {
         &self.ready
+    }
+
+    /// Steps that were replays of graphs.
+    pub fn n_replays(&self) -> usize {
+        self.n_replays
     }
 
     fn flat(&self) -> Flat {
@@ -166,33 +160,27 @@ impl CudaTape {
         let (vocab_size, bigram_buckets) = (config.vocab_size, config.bigram_buckets);
         let bounds = Bounds { vocab_size, bigram_buckets, n_experts, experts };
         let (sections, words) = upload::words(data, (1.0 / divisor) as f32, &bounds);
-        let runs = data.plans.iter().filter(|plan| run::uses_library(plan)).map(|plan| plan.runs.clone()).collect();
+        let by_library = data.plans.iter().map(|plan| run::uses_library(plan, data.b)).collect();
         let (ops, buffers) = (tape.ops.clone(), tape.buffers.clone());
-        let key = Key { ops, buffers, sections, rows: (data.b, data.l), runs };
+        let key = Key { ops, buffers, sections, rows: (data.b, data.l), by_library };
         let arena = Arena::new(tape);
         let mut moved = self.uploads.send(&self.device, &words)?;
         moved |= self.device.grow(&mut self.arena, arena.n_bytes)?;
-        moved |= self.scratch.fit(&self.device, tape, &key.sections, vocab_size)?;
-        match &mut self.recorded {
-            Some(recorded) if recorded.key == key => {
-                recorded.n_runs += 1;
-                if moved {
-                    (recorded.graph, recorded.n_runs) = (None, 1);
-                }
-            }
-            recorded => *recorded = Some(Recorded { key, arena, n_runs: 1, graph: None }),
-        }
+        moved |= self.scratch.fit(&self.device, tape, &key.sections, (data.b, vocab_size))?;
+        self.tapes.come(key, arena, moved);
         Ok(())
     }
 
-    /// Queues the operations of the tape that was prepared: one by one, or, from its third time on, as one graph.
+    /// Queues the operations of the tape that was prepared: one by one, or, from its third time on, as graphs.
     fn queue(&mut self, lm: &CodeLm, tape: &Tape, data: &StepData) -> Result<()> {
-        let Some(recorded) = &mut self.recorded else { return Ok(()) };
+        let Some(recorded) = self.tapes.last_mut() else { return Ok(()) };
+        let is_replayed = recorded.is_replayed();
+        let (graphs, arena, sections) = recorded.parts();
         let run = Run {
             device: &self.device,
             config: lm.config(),
             tape,
-            arena: (&recorded.arena, self.arena.at),
+            arena: (arena, self.arena.at),
             layout: &self.layout,
             weights: self.weights.at,
             halves: self.halves.at,
@@ -201,39 +189,25 @@ impl CudaTape {
             loss: self.report.at,
             scratch: &self.scratch,
             uploads: &self.uploads,
-            sections: &recorded.key.sections,
+            sections,
             data,
         };
         self.ready.clear();
-        let Some(gpu) = self.device.gpu() else { return tape.ops.iter().try_for_each(|op| run.op(op)) };
-        if self.is_profiling {
+        if let (true, Some(gpu)) = (self.is_profiling, self.device.gpu()) {
             return profiled(&run, gpu, &mut self.profile);
         }
-        if recorded.graph.is_none() && recorded.n_runs < 3 {
-            for op in &tape.ops {
-                run.op(op)?;
-                if let Op::Ready { parameters } = op {
-                    self.ready.push((parameters.clone(), gpu.mark(false)?));
-                }
+        if is_replayed {
+            self.n_replays += 1;
+            return Recorded::replay(graphs, &run);
+        }
+        for op in &tape.ops {
+            run.op(op)?;
+            if let (Op::Ready { parameters }, Some(gpu)) = (op, self.device.gpu()) {
+                self.ready.push((parameters.clone(), gpu.mark(false)?));
             }
-            return Ok(());
         }
-        if recorded.graph.is_none() {
-            recorded.graph = Some(captured(&run, gpu)?);
-        }
-        recorded.graph.as_ref().map_or(Ok(()), |graph| graph.launch().map_err(driver))
+        Ok(())
     }
-}
-
-/// The operations as a graph, which is yet to run.
-fn captured(run: &Run, gpu: &Gpu) -> Result<CudaGraph> {
-    let stream = &gpu.stream;
-    stream.begin_capture(CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(driver)?;
-    let queued = run.tape.ops.iter().try_for_each(|op| run.op(op));
-    // The capture ends whatever came of it: else the stream takes no more work.
-    let graph = stream.end_capture(GraphFlags(0)).map_err(driver);
-    queued?;
-    graph?.ok_or_else(|| Error::Device("a captured graph is empty".to_owned()))
 }
 
 /// Runs the operations one by one and adds their times.
@@ -254,6 +228,7 @@ fn profiled(run: &Run, gpu: &Gpu, profile: &mut Profile) -> Result<()> {
 impl DeviceTape for CudaTape {
     fn clear(&mut self) -> Result<()> {
         self.present.fill(false);
+        self.losses.clear();
         self.device.clear(self.gradients.at, 4 * self.layout.len)?;
         self.device.clear(self.report.at, optimizer::REPORT_BYTES)
     }
@@ -264,6 +239,7 @@ impl DeviceTape for CudaTape {
         let tape = record(lm.config(), &names, &data, self.options)?;
         self.prepare(lm, &tape, &data, divisor)?;
         self.queue(lm, &tape, &data)?;
+        self.losses.append(&self.device, self.scratch.sequence_losses(), data.b)?;
         let present = layout::present(&tape, &data, self.layout.n_parameters());
         self.present.iter_mut().zip(present).for_each(|(all, now)| *all |= now);
         let n_tokens = data.target_N.iter().filter(|&&id| id != IGNORE_ID).count();
@@ -273,7 +249,8 @@ impl DeviceTape for CudaTape {
 
     fn update(&mut self, lr: f64, clip_norm: f64) -> Result<DeviceReport> {
         let flat = self.flat();
-        self.optimizer.update(&self.device, &flat, &self.present, lr, clip_norm)
+        let report = self.optimizer.update(&self.device, &flat, &self.present, lr, clip_norm)?;
+        Ok(DeviceReport { nll_B: self.losses.read(&self.device)?, ..report })
     }
 
     fn upload(&mut self, lm: &CodeLm) -> Result<()> {
@@ -353,6 +330,10 @@ impl DeviceTape for CudaTape {
 
     fn n_bytes(&self) -> usize {
         self.arena.n_bytes + self.scratch.n_bytes()
+    }
+
+    fn peak_bytes(&self) -> usize {
+        self.device.peak_bytes()
     }
 
     fn describe(&self) -> String {

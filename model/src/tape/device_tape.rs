@@ -37,10 +37,12 @@ pub struct DeviceState {
 }
 
 /// What an update says: known only then, as nothing waits for the device before.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct DeviceReport {
     /// Summed loss of the micro-steps since [`DeviceTape::clear`], nats.
     pub nll_sum: f64,
+    /// The same of each sequence, in the order of the micro-steps and of their rows.
+    pub nll_B: Vec<f64>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// Whether both are finite; else no weight was changed.
@@ -83,6 +85,9 @@ pub trait DeviceTape {
     /// Bytes of activations, their gradients and scratch.
     fn n_bytes(&self) -> usize;
 
-    /// The device in words.
+    /// Bytes on the device when they were most: weights, gradients, moments, activations, scratch and the workspaces of libraries.
+    fn peak_bytes(&self) -> usize;
+
+    /// The device in words, its name first.
     fn describe(&self) -> String;
 }

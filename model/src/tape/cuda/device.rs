@@ -1,6 +1,7 @@
 //! What a tape needs of a device: memory, launches, products. A GPU offers it; in tests an emulator on the host does, too.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::rc::Rc;
 
 use super::gemm::Product;
@@ -22,8 +23,17 @@ pub(super) trait Backend {
     /// Queues a kernel, with the arguments of its signature.
     fn launch(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()>;
     fn product(&self, product: &Product) -> Result<()>;
+    /// Makes a graph of what `queue` queues, which does not run now. What it is called with is part of the graph: addresses, sizes.
+    fn capture(&self, queue: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>>;
+    /// Bytes on the device that nobody asked for by [`Backend::zeros`].
+    fn own_bytes(&self) -> usize;
     /// In words.
     fn describe(&self) -> String;
+}
+
+/// Launches and products in their order, to be queued again and again.
+pub(super) trait Graph {
+    fn replay(&self) -> Result<()>;
 }
 
 /// A device.
@@ -31,6 +41,34 @@ pub(super) trait Backend {
 pub(super) struct Device {
     backend: Rc<dyn Backend>,
     gpu: Option<Rc<Gpu>>,
+    memory: Rc<Memory>,
+}
+
+/// Bytes of all buffers of a device.
+#[derive(Default)]
+struct Memory {
+    now: Cell<usize>,
+    peak: Cell<usize>,
+}
+
+/// The share of a buffer in its device's memory, until it is freed.
+struct Counted {
+    n_bytes: usize,
+    memory: Rc<Memory>,
+}
+
+impl Memory {
+    fn count(memory: &Rc<Memory>, n_bytes: usize) -> Counted {
+        memory.now.set(memory.now.get() + n_bytes);
+        memory.peak.set(memory.peak.get().max(memory.now.get()));
+        Counted { n_bytes, memory: memory.clone() }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.memory.now.set(self.memory.now.get() - self.n_bytes);
+    }
 }
 
 /// Bytes on the device, freed with the value.
@@ -73,13 +111,13 @@ impl Device {
     /// [`crate::Error::Device`] where a library or the GPU is missing, or a kernel does not compile.
     pub(super) fn open(ordinal: usize, head: usize) -> Result<Device> {
         let gpu = Rc::new(Gpu::open(ordinal, head)?);
-        Ok(Device { backend: gpu.clone(), gpu: Some(gpu) })
+        Ok(Device { backend: gpu.clone(), gpu: Some(gpu), memory: Rc::default() })
     }
 
     /// A device that is no GPU.
     #[cfg(test)]
     pub(super) fn emulated(backend: Rc<dyn Backend>) -> Device {
-        Device { backend, gpu: None }
+        Device { backend, gpu: None, memory: Rc::default() }
     }
 
     /// The GPU, for what only one has: streams, events, graphs.
@@ -88,7 +126,13 @@ impl Device {
     }
 
     pub(super) fn zeros(&self, n_bytes: usize) -> Result<DeviceBuffer> {
-        self.backend.zeros(n_bytes)
+        let DeviceBuffer { at, n_bytes, _owner } = self.backend.zeros(n_bytes)?;
+        Ok(DeviceBuffer { at, n_bytes, _owner: Box::new((_owner, Memory::count(&self.memory, n_bytes))) })
+    }
+
+    /// Bytes of all buffers when they were most, and of what the device keeps for itself.
+    pub(super) fn peak_bytes(&self) -> usize {
+        self.memory.peak.get() + self.backend.own_bytes()
     }
 
     /// Makes `buffer` hold at least `n_bytes` and says whether it moved; what it held is lost then.
@@ -140,6 +184,10 @@ impl Device {
             0 => Ok(()),
             _ => self.backend.product(product),
         }
+    }
+
+    pub(super) fn capture(&self, queue: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
+        self.backend.capture(queue)
     }
 
     pub(super) fn describe(&self) -> String {

@@ -18,14 +18,14 @@ use super::gpu;
 use crate::error::{Error, Result};
 
 /// What the library may use beside the operands; 32 MiB is its maker's advice for Hopper.
-const WORKSPACE_BYTES: usize = 32 << 20;
+pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// The library and what it knows of the shapes that it has met.
 pub(super) struct Gemm {
     handle: sys::cublasLtHandle_t,
     workspace: DeviceBuffer,
     stream: Arc<CudaStream>,
-    plans: RefCell<HashMap<Shape, Plan>>,
+    plans: RefCell<HashMap<(Shape, Alignments), Plan>>,
 }
 
 /// `c = alpha · op(a) · op(b) + beta · c`, all row-major. Without a transpose `a` is m x k and `b` k x n.
@@ -56,6 +56,12 @@ pub(super) struct Shape {
     pub(super) batch: usize,
 }
 
+/// Bytes, up to [`MOST_ALIGNED`], that divide the addresses of a, b, c and the result, of all matrices of a batch.
+type Alignments = [u32; 4];
+
+/// What the library assumes unless it is told; memory of the device begins at such addresses, but what lies inside need not.
+const MOST_ALIGNED: u64 = 256;
+
 struct Plan {
     matmul: sys::cublasLtMatmulDesc_t,
     layouts: [sys::cublasLtMatrixLayout_t; 3],
@@ -74,6 +80,25 @@ impl Shape {
     }
 }
 
+impl Product {
+    fn alignments(&self) -> Alignments {
+        let Shape { m, n, k, transposes, strides, is_float, batch } = self.shape;
+        let (rows_a, rows_b) = (if transposes.0 { k } else { m }, if transposes.1 { n } else { k });
+        let out_bytes = if is_float { 4 } else { 2 };
+        let aligned = |address: u64, matrix_bytes: usize| {
+            let apart = if batch > 1 { matrix_bytes as u64 } else { 0 };
+            1 << (address | apart | MOST_ALIGNED).trailing_zeros()
+        };
+        let matrix_bytes = out_bytes * m * strides.2;
+        [
+            aligned(self.a, 2 * rows_a * strides.0),
+            aligned(self.b, 2 * rows_b * strides.1),
+            aligned(self.c, matrix_bytes),
+            aligned(self.out, matrix_bytes),
+        ]
+    }
+}
+
 impl Gemm {
     pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Gemm> {
         let workspace = gpu::zeros(stream, WORKSPACE_BYTES)?;
@@ -83,11 +108,11 @@ impl Gemm {
 
     /// Queues a product.
     pub(super) fn run(&self, product: &Product) -> Result<()> {
-        let shape = product.shape;
+        let (shape, alignments) = (product.shape, product.alignments());
         let mut plans = self.plans.borrow_mut();
-        let plan = match plans.entry(shape) {
+        let plan = match plans.entry((shape, alignments)) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(new) => new.insert(Plan::new(self.handle, &shape)?),
+            std::collections::hash_map::Entry::Vacant(new) => new.insert(Plan::new(self.handle, &shape, alignments)?),
         };
         let at = |address: u64| address as *const c_void;
         // Row-major is column-major of the transposes: cᵀ = op(b)ᵀ · op(a)ᵀ.
@@ -128,7 +153,7 @@ impl Drop for Gemm {
 }
 
 impl Plan {
-    fn new(handle: sys::cublasLtHandle_t, shape: &Shape) -> Result<Plan> {
+    fn new(handle: sys::cublasLtHandle_t, shape: &Shape, alignments: Alignments) -> Result<Plan> {
         let matmul = lt::create_matmul_desc(Compute::CUBLAS_COMPUTE_32F, Type::CUDA_R_32F).map_err(failed)?;
         let attributes = [
             (MatmulAttribute::CUBLASLT_MATMUL_DESC_TRANSA, shape.transposes.1),
@@ -150,7 +175,7 @@ impl Plan {
             layout(half, a, shape.strides.0, shape.batch)?,
             layout(out, (shape.m, shape.n), shape.strides.2, shape.batch)?,
         ];
-        let algorithm = algorithm(handle, matmul, layouts)
+        let algorithm = algorithm(handle, matmul, layouts, alignments)
             .map_err(|error| Error::Device(format!("cuBLASLt: no algorithm for {shape:?}: {error:?}")))?;
         Ok(Plan { matmul, layouts, algorithm })
     }
@@ -192,14 +217,42 @@ fn algorithm(
     handle: sys::cublasLtHandle_t,
     matmul: sys::cublasLtMatmulDesc_t,
     [first, second, out]: [sys::cublasLtMatrixLayout_t; 3],
+    [a, b, c, d]: Alignments,
 ) -> std::result::Result<sys::cublasLtMatmulAlgo_t, CublasError> {
     let preference = lt::create_matmul_pref()?;
-    let (kind, bytes) = (Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES);
-    // SAFETY: all descriptors are alive; the attribute is a number of this size.
+    let bytes = WORKSPACE_BYTES;
+    // The library's first operand is b; see `run`.
+    let alignments = [
+        (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b),
+        (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a),
+        (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
+        (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d),
+    ];
+    // SAFETY: all descriptors are alive; the attributes are numbers of these sizes.
     unsafe {
-        let found = lt::set_matmul_pref_attribute(preference, kind, (&raw const bytes).cast(), 8)
+        let workspace = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let set = |kind, value: *const c_void, size| lt::set_matmul_pref_attribute(preference, kind, value, size);
+        let found = set(workspace, (&raw const bytes).cast(), 8)
+            .and_then(|()| alignments.iter().try_for_each(|(kind, bytes)| set(*kind, (&raw const *bytes).cast(), 4)))
             .and_then(|()| lt::get_matmul_algo_heuristic(handle, matmul, first, second, out, out, preference));
         lt::destroy_matmul_pref(preference)?;
         Ok(found?.algo)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_is_told_how_operands_lie() {
+        let shape = Shape::of((64, 48, 40), (false, true), true);
+        let mut product = Product { shape, a: 0x1000, b: 0x1080, c: 0x1010, out: 0x1300, alpha: 1.0, beta: 1.0 };
+        assert_eq!(product.alignments(), [256, 128, 16, 256]);
+        // Matrices of 64 x 40 and 48 x 40 bfloat16 and 64 x 48 float32 numbers, side by side.
+        product.shape.batch = 2;
+        assert_eq!(product.alignments(), [256, 128, 16, 256]);
+        product.shape = Shape { batch: 2, ..Shape::of((7, 9, 8), (false, false), false) };
+        assert_eq!(product.alignments(), [16, 16, 2, 2]);
     }
 }

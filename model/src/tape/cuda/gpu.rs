@@ -5,11 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use cudarc::driver::result::{launch_kernel, memcpy_dtod_async, memcpy_dtoh_async, memcpy_htod_async, memset_d8_async};
-use cudarc::driver::sys::{CUevent_flags as EventFlags, CUfunction_attribute_enum as FunctionAttribute};
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DevicePtr, DriverError};
+use cudarc::driver::sys::{
+    CUevent_flags as EventFlags, CUfunction_attribute_enum as FunctionAttribute,
+    CUgraphInstantiate_flags_enum as GraphFlags, CUstreamCaptureMode as CaptureMode,
+};
+use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DevicePtr, DriverError};
 
-use super::device::{Arg, Backend, DeviceBuffer, Grid};
-use super::gemm::{Gemm, Product};
+use super::device::{Arg, Backend, DeviceBuffer, Graph, Grid};
+use super::gemm::{Gemm, Product, WORKSPACE_BYTES};
 use super::kernels::{Kernel, Kernels};
 use crate::error::{Error, Result};
 
@@ -149,11 +152,32 @@ impl Backend for Gpu {
         self.gemm.run(product)
     }
 
+    fn capture(&self, queue: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
+        self.bind()?;
+        self.stream.begin_capture(CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(driver)?;
+        let queued = queue();
+        // The capture ends whatever came of it: else the stream takes no more work.
+        let graph = self.stream.end_capture(GraphFlags(0)).map_err(driver);
+        queued?;
+        let graph = graph?.ok_or_else(|| Error::Device("a captured graph is empty".to_owned()))?;
+        Ok(Box::new(graph))
+    }
+
+    fn own_bytes(&self) -> usize {
+        WORKSPACE_BYTES
+    }
+
     fn describe(&self) -> String {
         match (self.context.name(), self.context.total_mem()) {
             (Ok(name), Ok(n_bytes)) => format!("{name}, {} GiB", n_bytes >> 30),
             _ => "a GPU that gives no name".to_owned(),
         }
+    }
+}
+
+impl Graph for CudaGraph {
+    fn replay(&self) -> Result<()> {
+        self.launch().map_err(driver)
     }
 }
 

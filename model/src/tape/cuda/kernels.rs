@@ -45,7 +45,8 @@ kernels! {
     "elementwise.cu": Relu2 "relu2", Relu2Grad "relu2_grad", Swiglu "swiglu", SwigluGrad "swiglu_grad", AddBias "add_bias";
     "rows.cu": Embed "embed", AddRows "add_rows", SumPieces "sum_pieces", SumPiecesFloat "sum_pieces_float",
         AddPieces "add_pieces", TakeRows "take_rows", CollectRows "collect_rows";
-    "cross_entropy.cu": SoftmaxLoss "softmax_loss", AddLosses "add_losses";
+    "cross_entropy.cu": SoftmaxLoss "softmax_loss", SequenceLosses "sequence_losses",
+        AddLosses "add_losses";
     "grouped.cu": GroupedForward "grouped_forward", GroupedGradInput "grouped_grad_input",
         GroupedGradWeight "grouped_grad_weight";
     "optimizer.cu": Squares "squares", Judge "judge", AdamW "adamw", RoundWeights "round_weights",

@@ -126,7 +126,7 @@ impl Optimizer {
             let counts = self.n_steps.iter_mut().zip(present);
             counts.filter(|(_, present)| **present).for_each(|(count, _)| *count += 1);
         }
-        Ok(DeviceReport { nll_sum: loss, grad_norm: norm, is_finite: is_finite != 0 })
+        Ok(DeviceReport { nll_sum: loss, nll_B: Vec::new(), grad_norm: norm, is_finite: is_finite != 0 })
     }
 
     fn rates(&self, idx: usize, is_present: bool, lr: f64) -> Rates {

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 mod experts;
 mod loss;
 
-pub(super) use experts::uses_library;
+pub(super) use experts::{follows_stretches, uses_library};
 
 /// Warps of a block of most kernels, each with a row.
 const WARPS: usize = 4;
@@ -31,9 +31,11 @@ pub(super) struct Scratch {
     pieces: DeviceBuffer,
     /// What attention's gradient keeps of each row and head.
     along: DeviceBuffer,
-    /// A block of rows of logits, and their losses.
+    /// A block of rows of logits.
     logits: DeviceBuffer,
+    /// The loss of each row, and of each sequence in float64.
     nll: DeviceBuffer,
+    sequences: DeviceBuffer,
 }
 
 /// All that a tape's operations read and write.
@@ -61,11 +63,18 @@ pub(super) struct Run<'a> {
 impl Scratch {
     pub(super) fn new(device: &Device) -> Result<Scratch> {
         let empty = || device.zeros(0);
-        Ok(Scratch { partial: empty()?, pieces: empty()?, along: empty()?, logits: empty()?, nll: empty()? })
+        let (partial, pieces, along, logits) = (empty()?, empty()?, empty()?, empty()?);
+        Ok(Scratch { partial, pieces, along, logits, nll: empty()?, sequences: empty()? })
     }
 
-    /// Makes room for the operations of `tape`; says whether anything has moved.
-    pub(super) fn fit(&mut self, device: &Device, tape: &Tape, sections: &Sections, vocab: usize) -> Result<bool> {
+    /// Makes room for the operations of `tape` over `b` sequences; says whether anything has moved.
+    pub(super) fn fit(
+        &mut self,
+        device: &Device,
+        tape: &Tape,
+        sections: &Sections,
+        (b, vocab): (usize, usize),
+    ) -> Result<bool> {
         let (mut partial, mut pieces, mut along, mut rows) = (0, 0, 0, 0);
         for op in &tape.ops {
             match *op {
@@ -92,7 +101,8 @@ impl Scratch {
             (&mut self.pieces, 4 * pieces),
             (&mut self.along, 4 * along),
             (&mut self.logits, 2 * chunk * loss::pitch(vocab)),
-            (&mut self.nll, 4 * chunk),
+            (&mut self.nll, 4 * rows),
+            (&mut self.sequences, 8 * b),
         ];
         let moved: Vec<bool> =
             sizes.into_iter().map(|(buffer, n_bytes)| device.grow(buffer, n_bytes)).collect::<Result<_>>()?;
@@ -100,7 +110,13 @@ impl Scratch {
     }
 
     pub(super) fn n_bytes(&self) -> usize {
-        [&self.partial, &self.pieces, &self.along, &self.logits, &self.nll].map(|buffer| buffer.n_bytes).iter().sum()
+        let buffers = [&self.partial, &self.pieces, &self.along, &self.logits, &self.nll, &self.sequences];
+        buffers.map(|buffer| buffer.n_bytes).iter().sum()
+    }
+
+    /// Where the last tape left the loss of each sequence.
+    pub(super) fn sequence_losses(&self) -> u64 {
+        self.sequences.at
     }
 }
 

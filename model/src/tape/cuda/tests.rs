@@ -94,6 +94,14 @@ fn assert_same_gradients(what: &str, tape: &mut CudaTape, lm: &CodeLm, batch: &B
     let report = tape.update(0.0, 0.0).unwrap();
     let nll_sum = report.nll_sum / 2.0;
     assert!((nll_sum - loss.nll_sum).abs() <= 2e-3 * loss.nll_sum, "{what}: loss {nll_sum}, not {}", loss.nll_sum);
+    let rows = || loss.nll_B.iter().chain(&loss.nll_B);
+    assert_eq!(report.nll_B.len(), rows().count(), "{what}: sequences of both steps");
+    for (got, expected) in report.nll_B.iter().zip(rows()) {
+        assert!(
+            (got - expected).abs() <= 5e-3 * expected.abs() + 1e-6,
+            "{what}: a sequence's loss {got}, not {expected}"
+        );
+    }
     let norm = report.grad_norm / 2.0;
     assert!((norm - expected.norm()).abs() <= 2e-2 * expected.norm(), "{what}: norm {norm}, not {}", expected.norm());
 }
@@ -180,6 +188,54 @@ fn emulated_batches_follow_each_other() {
 #[test]
 fn batches_on_a_gpu_follow_each_other() {
     batches_follow_each_other("batches_on_a_gpu_follow_each_other", Place::Gpu);
+}
+
+/// Languages come in another order with every batch: graphs serve them all, also where products go by the library.
+fn languages_in_any_order_are_replayed(test: &str, place: Place) {
+    let Some(device) = device(test, place, 32) else { return };
+    let router = crate::router::RouterConfig::all().remove(1);
+    let lm = rounded(cpu::model(&sized(&crate::config::tests::tiny(Some(router)))));
+    let orders = [[0, 1, 2, 0], [2, 2, 1, 0], [0, 0, 0, 0], [1, 0, 2, 1], [1, 1, 0, 2]];
+    for l in [40, 80] {
+        let mut tape = CudaTape::with_device(device.clone(), &lm, TapeOptions::default(), &adamw(&lm)).unwrap();
+        for (seed, order) in orders.iter().enumerate() {
+            let mut batch = batch_of(seed, 4, l);
+            batch.language_BL = (0..4 * l).map(|i| order[i / l]).collect();
+            assert_same_gradients(&format!("{place:?}, {l} tokens, languages {order:?}"), &mut tape, &lm, &batch);
+            // A shorter last micro-batch is a tape of its own.
+            assert_same_gradients("a short batch", &mut tape, &lm, &batch_of(seed, 1, l));
+        }
+        // Each batch comes twice, and each tape is captured when it comes for the third time.
+        assert_eq!(tape.n_replays(), 2 * (2 * orders.len() - 2), "{place:?}, {l} tokens");
+    }
+}
+
+#[test]
+fn emulated_languages_in_any_order_are_replayed() {
+    languages_in_any_order_are_replayed("emulated_languages_in_any_order_are_replayed", Place::Host);
+}
+
+#[test]
+fn languages_in_any_order_on_a_gpu_are_replayed() {
+    languages_in_any_order_are_replayed("languages_in_any_order_on_a_gpu_are_replayed", Place::Gpu);
+}
+
+#[test]
+fn memory_of_the_device_is_counted() {
+    let Some(device) = device("memory_of_the_device_is_counted", Place::Host, 32) else { return };
+    let lm = cpu::model(&sized(&crate::config::tests::tiny(None)));
+    let mut tape = CudaTape::with_device(device.clone(), &lm, TapeOptions::default(), &adamw(&lm)).unwrap();
+    // Weights, gradients and two moments of float32, and bfloat16 weights.
+    let states = 18 * tape.layout.len;
+    assert!((states..2 * states).contains(&tape.peak_bytes()), "{} bytes, of which states {states}", tape.peak_bytes());
+    tape.step(&lm, &batch_of(1, 2, 20), 40.0).unwrap();
+    let held = tape.peak_bytes();
+    assert!(held >= states + tape.n_bytes());
+    tape.step(&lm, &batch_of(2, 2, 20), 40.0).unwrap();
+    drop(device.zeros(1000).unwrap());
+    assert!(tape.peak_bytes() <= held + 1000 + 64, "what was freed counts no more");
+    drop(device.zeros(1000).unwrap());
+    assert!(tape.peak_bytes() <= held + 1000 + 64, "what was freed counts no more");
 }
 
 /// Whether the compiler of kernels can be loaded; else says that `test` is skipped.

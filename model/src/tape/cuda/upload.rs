@@ -120,7 +120,8 @@ impl Writer {
         }
     }
 
-    fn plan(&mut self, plan: &HostPlan, n: usize, n_experts: usize) -> PlanSections {
+    /// The plan of `n` tokens in `b` sequences.
+    fn plan(&mut self, plan: &HostPlan, (b, n): (usize, usize), n_experts: usize) -> PlanSections {
         let a = plan.token_A.len();
         let (first, assignment) = grouped(&plan.token_A, n);
         let stretches: Vec<_> = plan.stretches().collect();
@@ -137,8 +138,8 @@ impl Writer {
             let rows = &stretches[i as usize].1;
             [rows.start as u32, rows.end as u32]
         });
-        // Numbers of runs differ from batch to batch; bounds of them need not.
-        let most_runs = stretches.len().next_power_of_two().max(n_experts);
+        // Numbers of runs differ from batch to batch; bounds of them need not: a sequence of one language is part of one run.
+        let most_runs = stretches.len().next_power_of_two().max(n_experts).max(b);
         let most_tiles = a / TILE_ROWS + most_runs;
         let n_tiles = [tiles.len() as u32 / 3];
         PlanSections {
@@ -196,7 +197,7 @@ pub(super) fn words(data: &StepData, scale: f32, bounds: &Bounds) -> (Sections, 
         starts,
         by_id: writer.pieces(&data.id_N, bounds.vocab_size),
         by_bucket: writer.pieces(&data.bucket_N, bounds.bigram_buckets),
-        plans: data.plans.iter().map(|plan| writer.plan(plan, n, bounds.n_experts)).collect(),
+        plans: data.plans.iter().map(|plan| writer.plan(plan, (data.b, n), bounds.n_experts)).collect(),
         experts: bounds.experts.iter().map(|(ids, starts)| (ids.clone(), writer.all(starts))).collect(),
     };
     (sections, writer.words)
@@ -300,7 +301,7 @@ mod tests {
     fn a_plan_is_cut_into_tiles_and_sorted_by_token_and_expert() {
         let plan = HostPlan { token_A: vec![2, 0, 2, 1], runs: vec![(1, 1), (0, 3)], ..HostPlan::default() };
         let mut writer = Writer::default();
-        let sections = writer.plan(&plan, 4, 3);
+        let sections = writer.plan(&plan, (1, 4), 3);
         let words = &writer.words;
         assert_eq!(section(words, sections.first, 5), [0, 1, 2, 4, 4]);
         assert_eq!(section(words, sections.assignment, 4), [1, 3, 0, 2]);

@@ -44,7 +44,7 @@ extern "C" int emulate_launch(const char* name, unsigned x, unsigned y, unsigned
     TRY(elements, relu2) TRY(elements, relu2_grad) TRY(elements, swiglu) TRY(elements, swiglu_grad) TRY(elements, add_bias)
     TRY(tables, embed) TRY(tables, add_rows) TRY(tables, sum_pieces) TRY(tables, sum_pieces_float) TRY(tables, add_pieces)
     TRY(tables, take_rows) TRY(tables, collect_rows)
-    TRY(losses, softmax_loss) TRY(losses, add_losses)
+    TRY(losses, softmax_loss) TRY(losses, sequence_losses) TRY(losses, add_losses)
     TRY(products, grouped_forward) TRY(products, grouped_grad_input) TRY(products, grouped_grad_weight)
     TRY(updates, squares) TRY(updates, judge) TRY(updates, adamw) TRY(updates, round_weights)
     TRY(updates, muon_direction) TRY(updates, muon_normalize) TRY(updates, muon_apply)

@@ -224,8 +224,9 @@ static void check_loss(int rows, int v) {
     for (int i = 0; i < rows; i++) target[i] = i % 5 == 3 ? 0xffffffffu : (u32)(uniform() * v);
     vector<float> scale = {0.37f};
     vector<double> nlls(rows), gradient(logits.size());
+    int b = rows % 3 == 0 ? 3 : 1, l = rows / b;
     double sum = 0;
-    vector<double> total = {2.5};
+    vector<double> total = {2.5}, sequences(b, 7.0), expected(b);
     for (int n = 0; n < rows; n++) {
         if (target[n] == 0xffffffffu) continue;
         double exps = 0;
@@ -234,12 +235,15 @@ static void check_loss(int rows, int v) {
             gradient[(size_t)n * pitch + i] = scale[0] * (std::exp(number(logits[(size_t)n * pitch + i])) / exps - (i == (int)target[n]));
         nlls[n] = std::log(exps) - number(logits[(size_t)n * pitch + target[n]]);
         sum += nlls[n];
+        expected[n / l] += nlls[n];
     }
     auto nll = poisoned_float(rows);
     launch(Dim{(unsigned)rows}, 256, losses::softmax_loss, logits.data(), target.data(), scale.data(), nll.data(), v, pitch);
-    launch(Dim{1}, 256, losses::add_losses, nll.data(), total.data(), rows);
+    launch(Dim{(unsigned)b}, 256, losses::sequence_losses, nll.data(), sequences.data(), l);
+    launch(Dim{1}, 256, losses::add_losses, sequences.data(), total.data(), b);
     expect_close("loss of each row", nll, nlls, 1e-5);
     expect_close("gradient of logits", logits, gradient, 4e-3);
+    expect_close("loss of each sequence", vector<float>(sequences.begin(), sequences.end()), expected, 1e-5);
     expect_close("loss", vector<float>{(float)total[0]}, {sum + 2.5}, 1e-5);
 }
 

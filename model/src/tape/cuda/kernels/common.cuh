@@ -164,3 +164,14 @@ DEVICE float block_sum(float x, float* scratch) {
     for (int warp = 0; warp < (int)blockDim.x / WARP; warp++) sum += scratch[warp];
     return sum;
 }
+
+// The same of float64: a place of `scratch` for each thread, whose number is a power of two.
+DEVICE double block_sum_double(double x, double* scratch) {
+    scratch[threadIdx.x] = x;
+    for (int half = blockDim.x / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if ((int)threadIdx.x < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
+    }
+    __syncthreads();
+    return scratch[0];
+}

@@ -52,11 +52,20 @@ KERNEL __launch_bounds__(THREADS)
     }
 }
 
-// total += Σ nll over `rows` rows, in one block and in an order of its own; float64, as a step's loss is the sum of many.
-KERNEL __launch_bounds__(THREADS) add_losses(const float* nll, double* total, int rows) {
-    __shared__ float scratch[THREADS / WARP];
-    float sum = 0.0f;
-    for (int row = threadIdx.x; row < rows; row += THREADS) sum += nll[row];
-    sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) *total += (double)sum;
+// sums[b] = Σ nll over the `l` rows of sequence b, a block for each; float64, in an order that the threads fix.
+KERNEL __launch_bounds__(THREADS) sequence_losses(const float* nll, double* sums, int l) {
+    __shared__ double scratch[THREADS];
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < l; i += THREADS) sum += (double)nll[(u64)blockIdx.x * l + i];
+    sum = block_sum_double(sum, scratch);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// total += Σ sums over `n` sequences, in one block; a step's loss is the sum of many.
+KERNEL __launch_bounds__(THREADS) add_losses(const double* sums, double* total, int n) {
+    __shared__ double scratch[THREADS];
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < n; i += THREADS) sum += sums[i];
+    sum = block_sum_double(sum, scratch);
+    if (threadIdx.x == 0) *total += sum;
 }

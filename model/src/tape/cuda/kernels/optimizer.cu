@@ -14,16 +14,6 @@ struct Report {
     u32 is_finite;
 };
 
-DEVICE double block_sum_double(double x, double* scratch) {
-    scratch[threadIdx.x] = x;
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if ((int)threadIdx.x < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
-    }
-    __syncthreads();
-    return scratch[0];
-}
-
 // Sums of squares, one for each block.
 KERNEL __launch_bounds__(THREADS) squares(const float* x, double* sums, u64 n) {
     __shared__ double scratch[THREADS];

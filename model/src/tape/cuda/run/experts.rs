@@ -1,7 +1,7 @@
 //! Experts and the rows that come to them and go.
 
 use super::super::super::op::{BufId, Op, ParamId};
-use super::super::super::step_data::HostPlan;
+use super::super::super::step_data::{HostPlan, StepData};
 use super::super::device::{Arg, Grid};
 use super::super::gemm::Shape;
 use super::super::kernels::Kernel;
@@ -16,9 +16,22 @@ const THREADS: usize = 256;
 /// Stretches of at least this many rows on average are products of the library: each fills the device by itself. Tests see both.
 const LIBRARY_ROWS: usize = if cfg!(test) { 64 } else { 2048 };
 
-/// Whether a plan's stretches are long enough for products of their own; else one launch makes all of them.
-pub(in super::super) fn uses_library(plan: &HostPlan) -> bool {
-    plan.token_A.len() >= LIBRARY_ROWS * plan.runs.len()
+/// Whether a plan's stretches are long enough for products of their own; else one launch makes all of them. Of `b` sequences that come
+/// sorted by language there are no more stretches than experts or sequences; the answer is that of the shapes, and no batch changes it.
+pub(in super::super) fn uses_library(plan: &HostPlan, b: usize) -> bool {
+    let n_experts = plan.load_E.len();
+    let n_stretches = if plan.in_place { n_experts.min(b) } else { n_experts };
+    plan.token_A.len() >= LIBRARY_ROWS * n_stretches.max(1)
+}
+
+/// Whether an operation's launches follow the stretches of its plan one by one, so that no graph can hold them for another batch.
+pub(in super::super) fn follows_stretches(op: &Op, data: &StepData) -> bool {
+    match op {
+        Op::ExpertLinear { moe, .. }
+        | Op::ExpertLinearGradInput { moe, .. }
+        | Op::ExpertLinearGradWeight { moe, .. } => uses_library(&data.plans[*moe], data.b),
+        _ => false,
+    }
 }
 
 impl Run<'_> {
@@ -29,7 +42,7 @@ impl Run<'_> {
             | Op::ExpertLinearGradWeight { moe, .. } => *moe,
             _ => return Err(not_here(op)),
         };
-        match uses_library(&self.data.plans[moe]) {
+        match uses_library(&self.data.plans[moe], self.data.b) {
             true => self.experts_by_library(op, &self.data.plans[moe]),
             false => self.experts_grouped(op, &self.sections.plans[moe]),
         }

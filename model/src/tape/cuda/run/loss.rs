@@ -33,15 +33,16 @@ impl Run<'_> {
             let forward = Shape { strides: (d, d, pitch), ..Shape::of((rows, v, d), (false, true), false) };
             self.product(forward, x, self.half_weight(head), logits, false)?;
             let target = Arg::At(self.uploads.at(self.sections.targets) + 4 * first as u64);
-            let args = [Arg::At(logits), target, self.section(self.sections.scale), Arg::At(nll), int(v), int(pitch)];
+            let (scale, nll) = (self.section(self.sections.scale), Arg::At(nll + 4 * first as u64));
+            let args = [Arg::At(logits), target, scale, nll, int(v), int(pitch)];
             self.device.launch(Kernel::SoftmaxLoss, Grid::of(rows, THREADS), &args)?;
-            let args = [Arg::At(nll), Arg::At(self.loss), int(rows)];
-            self.device.launch(Kernel::AddLosses, Grid::of(1, THREADS), &args)?;
             let to_input = Shape { strides: (pitch, d, d), ..Shape::of((rows, d, v), (false, false), false) };
             self.product(to_input, logits, self.half_weight(head), dx, false)?;
             let to_weight = Shape { strides: (pitch, d, d), ..Shape::of((v, d, rows), (true, false), true) };
             self.product(to_weight, logits, x, self.gradient(head), true)?;
         }
-        Ok(())
+        let (b, l, sequences) = (self.data.b, self.data.l, Arg::At(self.scratch.sequences.at));
+        self.device.launch(Kernel::SequenceLosses, Grid::of(b, THREADS), &[Arg::At(nll), sequences, int(l)])?;
+        self.device.launch(Kernel::AddLosses, Grid::of(1, THREADS), &[sequences, Arg::At(self.loss), int(b)])
     }
 }

@@ -1,12 +1,13 @@
 //! A device that is none: the kernels, compiled for the host by g++ with the emulator around them, on memory that guard pages end.
 
+use std::cell::RefCell;
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::{Mutex, OnceLock};
 
-use super::super::device::{Arg, Backend, Device, DeviceBuffer, Grid};
+use super::super::device::{Arg, Backend, Device, DeviceBuffer, Graph, Grid};
 use super::super::gemm::Product;
 use super::super::kernels::{HEADS, Kernel};
 use crate::error::{Error, Result};
@@ -43,7 +44,28 @@ struct Library {
     turn: Mutex<()>,
 }
 
-struct Host(&'static Library);
+struct Host {
+    library: &'static Library,
+    /// What is being captured.
+    calls: RefCell<Option<Vec<Call>>>,
+}
+
+/// What a graph holds, with its addresses and sizes.
+enum Call {
+    Launch(Kernel, Grid, Vec<Arg>),
+    Product(Product),
+}
+
+struct HostGraph {
+    library: &'static Library,
+    calls: Vec<Call>,
+}
+
+impl Graph for HostGraph {
+    fn replay(&self) -> Result<()> {
+        self.calls.iter().try_for_each(|call| self.library.call(call))
+    }
+}
 
 /// The emulated device, for heads of a width of [`HEADS`]; `None` where there is no g++.
 pub(super) fn device(test: &str, head: usize) -> Option<Device> {
@@ -53,7 +75,7 @@ pub(super) fn device(test: &str, head: usize) -> Option<Device> {
     if library.is_none() {
         println!("SKIPPED {test}: g++ does not start");
     }
-    library.map(|library| Device::emulated(Rc::new(Host(library))))
+    library.map(|library| Device::emulated(Rc::new(Host { library, calls: RefCell::default() })))
 }
 
 fn load(test: &str, head: usize) -> Option<Library> {
@@ -70,6 +92,66 @@ fn load(test: &str, head: usize) -> Option<Library> {
         let launch = std::mem::transmute::<*mut c_void, Launch>(launch);
         let product = std::mem::transmute::<*mut c_void, Multiply>(product);
         Some(Library { launch, product, turn: Mutex::new(()) })
+    }
+}
+
+impl Library {
+    fn call(&self, call: &Call) -> Result<()> {
+        match call {
+            Call::Launch(kernel, grid, args) => self.launch(*kernel, *grid, args),
+            Call::Product(product) => {
+                self.multiply(product);
+                Ok(())
+            }
+        }
+    }
+
+    fn launch(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
+        let _turn = self.turn.lock().unwrap();
+        let name = CString::new(kernel.name()).unwrap();
+        let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::pointer).collect();
+        let kind = |arg: &Arg| match arg {
+            Arg::At(_) => 0,
+            Arg::Int(_) => 1,
+            Arg::Long(_) => 2,
+            Arg::Float(_) => 3,
+        };
+        let kinds: Vec<i32> = args.iter().map(kind).collect();
+        let (x, y, z) = grid.blocks;
+        let (threads, shared) = (grid.threads as u32, grid.shared_bytes as u32);
+        let (args, n) = (pointers.as_mut_ptr(), kinds.len() as i32);
+        // SAFETY: the library checks the number and the kinds of the arguments; addresses are the caller's.
+        let result = unsafe {
+            let launch = self.launch;
+            launch(name.as_ptr().cast(), x as u32, y as u32, z as u32, threads, shared, args, kinds.as_ptr(), n)
+        };
+        match result {
+            0 => Ok(()),
+            1 => Err(Error::Device(format!("{}: arguments of other kinds: {kinds:?}", kernel.name()))),
+            _ => Err(Error::Device(format!("{}: no such kernel", kernel.name()))),
+        }
+    }
+
+    fn multiply(&self, product: &Product) {
+        let shape = product.shape;
+        let (ta, tb) = shape.transposes;
+        let sizes = [shape.m, shape.n, shape.k, usize::from(ta), usize::from(tb), shape.strides.0, shape.strides.1];
+        let more = [shape.strides.2, usize::from(shape.is_float), shape.batch];
+        let sizes: Vec<i64> = sizes.into_iter().chain(more).map(|size| size as i64).collect();
+        let [a, b, c] = [product.a, product.b, product.c].map(|at| at as *const c_void);
+        // SAFETY: addresses are the caller's.
+        unsafe { (self.product)(sizes.as_ptr(), a, b, c, product.out as *mut c_void, product.alpha, product.beta) };
+    }
+}
+
+impl Host {
+    /// Runs it, or keeps it for the graph that is being captured.
+    fn call(&self, call: Call) -> Result<()> {
+        match &mut *self.calls.borrow_mut() {
+            Some(calls) => calls.push(call),
+            None => return self.library.call(&call),
+        }
+        Ok(())
     }
 }
 
@@ -133,41 +215,22 @@ impl Backend for Host {
     }
 
     fn launch(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
-        let _turn = self.0.turn.lock().unwrap();
-        let name = CString::new(kernel.name()).unwrap();
-        let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::pointer).collect();
-        let kind = |arg: &Arg| match arg {
-            Arg::At(_) => 0,
-            Arg::Int(_) => 1,
-            Arg::Long(_) => 2,
-            Arg::Float(_) => 3,
-        };
-        let kinds: Vec<i32> = args.iter().map(kind).collect();
-        let (x, y, z) = grid.blocks;
-        let (threads, shared) = (grid.threads as u32, grid.shared_bytes as u32);
-        let (args, n) = (pointers.as_mut_ptr(), kinds.len() as i32);
-        // SAFETY: the library checks the number and the kinds of the arguments; addresses are the caller's.
-        let result = unsafe {
-            let launch = self.0.launch;
-            launch(name.as_ptr().cast(), x as u32, y as u32, z as u32, threads, shared, args, kinds.as_ptr(), n)
-        };
-        match result {
-            0 => Ok(()),
-            1 => Err(Error::Device(format!("{}: arguments of other kinds: {kinds:?}", kernel.name()))),
-            _ => Err(Error::Device(format!("{}: no such kernel", kernel.name()))),
-        }
+        self.call(Call::Launch(kernel, grid, args.to_vec()))
     }
 
     fn product(&self, product: &Product) -> Result<()> {
-        let shape = product.shape;
-        let (ta, tb) = shape.transposes;
-        let sizes = [shape.m, shape.n, shape.k, usize::from(ta), usize::from(tb), shape.strides.0, shape.strides.1];
-        let more = [shape.strides.2, usize::from(shape.is_float), shape.batch];
-        let sizes: Vec<i64> = sizes.into_iter().chain(more).map(|size| size as i64).collect();
-        let [a, b, c] = [product.a, product.b, product.c].map(|at| at as *const c_void);
-        // SAFETY: addresses are the caller's.
-        unsafe { (self.0.product)(sizes.as_ptr(), a, b, c, product.out as *mut c_void, product.alpha, product.beta) };
-        Ok(())
+        self.call(Call::Product(*product))
+    }
+
+    fn capture(&self, queue: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
+        *self.calls.borrow_mut() = Some(Vec::new());
+        let queued = queue();
+        let calls = self.calls.take().unwrap();
+        queued.map(|()| Box::new(HostGraph { library: self.library, calls }) as Box<dyn Graph>)
+    }
+
+    fn own_bytes(&self) -> usize {
+        0
     }
 
     fn describe(&self) -> String {
