@@ -11,8 +11,8 @@
 #   sbatch examples/cluster/slurm.sh SHARDS TOKENIZER RUN [train options]
 #
 # SIGTERM comes two minutes before the end: the ranks save together and leave, and the job, queued again, goes on from there.
-# On GPUs: build with --features candle-cuda,nccl,mpi, add --gpus-per-task=1 (each rank then sees one GPU) and the train options
-# --device cuda --set parallel.backend=nccl. Kernels of our own (--features cuda) train on one GPU: their gradients are not summed yet.
+# On GPUs: build with --features cuda,nccl,mpi, add --gpus-per-task=1 (each rank then sees one GPU) and the train options
+# --device cuda --set compute=bf16 --set parallel.backend=nccl.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n 's/^#   //p' "$0" >&2; exit 2; }
 shards=$1 tokenizer=$2 run=$3

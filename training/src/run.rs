@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use multicoder_model::ops::set_bf16_products;
 use multicoder_model::tape::TapeOptions;
@@ -197,10 +197,7 @@ fn workspace(
     let tape = TapeOptions { checkpoint_activations: config.checkpoint_activations };
     match steps_on {
         StepsOn::Tensors => Ok(Workspace::new(lm, tape)),
-        StepsOn::Gpu if mesh.world() > 1 => {
-            bail!("--device cuda on {} ranks: expected one rank; gradients on GPUs are not summed yet", mesh.world())
-        }
-        StepsOn::Gpu => Workspace::on_gpu(lm, tape, optimizer),
+        StepsOn::Gpu => Workspace::on_gpu(lm, tape, optimizer, mesh.world()),
     }
 }
 

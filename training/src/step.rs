@@ -41,17 +41,26 @@ impl Workspace {
         Workspace { tape: TrainTape::new(options), gradients: Gradients::of(lm) }
     }
 
-    /// The first GPU's memory, with the weights of `lm` and the state of `optimizer`: steps change them there.
+    /// The first GPU's memory, with the weights of `lm` and the state of `optimizer`: steps change them there. With several ranks
+    /// gradients come to the host to be summed.
     ///
     /// # Errors
     /// No GPU, no driver, or sizes that its kernels do not take.
-    pub fn on_gpu(lm: &CodeLm, options: TapeOptions, optimizer: &Optimizer) -> Result<Workspace> {
-        let mut tape = TrainTape::on_gpu(lm, options, &optimizer.device_options())?;
+    pub fn on_gpu(lm: &CodeLm, options: TapeOptions, optimizer: &Optimizer, world: usize) -> Result<Workspace> {
+        let tape = TrainTape::on_gpu(lm, options, &optimizer.device_options())?;
+        Workspace::on(tape, lm, optimizer, world)
+    }
+
+    /// As [`Workspace::on_gpu`], with a tape that is there.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn on(mut tape: TrainTape, lm: &CodeLm, optimizer: &Optimizer, world: usize) -> Result<Workspace> {
         if let Some(device) = tape.device() {
             device.set_state(&optimizer.device_state()?)?;
             eprintln!("training on {}", device.describe());
         }
-        Ok(Workspace { tape, gradients: Gradients::new([]) })
+        Ok(Workspace { tape, gradients: if world > 1 { Gradients::of(lm) } else { Gradients::new([]) } })
     }
 
     /// Gives `lm` and `optimizer` what a device has made of them; nothing where steps run on the host.
@@ -125,15 +134,20 @@ pub fn step(
     report.loader_wait_s = start.elapsed().as_secs_f64();
     let rows = accumulate(lm, workspace, &batch, mesh, options, &mut report)?;
     let Workspace { tape, gradients } = workspace;
-    mesh.finish_sum(gradients)?;
-
     match tape.device() {
-        Some(device) => update_on_device(device, &mut report, &rows, options, lr)?,
-        None => {
+        Some(device) if mesh.world() == 1 => update_on_device(device, &mut report, &rows, options, lr)?,
+        mut device => {
+            if let Some(device) = &mut device {
+                fetch(*device, gradients, &mut report, &rows)?;
+            }
+            mesh.finish_sum(gradients)?;
             report.grad_norm = reduce_report(&mut report, gradients, mesh)?.sqrt();
             let clipped = options.clip_norm > 0.0 && report.grad_norm > options.clip_norm;
             let scale = if clipped { options.clip_norm / report.grad_norm } else { 1.0 };
-            optimizer.step(gradients, scale, lr)?;
+            match device {
+                Some(device) => device.update_with(gradients, scale, lr)?,
+                None => optimizer.step(gradients, scale, lr)?,
+            }
         }
     }
     lm.after_step(&report.load_E);
@@ -142,6 +156,21 @@ pub fn step(
     (report.comm_bytes, report.comm_messages) = (before.bytes + traffic.bytes, before.messages + traffic.messages);
     report.comm_wait_s = comm_wait_s;
     Ok(report)
+}
+
+/// Brings the gradients and losses of this rank's device to the host, where the ranks sum them.
+fn fetch(
+    device: &mut dyn DeviceTape,
+    gradients: &mut Gradients,
+    report: &mut StepReport,
+    rows: &[usize],
+) -> Result<()> {
+    device.add_gradients(gradients)?;
+    gradients.settle();
+    let nll_B = device.losses()?;
+    report.loss = nll_B.iter().sum::<f64>() / report.n_counted.max(1) as f64;
+    rows.iter().zip(nll_B).for_each(|(&language_idx, nll_sum)| report.languages[language_idx].nll_sum += nll_sum);
+    Ok(())
 }
 
 /// The device judges and updates by itself; what it found is read here, the only wait of a step: also the loss of each of `rows`, by

@@ -253,6 +253,25 @@ impl DeviceTape for CudaTape {
         Ok(DeviceReport { nll_B: self.losses.read(&self.device)?, ..report })
     }
 
+    fn losses(&mut self) -> Result<Vec<f64>> {
+        self.losses.read(&self.device)
+    }
+
+    fn update_with(&mut self, gradients: &Gradients, scale: f64, lr: f64) -> Result<()> {
+        self.layout.check(gradients)?;
+        let mut flat = vec![0f32; self.layout.len];
+        for idx in 0..self.layout.n_parameters() {
+            self.present[idx] = gradients.is_present(idx);
+            let values = gradients.get(idx).unwrap_or_default().iter();
+            flat[self.layout.span(idx)].iter_mut().zip(values).for_each(|(to, value)| *to = *value * scale as f32);
+        }
+        self.device.write(&flat, self.gradients.at)?;
+        match self.update(lr, 0.0)?.is_finite {
+            true => Ok(()),
+            false => Err(Error::Device("summed gradients: expected finite numbers; no weight was changed".to_owned())),
+        }
+    }
+
     fn upload(&mut self, lm: &CodeLm) -> Result<()> {
         let mut flat = vec![0f32; self.layout.len];
         for (idx, (_, parameter)) in lm.parameters().iter().enumerate() {
@@ -283,13 +302,10 @@ impl DeviceTape for CudaTape {
     }
 
     fn add_gradients(&mut self, gradients: &mut Gradients) -> Result<()> {
-        let (got, expected) = (gradients.n_parameters(), self.layout.n_parameters());
-        if got != expected {
-            return Err(Error::Input(format!("gradients of {got} parameters, expected {expected}")));
-        }
+        self.layout.check(gradients)?;
         let mut flat = vec![0f32; self.layout.len];
         self.device.read(&mut flat, self.gradients.at)?;
-        for idx in (0..expected).filter(|&idx| self.present[idx]) {
+        for idx in (0..self.layout.n_parameters()).filter(|&idx| self.present[idx]) {
             let values = &flat[self.layout.span(idx)];
             gradients.slice_mut(idx).iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
         }

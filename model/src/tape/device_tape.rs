@@ -63,6 +63,12 @@ pub trait DeviceTape {
     /// Clips the gradients to `clip_norm` (0 for not), updates all parameters that have one, and waits for the report.
     fn update(&mut self, lr: f64, clip_norm: f64) -> Result<DeviceReport>;
 
+    /// `nll_sum` of each sequence since [`DeviceTape::clear`], in order; waits for the device.
+    fn losses(&mut self) -> Result<Vec<f64>>;
+
+    /// Replaces the gradients by `scale` times the host's, and updates with them: several ranks have summed and judged them there.
+    fn update_with(&mut self, gradients: &Gradients, scale: f64, lr: f64) -> Result<()>;
+
     /// Takes the weights of `lm`.
     fn upload(&mut self, lm: &CodeLm) -> Result<()>;
 

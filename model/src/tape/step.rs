@@ -65,6 +65,11 @@ impl TrainTape {
         Ok(TrainTape { device: Some(gpu_tape(lm, options, optimizer)?), ..TrainTape::new(options) })
     }
 
+    /// A tape that runs on a device that is there.
+    pub fn on(device: Box<dyn DeviceTape>) -> TrainTape {
+        TrainTape { device: Some(device), ..TrainTape::default() }
+    }
+
     /// The device that steps run on, unless it is the CPU.
     pub fn device(&mut self) -> Option<&mut dyn DeviceTape> {
         self.device.as_mut().map(|device| &mut **device as &mut dyn DeviceTape)

@@ -54,7 +54,7 @@ fn steps(job: &Job) -> Result<Measured> {
     let options = TapeOptions { checkpoint_activations: job.checkpoint_activations };
     let Workspace { mut tape, mut gradients } = match steps_on {
         StepsOn::Tensors => Workspace::new(&lm, options),
-        StepsOn::Gpu => Workspace::on_gpu(&lm, options, &optimizer)?,
+        StepsOn::Gpu => Workspace::on_gpu(&lm, options, &optimizer, 1)?,
     };
     let batch = random_batch(job)?;
     let n_tokens = job.batch * job.sequence;

@@ -4,8 +4,7 @@
 //! (`CUDA_VISIBLE_DEVICES`). NCCL's identifier comes from rank 0: over MPI where the program has it and MPI's launcher started it,
 //! else through the file that `MULTICODER_RENDEZVOUS` names, on a file system that all ranks see, a new one for each run.
 //!
-//! No machine with several GPUs has run this file yet; gradients of the tape's own kernels (`--features cuda`) stay on their GPU and are
-//! not summed.
+//! No machine with several GPUs has run this file yet.
 
 use std::fs;
 use std::path::{Path, PathBuf};

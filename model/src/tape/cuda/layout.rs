@@ -6,6 +6,7 @@ use super::super::op::{BufId, Op};
 use super::super::{StepData, Tape};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::gradients::Gradients;
 
 /// Parameters begin at multiples of this many elements: tables of starts count in it, and tensor cores need 16 bytes.
 pub(super) const ALIGN: usize = 64;
@@ -34,6 +35,17 @@ impl Layout {
 
     pub(super) fn n_parameters(&self) -> usize {
         self.sizes.len()
+    }
+
+    /// Whether gradients of the host are those of these parameters.
+    pub(super) fn check(&self, gradients: &Gradients) -> Result<()> {
+        let (got, expected) = (gradients.n_parameters(), self.n_parameters());
+        match got == expected && (0..got).all(|idx| gradients.span(idx).len() == self.sizes[idx]) {
+            true => Ok(()),
+            false => {
+                Err(Error::Input(format!("gradients of {got} parameters, expected {expected} of the model's sizes")))
+            }
+        }
     }
 
     /// Values of all parameters, without padding.

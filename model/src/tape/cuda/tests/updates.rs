@@ -79,6 +79,52 @@ fn adamw_on_a_gpu_equals_the_hosts() {
     adamw_equals_the_hosts("adamw_on_a_gpu_equals_the_hosts", Place::Gpu);
 }
 
+fn summed_gradients_update_as_one_devices(test: &str, place: Place) {
+    let Some(device) = device(test, place, 32) else { return };
+    let lm = experts();
+    let new = || CudaTape::with_device(device.clone(), &lm, TapeOptions::default(), &adamw(&lm)).unwrap();
+    let batches = [batch_of(1, 2, 20), batch_of(2, 2, 20)];
+    let mut whole = new();
+    whole.clear().unwrap();
+    batches.iter().for_each(|batch| drop(whole.step(&lm, batch, 80.0).unwrap()));
+    let report = whole.update(0.01, 0.5).unwrap();
+    // Two ranks with a batch each; what they have is summed on the host.
+    let mut ranks = [new(), new()];
+    let (mut sum, mut nll_B) = (Gradients::of(&lm), Vec::new());
+    for (rank, batch) in ranks.iter_mut().zip(&batches) {
+        rank.clear().unwrap();
+        rank.step(&lm, batch, 80.0).unwrap();
+        rank.add_gradients(&mut sum).unwrap();
+        nll_B.extend(rank.losses().unwrap());
+    }
+    sum.settle();
+    assert!((sum.norm() - report.grad_norm).abs() < 1e-4 * report.grad_norm && report.grad_norm > 0.5);
+    assert!(nll_B.iter().zip(&report.nll_B).all(|(a, b)| (a - b).abs() < 1e-6) && nll_B.len() == 4, "{nll_B:?}");
+    let weights = |tape: &mut CudaTape| {
+        tape.download(&lm).unwrap();
+        lm.parameters().iter().flat_map(|(_, var)| values(var)).collect::<Vec<f32>>()
+    };
+    let expected = weights(&mut whole);
+    for rank in &mut ranks {
+        rank.update_with(&sum, 0.5 / sum.norm(), 0.01).unwrap();
+        assert_eq!(rank.state().unwrap().n_steps, whole.state().unwrap().n_steps);
+        assert!(error(&weights(rank), &expected) < 1e-5);
+    }
+    sum.slice_mut(0)[0] = f32::NAN;
+    assert!(ranks[0].update_with(&sum, 1.0, 0.01).unwrap_err().to_string().contains("no weight was changed"));
+    assert!(ranks[0].update_with(&Gradients::new([1]), 1.0, 0.01).is_err());
+}
+
+#[test]
+fn emulated_summed_gradients_update_as_one_devices() {
+    summed_gradients_update_as_one_devices("emulated_summed_gradients_update_as_one_devices", Place::Host);
+}
+
+#[test]
+fn summed_gradients_on_a_gpu_update_as_one_devices() {
+    summed_gradients_update_as_one_devices("summed_gradients_on_a_gpu_update_as_one_devices", Place::Gpu);
+}
+
 /// The formula of Muon in float64: the direction of the momentum, five times through the quintic.
 fn orthogonal(matrix: &[f64], rows: usize, cols: usize) -> Vec<f64> {
     let norm = matrix.iter().map(|x| x * x).sum::<f64>().sqrt();
