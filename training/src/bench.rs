@@ -1,9 +1,11 @@
 //! Training steps of several implementations, measured in turn.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::{Compute, RunConfig};
 use crate::device::DeviceKind;
@@ -15,10 +17,23 @@ pub mod worker;
 use torch::Torch;
 use worker::Job;
 
+/// Which model a variant trains: speeds of the same one are compared, and of a model by language with that of one by token.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Model {
+    /// The one that was asked for.
+    Asked,
+    /// A dense one with as many active parameters.
+    DenseTwin,
+    /// The same with a router that reads tokens.
+    TokenRouter,
+}
+
 /// One thing to measure.
 #[derive(Clone, Debug)]
 pub struct Variant {
     pub name: String,
+    pub model: Model,
     pub compute: Compute,
     pub program: Program,
     pub config: RunConfig,
@@ -39,7 +54,7 @@ pub struct Measured {
     pub seconds: Vec<f64>,
     pub first_loss: f64,
     pub last_loss: f64,
-    /// Largest resident memory.
+    /// Largest resident memory; of steps on a GPU, the most that was allocated there.
     pub peak_bytes: u64,
     pub n_parameters: usize,
     /// Seconds of each kind of operation in a timed step, the longest first.
@@ -48,9 +63,10 @@ pub struct Measured {
 }
 
 /// All rounds of a variant.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Row {
     pub name: String,
+    pub model: Model,
     pub compute: Compute,
     pub tokens_per_step: usize,
     /// Median step of each round.
@@ -64,37 +80,82 @@ pub struct Row {
     pub first_loss: f64,
     pub last_loss: f64,
     pub profile: Vec<(String, f64)>,
+    /// What each round measured.
+    pub measured: Vec<Measured>,
 }
 
-/// What was measured in one run.
-#[derive(Clone, Debug, Serialize)]
+/// What was measured, in one run or several that went on with each other's rounds.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Comparison {
+    /// Stands for variants, steps and threads: rounds of the same can be put together.
+    pub settings: String,
     pub rounds: usize,
     pub rows: Vec<Row>,
+}
+
+/// How variants are measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Rounds<'a> {
+    pub rounds: usize,
+    pub steps: usize,
+    pub threads: usize,
+    /// Where the rounds so far are kept: written after each, and gone on from where they are there already.
+    pub out: Option<&'a Path>,
 }
 
 /// Measures every variant once a round, each in a process of its own.
 ///
 /// # Errors
-/// A process that fails, with what it said.
-pub fn compare(
-    variants: &[Variant],
-    rounds: usize,
-    steps: usize,
-    threads: usize,
-    report: &mut dyn FnMut(String),
-) -> Result<Comparison> {
-    let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); variants.len()];
-    for round in 1..=rounds {
-        for (variant, measured) in variants.iter().zip(&mut measured) {
-            let result = variant.measure(steps, threads)?;
-            let (name, compute) = (&variant.name, variant.compute.name());
-            report(format!("round {round}/{rounds}: {name} {compute}: {:.3} s a step", median(&result.seconds)));
+/// A process that fails, with what it said; a file that holds rounds of something else, or cannot be written.
+pub fn compare(variants: &[Variant], plan: &Rounds, report: &mut dyn FnMut(String)) -> Result<Comparison> {
+    let settings = settings(variants, plan)?;
+    let mut measured = plan.out.map_or(Ok(None), |path| rounds_so_far(path, &settings))?;
+    let measured = measured.get_or_insert_with(|| vec![Vec::new(); variants.len()]);
+    let done = measured.first().map_or(0, Vec::len);
+    for round in done + 1..=plan.rounds {
+        for (variant, measured) in variants.iter().zip(&mut *measured) {
+            let result = variant.measure(plan.steps, plan.threads)?;
+            let (name, compute, rounds) = (&variant.name, variant.compute.name(), plan.rounds);
+            report(format!("round {round}/{rounds}: {name} {compute}: {:.4} s a step", median(&result.seconds)));
             measured.push(result);
         }
+        let comparison = comparison(variants, measured, &settings);
+        plan.out.map_or(Ok(()), |path| write(path, &comparison))?;
     }
-    let rows = variants.iter().zip(measured).map(|(variant, measured)| variant.row(&measured)).collect();
-    Ok(Comparison { rounds, rows })
+    Ok(comparison(variants, measured, &settings))
+}
+
+fn comparison(variants: &[Variant], measured: &[Vec<Measured>], settings: &str) -> Comparison {
+    let rows = variants.iter().zip(measured).map(|(variant, measured)| variant.row(measured)).collect();
+    Comparison { settings: settings.to_owned(), rounds: measured.first().map_or(0, Vec::len), rows }
+}
+
+/// All that a round depends on but the programs themselves.
+fn settings(variants: &[Variant], plan: &Rounds) -> Result<String> {
+    let mut text = format!("{} {}", plan.steps, plan.threads);
+    for Variant { name, compute, config, device, .. } in variants {
+        text += &format!("\n{name} {} {}\n{}", compute.name(), device.name(), config.to_toml()?);
+    }
+    Ok(format!("{:016x}", xxh3_64(text.as_bytes())))
+}
+
+/// What the rounds in the file have measured, by variant; none where there is no file.
+fn rounds_so_far(path: &Path, settings: &str) -> Result<Option<Vec<Vec<Measured>>>> {
+    let Ok(text) = std::fs::read(path) else { return Ok(None) };
+    let origin = || path.display().to_string();
+    let comparison: Comparison = serde_json::from_slice(&text).with_context(origin)?;
+    ensure!(
+        comparison.settings == settings,
+        "{}: it holds other models, steps or threads; expected rounds of the same, or no file",
+        origin()
+    );
+    Ok(Some(comparison.rows.into_iter().map(|row| row.measured).collect()))
+}
+
+fn write(path: &Path, comparison: &Comparison) -> Result<()> {
+    let part = path.with_extension("part");
+    std::fs::write(&part, serde_json::to_vec_pretty(comparison)?).with_context(|| part.display().to_string())?;
+    std::fs::rename(&part, path).with_context(|| path.display().to_string())
 }
 
 impl Variant {
@@ -133,6 +194,7 @@ impl Variant {
         let last = &measured[measured.len() - 1];
         Row {
             name: self.name.clone(),
+            model: self.model,
             compute: self.compute,
             tokens_per_step,
             seconds,
@@ -143,6 +205,7 @@ impl Variant {
             last_loss: last.last_loss,
             profile: last.profile.clone(),
             round_seconds,
+            measured: measured.to_vec(),
         }
     }
 }
@@ -157,8 +220,8 @@ impl Comparison {
             cells.push(vec![
                 row.name.clone(),
                 row.compute.name().to_owned(),
-                format!("{:.3}", row.seconds),
-                format!("{least:.3}..{most:.3}"),
+                format!("{:.4}", row.seconds),
+                format!("{least:.4}..{most:.4}"),
                 format!("{:.0}", row.tokens_per_s),
                 format!("{:.0}", row.flops_per_s / 1e9),
                 format!("{:.0}", row.peak_bytes as f64 / 1e6),
@@ -168,17 +231,21 @@ impl Comparison {
         cells
     }
 
-    /// How our variants stand beside the best peer of the same compute, and beside our first of it.
+    /// How our variants stand beside the fastest peer of the same model, one by token, and our first variant; of the same compute.
     pub fn notes(&self) -> Vec<String> {
         let (ours, peers): (Vec<&Row>, Vec<&Row>) =
             self.rows.iter().partition(|row| row.name.starts_with("multicoder"));
         let mut notes = Vec::new();
         for row in &ours {
-            let same = |other: &&&Row| other.compute == row.compute;
-            let peer = peers.iter().filter(same).min_by(|a, b| a.seconds.total_cmp(&b.seconds));
-            notes.extend(peer.map(|peer| relation(row, peer)));
-            let first = ours.iter().find(same).filter(|first| first.name != row.name);
-            notes.extend(first.map(|first| relation(row, first)));
+            let fastest = |model: Model| {
+                let same = |peer: &&&Row| peer.compute == row.compute && peer.model == model;
+                peers.iter().filter(same).min_by(|a, b| a.seconds.total_cmp(&b.seconds)).copied()
+            };
+            let by_token = fastest(Model::TokenRouter).filter(|_| row.model == Model::Asked);
+            let first = ours.iter().find(|first| first.compute == row.compute && first.name != row.name);
+            let first = first.filter(|_| row.name != ours[0].name).copied();
+            let others = [fastest(row.model), by_token, first];
+            notes.extend(others.into_iter().flatten().map(|other| relation(row, other)));
         }
         notes
     }
@@ -220,9 +287,10 @@ pub fn median(values: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    fn row(name: &str, compute: Compute, seconds: f64) -> Row {
+    fn row(name: &str, model: Model, compute: Compute, seconds: f64) -> Row {
         Row {
             name: name.to_owned(),
+            model,
             compute,
             tokens_per_step: 100,
             round_seconds: vec![seconds],
@@ -233,19 +301,54 @@ mod tests {
             first_loss: 9.0,
             last_loss: 5.0,
             profile: Vec::new(),
+            measured: Vec::new(),
         }
+    }
+
+    fn notes(rows: Vec<Row>) -> Vec<String> {
+        Comparison { settings: String::new(), rounds: 1, rows }.notes()
     }
 
     #[test]
     fn ours_is_compared_with_the_best_peer_of_its_own_compute() {
         let rows = vec![
-            row("multicoder", Compute::F32, 0.5),
-            row("torch eager", Compute::F32, 1.0),
-            row("torch compile", Compute::F32, 0.75),
-            row("torch compile", Compute::Bf16, 0.1),
+            row("multicoder", Model::Asked, Compute::F32, 0.5),
+            row("torch eager", Model::Asked, Compute::F32, 1.0),
+            row("torch compile", Model::Asked, Compute::F32, 0.75),
+            row("torch compile", Model::Asked, Compute::Bf16, 0.1),
         ];
-        let notes = Comparison { rounds: 1, rows }.notes();
-        assert_eq!(notes, ["multicoder f32: 1.50 times the tokens of torch compile and 0.67 times its memory"]);
+        assert_eq!(notes(rows), ["multicoder f32: 1.50 times the tokens of torch compile and 0.67 times its memory"]);
+    }
+
+    #[test]
+    fn like_is_compared_with_like() {
+        let rows = vec![
+            row("multicoder", Model::Asked, Compute::Bf16, 0.5),
+            row("multicoder, dense twin", Model::DenseTwin, Compute::Bf16, 0.4),
+            row("torch compile", Model::Asked, Compute::Bf16, 0.75),
+            row("torch compile, dense twin", Model::DenseTwin, Compute::Bf16, 0.48),
+            row("torch compile, token router", Model::TokenRouter, Compute::Bf16, 1.0),
+        ];
+        let said = notes(rows);
+        let beside: Vec<&str> = said.iter().map(|note| note.split(" and ").next().unwrap()).collect();
+        let expected = [
+            "multicoder bf16: 1.50 times the tokens of torch compile",
+            "multicoder bf16: 2.00 times the tokens of torch compile, token router",
+            "multicoder, dense twin bf16: 1.20 times the tokens of torch compile, dense twin",
+            "multicoder, dense twin bf16: 1.25 times the tokens of multicoder",
+        ];
+        assert_eq!(beside, expected);
+    }
+
+    #[test]
+    fn rounds_of_something_else_are_not_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bench.json");
+        assert!(rounds_so_far(&path, "a").unwrap().is_none());
+        write(&path, &Comparison { settings: "a".to_owned(), rounds: 0, rows: Vec::new() }).unwrap();
+        assert!(rounds_so_far(&path, "a").unwrap().unwrap().is_empty());
+        let error = rounds_so_far(&path, "b").unwrap_err().to_string();
+        assert!(error.contains("it holds other models, steps or threads"), "{error}");
     }
 
     #[test]

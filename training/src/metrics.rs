@@ -30,8 +30,8 @@ pub struct Facts {
     pub moe_layers: Vec<usize>,
     /// Floating-point operations of a forward and backward pass: three times `ModelConfig::flops_per_token`.
     pub flops_per_token: f64,
-    /// The most that a rank's machine can do.
-    pub peak: Peak,
+    /// The most that a rank's machine can do, where that is known.
+    pub peak: Option<Peak>,
     /// Number of ranks.
     pub world: usize,
 }
@@ -200,7 +200,8 @@ fn step_fields(facts: &Facts, lr: f64, report: &StepReport) -> Map<String, Value
         LOSS_BY_LANGUAGE: losses, "counted_by_language": counted,
         "n_tokens": report.n_tokens, "n_counted": report.n_counted, "elapsed_s": report.elapsed_s,
         "tokens_per_s": work.tokens_per_s(), "flops_per_s": work.flops_per_s(facts), "mfu": work.mfu(facts),
-        "peak_flops": facts.peak.flops_per_s, "peak_source": facts.peak.source,
+        "peak_flops": facts.peak.as_ref().map(|peak| peak.flops_per_s),
+        "peak_source": facts.peak.as_ref().map(|peak| &peak.source),
         "loader_wait_s": report.loader_wait_s, "loader_wait_share": work.loader_wait_share(),
         "comm_wait_s": report.comm_wait_s, "comm_share": work.comm_share(),
         "comm_bytes": report.comm_bytes, "comm_messages": report.comm_messages, "load_E": report.load_E,
@@ -254,7 +255,7 @@ mod tests {
     use crate::step::LanguageLoss;
 
     fn facts() -> Facts {
-        let peak = Peak { flops_per_s: 1e9, source: "products_peak".to_owned() };
+        let peak = Some(Peak { flops_per_s: 1e9, source: "products_peak".to_owned() });
         let languages = ["go", "lua", "python"].map(str::to_owned).to_vec();
         Facts {
             n_steps: 10,

@@ -15,6 +15,7 @@ use crate::checkpoint::{self, Checkpoint, RunState, due};
 use crate::clock::Clock;
 use crate::config::{self, Compute, RunConfig};
 use crate::data::loader::Loader;
+use crate::device::check_compute;
 use crate::interrupt;
 use crate::metrics::peak::Peak;
 use crate::metrics::{Facts, Metrics};
@@ -82,6 +83,7 @@ pub fn run_on(
     out: &Path,
     mut mesh: Mesh,
 ) -> Result<PathBuf> {
+    check_compute(config.compute, steps_on)?;
     mesh.agree(&config::parse(&config.to_toml()?, "configuration")?)?;
     if mesh.is_first() {
         prepare_folder(out, config)?;
@@ -97,7 +99,8 @@ pub fn run_on(
     mesh.divide(config, &mut lm, &loader.language_probs(), &workspace.gradients);
     let options = step_options(config, device);
     let validation = load_validation(config, tokenizer, &options)?;
-    let mut metrics = open_metrics(config, &loader, &state, &mesh, device, out)?;
+    let gpu = workspace.tape.device().map(|device| device.describe());
+    let mut metrics = open_metrics(config, &loader, &state, &mesh, (device, gpu.as_deref()), out)?;
     let mut clock = Clock::start(state.elapsed_s);
 
     while state.step <= state.n_steps {
@@ -293,13 +296,14 @@ fn load_validation(
     ValidationSet::load(config, tokenizer, &options.language_indices, &options.device).map(Some)
 }
 
-/// Measures the machine, opens the files of the first rank, and says what the run will be.
+/// Measures the machine, opens the files of the first rank, and says what the run will be. `gpu` computes the steps, if any does by our
+/// own kernels; else the device.
 fn open_metrics(
     config: &RunConfig,
     loader: &Loader,
     state: &RunState,
     mesh: &Mesh,
-    device: &Device,
+    (device, gpu): (&Device, Option<&str>),
     out: &Path,
 ) -> Result<Metrics> {
     if !mesh.is_first() {
@@ -312,13 +316,16 @@ fn open_metrics(
         languages: loader.texts().languages.iter().map(|texts| texts.name.clone()).collect(),
         moe_layers: (0..model.n_layers).filter(|&layer| model.is_moe_layer(layer)).collect(),
         flops_per_token: 3.0 * model.flops_per_token(config.data.sequence_tokens / 2) as f64,
-        peak: Peak::of(config, device)?,
+        peak: Peak::of(config, device, gpu)?,
         world: mesh.world(),
     };
-    let (gflops, source) = (facts.peak.flops_per_s / 1e9, facts.peak.source.clone());
+    let mfu = match &facts.peak {
+        Some(peak) => format!("MFU is a share of {:.0} GFLOP/s a rank ({})", peak.flops_per_s / 1e9, peak.source),
+        None => format!("MFU is unknown: what {} can do; set metrics.peak_flops", gpu.unwrap_or("this GPU")),
+    };
     let metrics = Metrics::open(out, state.step, facts)?;
     metrics.note(&summary(config, loader, state, mesh));
-    metrics.note(&format!("MFU is a share of {gflops:.0} GFLOP/s a rank ({source})"));
+    metrics.note(&mfu);
     Ok(metrics)
 }
 

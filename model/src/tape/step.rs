@@ -135,6 +135,22 @@ impl TrainTape {
     }
 }
 
+/// Whether there is a GPU for [`TrainTape::on_gpu`], with its driver and libraries.
+///
+/// # Errors
+/// [`crate::Error::Device`] with what is missing, or in a build without the feature `cuda`.
+pub fn check_gpu() -> Result<()> {
+    #[cfg(feature = "cuda")]
+    return super::cuda::check_gpu();
+    #[cfg(not(feature = "cuda"))]
+    return Err(no_gpu_code());
+}
+
+#[cfg(not(feature = "cuda"))]
+fn no_gpu_code() -> crate::Error {
+    crate::Error::Device("this build has no GPU code: build with --features cuda".to_owned())
+}
+
 #[cfg(feature = "cuda")]
 fn gpu_tape(lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<Box<dyn DeviceTape>> {
     Ok(Box::new(super::CudaTape::new(0, lm, options, optimizer)?))
@@ -142,7 +158,7 @@ fn gpu_tape(lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> R
 
 #[cfg(not(feature = "cuda"))]
 fn gpu_tape(_: &CodeLm, _: TapeOptions, _: &DeviceOptimizer) -> Result<Box<dyn DeviceTape>> {
-    Err(crate::Error::Device("this build has no GPU code: build with --features cuda".to_owned()))
+    Err(no_gpu_code())
 }
 
 /// Runs one part of a batch.

@@ -41,6 +41,12 @@ pub fn find(python: Option<&Path>) -> Result<Torch> {
 }
 
 impl Torch {
+    /// A Python that is never started.
+    #[cfg(test)]
+    pub(crate) fn at(python: &str) -> Torch {
+        Torch { python: python.into() }
+    }
+
     /// A process that measures the model of `variant`.
     pub(super) fn command(&self, variant: &Variant, mode: &str, steps: usize, threads: usize) -> Result<Command> {
         let config = &variant.config;

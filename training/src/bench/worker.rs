@@ -20,8 +20,10 @@ use crate::rng::Rng;
 use crate::run::StepsOn;
 use crate::step::Workspace;
 
-/// Steps that are not timed: they fault memory in.
-const WARMUP_STEPS: usize = 2;
+/// Steps that are not timed: they fault memory in, and on a GPU make the graphs that later ones replay.
+const WARMUP_STEPS: usize = 3;
+/// Batches that come in turn, as no two of a run are the same.
+const BATCHES: usize = 3;
 
 /// What to measure.
 #[derive(Debug, Deserialize, Serialize)]
@@ -36,7 +38,7 @@ pub struct Job {
     pub device: DeviceKind,
 }
 
-/// Runs the steps: the same batch each time, so that a falling loss shows that they train.
+/// Runs the steps: a few batches again and again, so that a falling loss of the first shows that they train.
 ///
 /// # Errors
 /// A model that cannot be made.
@@ -56,7 +58,7 @@ fn steps(job: &Job) -> Result<Measured> {
         StepsOn::Tensors => Workspace::new(&lm, options),
         StepsOn::Gpu => Workspace::on_gpu(&lm, options, &optimizer, 1)?,
     };
-    let batch = random_batch(job)?;
+    let batches = (0..BATCHES).map(|idx| random_batch(job, idx)).collect::<Result<Vec<_>>>()?;
     let n_tokens = job.batch * job.sequence;
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     for step in 0..WARMUP_STEPS + job.steps {
@@ -66,7 +68,7 @@ fn steps(job: &Job) -> Result<Measured> {
         let start = Instant::now();
         gradients.clear();
         tape.device().map_or(Ok(()), |device| device.clear())?;
-        let loss = tape.step(&lm, &batch, (n_tokens as f64, 1.0), &mut gradients, None)?;
+        let loss = tape.step(&lm, &batches[step % BATCHES], (n_tokens as f64, 1.0), &mut gradients, None)?;
         let nll_sum = match tape.device() {
             Some(device) => device.update(1e-3, 0.0)?.nll_sum,
             None => {
@@ -79,6 +81,7 @@ fn steps(job: &Job) -> Result<Measured> {
         losses.push(nll_sum / n_tokens as f64);
     }
     seconds.drain(..WARMUP_STEPS);
+    let of_first: Vec<f64> = losses.into_iter().step_by(BATCHES).collect();
     let per_step = |total: std::time::Duration| total.as_secs_f64() / job.steps as f64;
     let entries = tape.profile().map(|profile| profile.entries()).unwrap_or_default();
     let mut profile: Vec<(String, f64)> =
@@ -87,23 +90,58 @@ fn steps(job: &Job) -> Result<Measured> {
     profile.push(("optimizer and rest".to_owned(), seconds.iter().sum::<f64>() / job.steps as f64 - in_ops));
     Ok(Measured {
         seconds,
-        first_loss: losses[0],
-        last_loss: losses[losses.len() - 1],
-        peak_bytes: memory::peak_rss_bytes(),
+        first_loss: of_first[0],
+        last_loss: of_first[of_first.len() - 1],
+        peak_bytes: tape.device().map_or_else(memory::peak_rss_bytes, |device| device.peak_bytes() as u64),
         n_parameters: job.model.n_parameters(),
         profile,
     })
 }
 
-/// Random ids; a language for each sequence.
-fn random_batch(job: &Job) -> Result<Batch> {
+/// Random ids. Row `i` has the language of expert `i % n_experts`; rows come sorted by it, as those of a training step do.
+fn random_batch(job: &Job, idx: usize) -> Result<Batch> {
     let (b, l) = (job.batch, job.sequence);
-    let mut rng = Rng::keyed(1, "bench", &[]);
+    let mut rng = Rng::keyed(1, "bench", &[idx as u64]);
     let mut ids = || -> Result<Tensor> {
         let ids: Vec<u32> = (0..b * l).map(|_| (rng.next_u64() % job.model.vocab_size as u64) as u32).collect();
         Ok(Tensor::from_vec(ids, (b, l), &Device::Cpu)?)
     };
     let (x_BL, y_BL) = (ids()?, ids()?);
-    let language_BL = (0..b * l).map(|n| (n / l % job.model.languages.len().max(1)) as u32).collect();
+    let n_experts = job.model.moe.as_ref().map_or(1, |moe| moe.n_experts);
+    let mut expert_B: Vec<usize> = (0..b).map(|row| row % n_experts).collect();
+    expert_B.sort_unstable();
+    let expert_of_language = job.model.expert_of_language();
+    let language_of = |expert: usize| expert_of_language.iter().position(|known| *known == expert).unwrap_or(0) as u32;
+    let language_BL = expert_B.into_iter().flat_map(|expert| std::iter::repeat_n(language_of(expert), l)).collect();
     Ok(Batch { x_BL, y_BL, language_BL, start_BL: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_dealt_to_experts_and_sorted() {
+        let model = serde_json::json!({
+            "vocab_size": 300, "d_model": 16, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "d_head": 16, "d_ff": 16,
+            "context_tokens": 32, "languages": ["c", "lua", "python"],
+            "moe": {"layers": {"every_n": 1}, "n_experts": 3, "d_ff_expert": 8, "router": {"kind": "pl_hard"},
+                    "expert_of_language": {"c": 2, "python": 0}},
+        });
+        let job = Job {
+            model: serde_json::from_value(model).unwrap(),
+            optimizer: OptimizerConfig::for_tests(),
+            batch: 5,
+            sequence: 2,
+            compute: Compute::F32,
+            checkpoint_activations: false,
+            steps: 1,
+            device: DeviceKind::Cpu,
+        };
+        // Experts 0, 0, 1, 1, 2.
+        let batch = random_batch(&job, 0).unwrap();
+        assert_eq!(batch.language_BL, [2, 2, 2, 2, 1, 1, 1, 1, 0, 0]);
+        let ids = |batch: &Batch| batch.x_BL.flatten_all().unwrap().to_vec1::<u32>().unwrap();
+        assert_ne!(ids(&batch), ids(&random_batch(&job, 1).unwrap()));
+    }
 }

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use multicoder_model::router::RouterConfig;
 use toml::{Table, Value};
 
 use crate::bench::torch::{self, Torch};
 use crate::bench::worker::{self, Job};
-use crate::bench::{Comparison, Program, Variant, compare};
+use crate::bench::{Comparison, Model, Program, Rounds, Variant, compare};
 use crate::config::{self, Compute, RunConfig};
-use crate::device::DeviceKind;
+use crate::device::{self, DeviceKind};
 use crate::report::table;
 
 /// Arguments of `multicoder bench`.
@@ -42,7 +43,7 @@ struct TrainArgs {
     /// Changes one value, such as data.micro_batch_tokens=4096 (repeatable).
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
-    /// Also measures the same model in another framework.
+    /// Also measures the same models in another framework, and beside experts by language its experts by token.
     #[arg(long, value_name = "PEER")]
     against: Option<Peer>,
     /// Also measures the dense model with as many active parameters.
@@ -51,13 +52,16 @@ struct TrainArgs {
     /// Also measures with activations computed a second time instead of kept.
     #[arg(long)]
     checkpointing: bool,
-    /// Numbers that matrix products multiply.
-    #[arg(long, value_delimiter = ',', default_value = "f32,bf16")]
+    /// How PyTorch runs its steps.
+    #[arg(long, value_delimiter = ',', default_value = "eager,compile")]
+    torch_modes: Vec<TorchMode>,
+    /// Numbers that matrix products multiply [default: f32,bf16; on a GPU bf16].
+    #[arg(long, value_delimiter = ',')]
     compute: Vec<ComputeArg>,
     /// Rounds: each measures every variant once, one after the other.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Timed steps of a variant in a round, after two that are not timed.
+    /// Timed steps of a variant in a round, after three that are not timed.
     #[arg(long, default_value_t = 7)]
     steps: usize,
     /// Threads; all cores by default.
@@ -75,11 +79,20 @@ struct TrainArgs {
     /// Prints everything that was measured as JSON.
     #[arg(long)]
     json: bool,
+    /// The same into a file, after each round; rounds of the same that it holds already are not measured again.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq)]
 enum Peer {
     Torch,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq)]
+enum TorchMode {
+    Eager,
+    Compile,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq)]
@@ -108,8 +121,9 @@ fn train(args: &TrainArgs) -> Result<()> {
     let config = resolve(args)?;
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let torch = args.against.map(|Peer::Torch| torch::find(args.python.as_deref())).transpose()?;
-    let variants = variants(args, &config, torch.as_ref());
-    let comparison = compare(&variants, args.rounds, args.steps, threads, &mut |line| eprintln!("{line}"))?;
+    let variants = variants(args, &config, torch.as_ref())?;
+    let plan = Rounds { rounds: args.rounds, steps: args.steps, threads, out: args.out.as_deref() };
+    let comparison = compare(&variants, &plan, &mut |line| eprintln!("{line}"))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&comparison)?);
         return Ok(());
@@ -136,31 +150,62 @@ fn complete_languages(table: &mut Table) {
     model.entry("languages").or_insert(Value::Array(names));
 }
 
-fn variants(args: &TrainArgs, config: &RunConfig, torch: Option<&Torch>) -> Vec<Variant> {
+fn variants(args: &TrainArgs, config: &RunConfig, torch: Option<&Torch>) -> Result<Vec<Variant>> {
     let default = if multicoder_model::device::HAS_CUDA { DeviceKind::Cuda } else { DeviceKind::Cpu };
     let device = args.device.unwrap_or(default);
-    let twin = args.dense_twin.then(|| dense_twin(config)).flatten();
+    let mut models = vec![(Model::Asked, config.clone())];
+    models.extend(args.dense_twin.then(|| dense_twin(config)).flatten().map(|twin| (Model::DenseTwin, twin)));
+    let by_token = by_token(config).map(|config| (Model::TokenRouter, config));
     let mut variants = Vec::new();
-    for compute in &args.compute {
-        let compute = if *compute == ComputeArg::Bf16 { Compute::Bf16 } else { Compute::F32 };
-        let ours = |name: &str, config: &RunConfig, checkpoint_activations| Variant {
-            name: name.to_owned(),
-            compute,
-            program: Program::Multicoder { checkpoint_activations },
-            config: config.clone(),
-            device,
+    for compute in computes(args, device)? {
+        let mut push = |name: &str, (model, config): &(Model, RunConfig), program: Program| {
+            let suffix = match model {
+                Model::Asked => "",
+                Model::DenseTwin => ", dense twin",
+                Model::TokenRouter => ", token router",
+            };
+            let (name, config) = (format!("{name}{suffix}"), config.clone());
+            variants.push(Variant { name, model: *model, compute, program, config, device });
         };
-        variants.push(ours("multicoder", config, false));
-        if args.checkpointing {
-            variants.push(ours("multicoder, checkpointing", config, true));
+        for model in &models {
+            push("multicoder", model, Program::Multicoder { checkpoint_activations: false });
         }
-        variants.extend(twin.as_ref().map(|twin| ours("multicoder, dense twin", twin, false)));
-        for mode in torch.map(|_| ["eager", "compile"]).into_iter().flatten() {
-            let program = Program::Torch { torch: torch.cloned(), mode };
-            variants.push(Variant { name: format!("torch {mode}"), compute, program, config: config.clone(), device });
+        if args.checkpointing {
+            push("multicoder, checkpointing", &models[0], Program::Multicoder { checkpoint_activations: true });
+        }
+        for mode in torch.map(|_| &args.torch_modes).into_iter().flatten() {
+            let mode = if *mode == TorchMode::Eager { "eager" } else { "compile" };
+            for model in models.iter().chain(&by_token) {
+                push(&format!("torch {mode}"), model, Program::Torch { torch: torch.cloned(), mode });
+            }
         }
     }
-    variants
+    Ok(variants)
+}
+
+/// What to multiply, as asked for; by default what the device can.
+fn computes(args: &TrainArgs, kind: DeviceKind) -> Result<Vec<Compute>> {
+    let asked = args.compute.iter().map(|arg| if *arg == ComputeArg::Bf16 { Compute::Bf16 } else { Compute::F32 });
+    let computes: Vec<Compute> = match kind {
+        _ if !args.compute.is_empty() => asked.collect(),
+        DeviceKind::Cpu => vec![Compute::F32, Compute::Bf16],
+        DeviceKind::Cuda => vec![Compute::Bf16],
+    };
+    computes.iter().try_for_each(|&compute| device::check_compute(compute, device::steps_on(Some(kind))))?;
+    Ok(computes)
+}
+
+/// The model of a router by language with a router by token in its place: as many experts of the same widths, one for each token.
+fn by_token(config: &RunConfig) -> Option<RunConfig> {
+    let mut by_token = config.clone();
+    let router = &mut by_token.model.moe.as_mut()?.router;
+    match router {
+        RouterConfig::Token(_) => None,
+        _ => {
+            *router = RouterConfig::Token(Default::default());
+            Some(by_token)
+        }
+    }
 }
 
 /// The model without experts whose dense networks are as wide as what a token meets.
@@ -187,5 +232,56 @@ fn print(comparison: &Comparison, config: &RunConfig, threads: usize, profile: b
     }
     if profile {
         comparison.profiles().into_iter().for_each(|line| println!("{line}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: TrainArgs,
+    }
+
+    fn named(arguments: &str) -> Result<Vec<String>> {
+        let args = Line::parse_from(std::iter::once("bench").chain(arguments.split_whitespace())).args;
+        let torch = Torch::at("python");
+        let variants = variants(&args, &resolve(&args)?, args.against.map(|_| &torch))?;
+        variants.iter().for_each(|variant| {
+            let moe = variant.config.model.moe.as_ref();
+            assert_eq!(moe.is_none(), variant.model == Model::DenseTwin || args.preset == "llama", "{}", variant.name);
+            let by_token = moe.is_some_and(|moe| matches!(moe.router, RouterConfig::Token(_)));
+            assert_eq!(by_token, variant.model == Model::TokenRouter, "{}", variant.name);
+        });
+        Ok(variants.iter().map(|variant| format!("{} {}", variant.name, variant.compute.name())).collect())
+    }
+
+    #[test]
+    fn each_model_of_ours_has_its_peer() {
+        let named = |arguments| named(arguments).unwrap();
+        assert_eq!(named("--device cpu"), ["multicoder f32", "multicoder bf16"]);
+        let compared = named("--preset h200 --dense-twin --against torch --torch-modes compile --compute bf16");
+        let expected = [
+            "multicoder bf16",
+            "multicoder, dense twin bf16",
+            "torch compile bf16",
+            "torch compile, dense twin bf16",
+            "torch compile, token router bf16",
+        ];
+        assert_eq!(compared, expected);
+        assert_eq!(named("--against torch --compute f32"), ["multicoder f32", "torch eager f32", "torch compile f32"]);
+    }
+
+    #[test]
+    fn a_gpu_multiplies_bfloat16() {
+        assert_eq!(named("--device cuda").unwrap(), ["multicoder bf16"]);
+        let asked = named("--device cuda --compute f32");
+        match cfg!(feature = "cuda") {
+            true => assert!(asked.unwrap_err().to_string().contains("compute = \"f32\": expected \"bf16\"")),
+            false => assert_eq!(asked.unwrap(), ["multicoder f32"]),
+        }
     }
 }

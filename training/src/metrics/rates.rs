@@ -57,9 +57,10 @@ impl Work {
         self.tokens_per_s() * facts.flops_per_token
     }
 
-    /// Model FLOPs utilization (Chowdhery et al. 2022, arXiv 2204.02311): the share of what all ranks together could do.
-    pub(super) fn mfu(&self, facts: &Facts) -> f64 {
-        self.flops_per_s(facts) / (facts.peak.flops_per_s * facts.world as f64)
+    /// Model FLOPs utilization (Chowdhery et al. 2022, arXiv 2204.02311): the share of what all ranks together could do, where that is
+    /// known.
+    pub(super) fn mfu(&self, facts: &Facts) -> Option<f64> {
+        Some(self.flops_per_s(facts) / (facts.peak.as_ref()?.flops_per_s * facts.world as f64))
     }
 
     pub(super) fn loader_wait_share(&self) -> f64 {
@@ -73,7 +74,8 @@ impl Work {
     /// What a terminal shows beside the step's number: with it at most 100 columns.
     pub(super) fn line(&self, facts: &Facts, loss: f64, left_s: f64) -> String {
         let mut parts = vec![format!("loss {loss:.4}")];
-        parts.push(format!("{} tokens/s  MFU {}", compact(self.tokens_per_s()), percent(self.mfu(facts))));
+        parts.push(format!("{} tokens/s", compact(self.tokens_per_s())));
+        parts.extend(self.mfu(facts).map(|mfu| format!("MFU {}", percent(mfu))));
         if facts.world > 1 {
             parts.push(format!("comm {}", percent(self.comm_share())));
         }
@@ -89,9 +91,10 @@ impl Work {
         let mut parts = vec![
             format!("{} tokens in {} of steps", compact(self.n_tokens), duration(self.elapsed_s)),
             format!("{} tokens/s", compact(self.tokens_per_s())),
-            format!("MFU {} of {}", percent(self.mfu(facts)), facts.peak.source),
-            format!("waiting for the loader {}", percent(self.loader_wait_share())),
         ];
+        let mfu = self.mfu(facts).zip(facts.peak.as_ref());
+        parts.extend(mfu.map(|(mfu, peak)| format!("MFU {} of {}", percent(mfu), peak.source)));
+        parts.push(format!("waiting for the loader {}", percent(self.loader_wait_share())));
         if facts.world > 1 {
             parts.push(format!("for other ranks {}", percent(self.comm_share())));
         }
@@ -150,7 +153,7 @@ mod tests {
     use super::*;
 
     fn facts(world: usize) -> Facts {
-        let peak = Peak { flops_per_s: 1e9, source: "products_peak".to_owned() };
+        let peak = Some(Peak { flops_per_s: 1e9, source: "products_peak".to_owned() });
         let (languages, moe_layers) = (Vec::new(), Vec::new());
         Facts { n_steps: 10, log_every_steps: 1, languages, moe_layers, flops_per_token: 1e6, peak, world }
     }
@@ -161,7 +164,7 @@ mod tests {
 
     #[test]
     fn utilization_is_a_share_of_all_ranks() {
-        assert_eq!((work(1000.0, 0.0).mfu(&facts(1)), work(1000.0, 0.0).mfu(&facts(2))), (0.5, 0.25));
+        assert_eq!([1, 2].map(|world| work(1000.0, 0.0).mfu(&facts(world))), [Some(0.5), Some(0.25)]);
         let both = work(1000.0, 0.0).plus(work(500.0, 1.0));
         assert_eq!((both.tokens_per_s(), both.loader_wait_share(), both.comm_share()), (375.0, 0.25, 0.45));
         let smooth = work(1000.0, 0.0).smoothed(work(0.0, 0.0));
@@ -174,6 +177,14 @@ mod tests {
         assert_eq!(line, "loss 10.1234  1.20M tokens/s  MFU 100 %  comm 45 %  loader 50 %  99h59m left");
         assert!(format!("step 100000/100000  {line}").len() <= 100);
         assert_eq!(work(1800.0, 0.02).line(&facts(1), 2.5, 5.4), "loss 2.5000  900 tokens/s  MFU 90 %  5s left");
+    }
+
+    #[test]
+    fn without_a_peak_there_is_no_utilization() {
+        let facts = Facts { peak: None, ..facts(1) };
+        assert_eq!(work(1000.0, 0.0).mfu(&facts), None);
+        assert_eq!(work(1800.0, 0.02).line(&facts, 2.5, 5.4), "loss 2.5000  900 tokens/s  5s left");
+        assert!(!work(1800.0, 0.02).summary(&facts).contains("MFU"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) fn driver(error: DriverError) -> Error {
 ///
 /// # Errors
 /// [`Error::Device`] with the first one that is missing.
-pub(super) fn check_libraries() -> Result<()> {
+fn check_libraries() -> Result<()> {
     // SAFETY: loading these libraries runs no more than their own initialisers.
     let (driver, nvrtc, cublaslt) = unsafe {
         (
@@ -50,6 +50,18 @@ pub(super) fn check_libraries() -> Result<()> {
         (false, ..) => Err(Error::Device("no CUDA driver (libcuda) on this machine".to_owned())),
         (_, false, _) => missing("the CUDA library libnvrtc"),
         (.., false) => missing("the CUDA library libcublasLt"),
+        _ => Ok(()),
+    }
+}
+
+/// Whether there are the libraries, and a GPU that the driver knows.
+///
+/// # Errors
+/// [`Error::Device`] with what is missing.
+pub(in super::super) fn check_gpu() -> Result<()> {
+    check_libraries()?;
+    match guarded(|| CudaContext::device_count().map_err(driver))? {
+        0 => Err(Error::Device("no CUDA device: the driver lists none".to_owned())),
         _ => Ok(()),
     }
 }
