@@ -31,7 +31,7 @@ pub use op::{BufId, Buffer, Op, ParamId};
 pub use plan::planned_elements;
 pub use profile::Profile;
 pub use record::{TapeOptions, record};
-pub use step::{Ready, StepLoss, TrainTape, check_gpu};
+pub use step::{Ready, StepLoss, TrainTape, n_gpus};
 pub use step_data::StepData;
 
 /// A list of operations, and the buffers that they read and write.

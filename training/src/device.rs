@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use multicoder_model::device;
-use multicoder_model::tape::check_gpu;
+use multicoder_model::tape::n_gpus;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Compute;
@@ -37,7 +37,7 @@ pub fn for_steps(wish: Option<DeviceKind>) -> Result<(Device, StepsOn)> {
     match steps_on(wish) {
         // Validation and checkpoints stay on the CPU.
         StepsOn::Gpu => {
-            check_gpu().context("--device cuda")?;
+            n_gpus().context("--device cuda")?;
             Ok((Device::Cpu, StepsOn::Gpu))
         }
         StepsOn::Tensors => Ok((open(wish)?, StepsOn::Tensors)),

@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
-use multicoder_model::tape::{DeviceTape, Ready, TapeOptions, TrainTape};
+use multicoder_model::tape::{DeviceTape, Ready, TapeOptions, TrainTape, n_gpus};
 use multicoder_model::{Batch, CodeLm, Gradients};
 
 use crate::data::loader::{Batch as LoadedBatch, Loader};
 use crate::data::packer::Sequence;
 use crate::optimizer::Optimizer;
-use crate::parallel::Mesh;
+use crate::parallel::{Launch, Mesh};
 
 /// What does not change from step to step.
 #[derive(Clone, Debug)]
@@ -41,13 +41,14 @@ impl Workspace {
         Workspace { tape: TrainTape::new(options), gradients: Gradients::of(lm) }
     }
 
-    /// The first GPU's memory, with the weights of `lm` and the state of `optimizer`: steps change them there. With several ranks
+    /// This rank's GPU and its memory, with the weights of `lm` and the state of `optimizer`: steps change them there. With several ranks
     /// gradients come to the host to be summed.
     ///
     /// # Errors
     /// No GPU, no driver, or sizes that its kernels do not take.
     pub fn on_gpu(lm: &CodeLm, options: TapeOptions, optimizer: &Optimizer, world: usize) -> Result<Workspace> {
-        let tape = TrainTape::on_gpu(lm, options, &optimizer.device_options())?;
+        let ordinal = Launch::from_environment().gpu(n_gpus()?);
+        let tape = TrainTape::on_gpu(ordinal, lm, options, &optimizer.device_options())?;
         Workspace::on(tape, lm, optimizer, world)
     }
 

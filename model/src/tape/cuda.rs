@@ -39,7 +39,7 @@ mod tests;
 mod upload;
 
 use device::{Device, DeviceBuffer};
-pub(super) use gpu::check_gpu;
+pub(super) use gpu::n_gpus;
 use gpu::{Gpu, driver};
 use layout::{Arena, Layout};
 use losses::Losses;

@@ -56,13 +56,13 @@ impl TrainTape {
         TrainTape { options, shards: Shards::default(), device: None }
     }
 
-    /// A tape that runs on the first GPU, with weights and optimizer of its own there: [`TrainTape::device`] updates them and gives them
+    /// A tape that runs on the GPU of that number, with weights and optimizer of its own there: [`TrainTape::device`] updates them and gives them
     /// back.
     ///
     /// # Errors
     /// [`crate::Error::Device`] without a GPU, its driver or its libraries, or in a build without the feature `cuda`.
-    pub fn on_gpu(lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<TrainTape> {
-        Ok(TrainTape { device: Some(gpu_tape(lm, options, optimizer)?), ..TrainTape::new(options) })
+    pub fn on_gpu(ordinal: usize, lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<TrainTape> {
+        Ok(TrainTape { device: Some(gpu_tape(ordinal, lm, options, optimizer)?), ..TrainTape::new(options) })
     }
 
     /// A tape that runs on a device that is there.
@@ -135,13 +135,13 @@ impl TrainTape {
     }
 }
 
-/// Whether there is a GPU for [`TrainTape::on_gpu`], with its driver and libraries.
+/// The number of GPUs for [`TrainTape::on_gpu`], with their driver and libraries: at least one.
 ///
 /// # Errors
 /// [`crate::Error::Device`] with what is missing, or in a build without the feature `cuda`.
-pub fn check_gpu() -> Result<()> {
+pub fn n_gpus() -> Result<usize> {
     #[cfg(feature = "cuda")]
-    return super::cuda::check_gpu();
+    return super::cuda::n_gpus();
     #[cfg(not(feature = "cuda"))]
     return Err(no_gpu_code());
 }
@@ -152,12 +152,17 @@ fn no_gpu_code() -> crate::Error {
 }
 
 #[cfg(feature = "cuda")]
-fn gpu_tape(lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<Box<dyn DeviceTape>> {
-    Ok(Box::new(super::CudaTape::new(0, lm, options, optimizer)?))
+fn gpu_tape(
+    ordinal: usize,
+    lm: &CodeLm,
+    options: TapeOptions,
+    optimizer: &DeviceOptimizer,
+) -> Result<Box<dyn DeviceTape>> {
+    Ok(Box::new(super::CudaTape::new(ordinal, lm, options, optimizer)?))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpu_tape(_: &CodeLm, _: TapeOptions, _: &DeviceOptimizer) -> Result<Box<dyn DeviceTape>> {
+fn gpu_tape(_: usize, _: &CodeLm, _: TapeOptions, _: &DeviceOptimizer) -> Result<Box<dyn DeviceTape>> {
     Err(no_gpu_code())
 }
 

@@ -23,25 +23,35 @@ pub struct Launch {
     pub rank: usize,
     /// Number of ranks.
     pub world: usize,
+    /// The number of this rank on its machine.
+    pub local: usize,
     /// The environment variable that says so.
     pub by: &'static str,
 }
 
-/// Environment variables of launchers: number of ranks, then this rank. Open MPI, MPICH and its relatives, SLURM's `srun`, torchrun.
-const LAUNCHERS: [[&str; 2]; 4] = [
-    ["OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"],
-    ["PMI_SIZE", "PMI_RANK"],
-    ["SLURM_STEP_NUM_TASKS", "SLURM_PROCID"],
-    ["WORLD_SIZE", "RANK"],
+/// Environment variables of launchers: number of ranks, this rank, and its number on its machine. Open MPI, MPICH and its relatives,
+/// SLURM's `srun`, torchrun.
+const LAUNCHERS: [[&str; 3]; 4] = [
+    ["OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"],
+    ["PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"],
+    ["SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"],
+    ["WORLD_SIZE", "RANK", "LOCAL_RANK"],
 ];
 
 impl Launch {
     /// Reads the environment; one rank where no launcher has left a trace.
     pub fn from_environment() -> Launch {
         let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
-        let found = LAUNCHERS.iter().find_map(|[world, rank]| Some((number(world)?, number(rank)?, *world)));
-        let (world, rank, by) = found.unwrap_or((1, 0, "no launcher"));
-        Launch { rank, world, by }
+        let launch = |[world, rank, local]: &[&'static str; 3]| {
+            let (by, local) = (*world, number(local).unwrap_or(0));
+            Some(Launch { rank: number(rank)?, world: number(world)?, local, by })
+        };
+        LAUNCHERS.iter().find_map(launch).unwrap_or(Launch { rank: 0, world: 1, local: 0, by: "no launcher" })
+    }
+
+    /// The GPU of this rank, of `n` that it sees: ranks of one machine take one each, and where there is but one, that.
+    pub fn gpu(&self, n: usize) -> usize {
+        self.local % n.max(1)
     }
 }
 

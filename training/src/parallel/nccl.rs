@@ -1,7 +1,7 @@
 //! Ranks that are processes with a GPU each, over NCCL. Values pass through the host, where the gradients are.
 //!
 //! The launcher gives each process its rank (`RANK` and `WORLD_SIZE`, or MPI's or SLURM's variables) and one visible GPU
-//! (`CUDA_VISIBLE_DEVICES`). NCCL's identifier comes from rank 0: over MPI where the program has it and MPI's launcher started it,
+//! (`CUDA_VISIBLE_DEVICES`), or all of its machine, of which it takes the one of its number there. NCCL's identifier comes from rank 0: over MPI where the program has it and MPI's launcher started it,
 //! else through the file that `MULTICODER_RENDEZVOUS` names, on a file system that all ranks see, a new one for each run.
 //!
 //! No machine with several GPUs has run this file yet.
@@ -37,7 +37,8 @@ impl Nccl {
     /// No GPU, no NCCL, no identifier within `timeout`.
     pub(super) fn connect(launch: Launch, timeout: Duration) -> Result<Nccl> {
         find_libraries()?;
-        let stream = CudaContext::new(0).context("GPU 0")?.default_stream();
+        let ordinal = launch.gpu(CudaContext::device_count().context("number of GPUs")? as usize);
+        let stream = CudaContext::new(ordinal).with_context(|| format!("GPU {ordinal}"))?.default_stream();
         let id = share_id(&launch, timeout)?;
         let comm = Comm::from_rank(stream.clone(), launch.rank, launch.world, id).map_err(failed)?;
         Ok(Nccl { comm, stream, traffic: Traffic::default() })
@@ -187,7 +188,7 @@ mod tests {
 
     #[test]
     fn one_rank_sums_with_itself_or_says_what_is_missing() {
-        let launch = Launch { rank: 0, world: 1, by: "WORLD_SIZE" };
+        let launch = Launch { rank: 0, world: 1, local: 0, by: "WORLD_SIZE" };
         let folder = tempfile::tempdir().unwrap();
         // SAFETY: no other test of this program reads this variable.
         unsafe { std::env::set_var(RENDEZVOUS, folder.path().join("id")) };

@@ -54,15 +54,15 @@ fn check_libraries() -> Result<()> {
     }
 }
 
-/// Whether there are the libraries, and a GPU that the driver knows.
+/// The number of GPUs that the driver knows, at least one.
 ///
 /// # Errors
 /// [`Error::Device`] with what is missing.
-pub(in super::super) fn check_gpu() -> Result<()> {
+pub(in super::super) fn n_gpus() -> Result<usize> {
     check_libraries()?;
     match guarded(|| CudaContext::device_count().map_err(driver))? {
         0 => Err(Error::Device("no CUDA device: the driver lists none".to_owned())),
-        _ => Ok(()),
+        n => Ok(n as usize),
     }
 }
 

@@ -293,7 +293,7 @@ fn what_the_kernels_do_not_take_is_named() {
 #[test]
 fn a_machine_without_a_gpu_is_told_so() {
     let lm = cpu::model(&sized(&crate::config::tests::tiny(None)));
-    match TrainTape::on_gpu(&lm, TapeOptions::default(), &adamw(&lm)) {
+    match TrainTape::on_gpu(0, &lm, TapeOptions::default(), &adamw(&lm)) {
         Ok(mut tape) => println!("there is one: {}", tape.device().unwrap().describe()),
         Err(error) => assert!(error.to_string().contains("CUDA"), "{error}"),
     }
