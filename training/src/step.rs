@@ -185,9 +185,7 @@ fn update_on_device(
 ) -> Result<()> {
     let found = device.update(lr, options.clip_norm)?;
     (report.loss, report.grad_norm) = (found.nll_sum / report.n_counted.max(1) as f64, found.grad_norm);
-    for (&language_idx, nll_sum) in rows.iter().zip(&found.nll_B) {
-        report.languages[language_idx].nll_sum += nll_sum;
-    }
+    add_losses(&mut report.languages, rows, &found.nll_B);
     check(report, found.is_finite)
 }
 
@@ -223,6 +221,7 @@ fn accumulate(
         }
         // The loss does not depend on their order; experts get the rows of a language as one stretch.
         mine.sort_by_key(|sequence| sequence.language_idx);
+        let first_row = rows.len();
         rows.extend(mine.iter().map(|sequence| sequence.language_idx));
         let inputs = to_batch(&mine, &options.language_indices, options.document_mask, &options.device)?;
         let is_last = micro_steps.peek().is_none();
@@ -235,9 +234,7 @@ fn accumulate(
         let ready = speaks.then_some(&mut ready as &mut Ready);
         let output = tape.step(lm, &inputs, (divisor, share), gradients, ready)?;
         report.loss += output.nll_sum / divisor;
-        for (sequence, nll_sum) in mine.iter().zip(&output.nll_B) {
-            report.languages[sequence.language_idx].nll_sum += nll_sum;
-        }
+        add_losses(&mut report.languages, &rows[first_row..], &output.nll_B);
         report.aux_loss += output.aux_loss;
         report.n_tokens += if share > 0.0 { inputs.language_BL.len() } else { 0 };
         add_load(&mut report.load_E, &output.load_E, share as f32);
@@ -289,6 +286,13 @@ pub fn to_batch(
     Ok(Batch { x_BL, y_BL, language_BL, start_BL })
 }
 
+/// Adds the loss of each row to that of its language. A device gives all rows of a step at its end, the host those of each micro-step.
+fn add_losses(languages: &mut [LanguageLoss], rows: &[usize], nll_B: &[f64]) {
+    for (&language_idx, nll_sum) in rows.iter().zip(nll_B) {
+        languages[language_idx].nll_sum += nll_sum;
+    }
+}
+
 /// No loss yet, and the counted tokens of the whole batch, which every rank has.
 fn counted_by_language(batch: &LoadedBatch, n_languages: usize) -> Vec<LanguageLoss> {
     let mut languages = vec![LanguageLoss::default(); n_languages];
@@ -307,5 +311,76 @@ fn no_load(lm: &CodeLm) -> Vec<Vec<f32>> {
 fn add_load(sum: &mut [Vec<f32>], load: &[Vec<f32>], share: f32) {
     for (sum, load) in sum.iter_mut().flatten().zip(load.iter().flatten()) {
         *sum += load * share;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use multicoder_model::tape::{DeviceReport, DeviceState, Profile, StepLoss};
+
+    /// A device on which each sequence has a loss of its own.
+    struct Told(DeviceReport, Profile);
+
+    impl DeviceTape for Told {
+        fn clear(&mut self) -> multicoder_model::Result<()> {
+            Ok(())
+        }
+        fn step(&mut self, _: &CodeLm, _: &Batch, _: f64) -> multicoder_model::Result<StepLoss> {
+            Ok(StepLoss::default())
+        }
+        fn update(&mut self, _: f64, _: f64) -> multicoder_model::Result<DeviceReport> {
+            Ok(self.0.clone())
+        }
+        fn upload(&mut self, _: &CodeLm) -> multicoder_model::Result<()> {
+            Ok(())
+        }
+        fn download(&mut self, _: &CodeLm) -> multicoder_model::Result<()> {
+            Ok(())
+        }
+        fn add_gradients(&mut self, _: &mut Gradients) -> multicoder_model::Result<()> {
+            Ok(())
+        }
+        fn state(&mut self) -> multicoder_model::Result<DeviceState> {
+            Ok(DeviceState::default())
+        }
+        fn set_state(&mut self, _: &DeviceState) -> multicoder_model::Result<()> {
+            Ok(())
+        }
+        fn profile(&mut self) -> &mut Profile {
+            &mut self.1
+        }
+        fn set_profiling(&mut self, _: bool) {}
+        fn n_bytes(&self) -> usize {
+            0
+        }
+        fn peak_bytes(&self) -> usize {
+            0
+        }
+        fn describe(&self) -> String {
+            String::new()
+        }
+    }
+
+    #[test]
+    fn a_device_says_the_loss_of_each_language() {
+        let nll_B = vec![1.0, 2.0, 4.0, 8.0];
+        let mut device =
+            Told(DeviceReport { nll_sum: 15.0, nll_B, grad_norm: 1.0, is_finite: true }, Profile::default());
+        let options = StepOptions {
+            micro_batch_sequences: 2,
+            clip_norm: 0.0,
+            language_indices: vec![0, 1, 2],
+            document_mask: false,
+            device: Device::Cpu,
+        };
+        let languages = [20, 0, 10].map(|n_counted| LanguageLoss { nll_sum: 0.0, n_counted }).to_vec();
+        let mut report = StepReport { n_counted: 30, languages, ..StepReport::default() };
+        update_on_device(&mut device, &mut report, &[0, 2, 0, 0], &options, 1e-3).unwrap();
+        assert_eq!(report.loss, 0.5);
+        assert_eq!(report.languages.iter().map(|language| language.nll_sum).collect::<Vec<_>>(), [13.0, 0.0, 2.0]);
+        device.0.is_finite = false;
+        let error = update_on_device(&mut device, &mut report, &[], &options, 1e-3).unwrap_err().to_string();
+        assert!(error.contains("no weight was changed"), "{error}");
     }
 }
