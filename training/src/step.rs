@@ -332,6 +332,12 @@ mod tests {
         fn update(&mut self, _: f64, _: f64) -> multicoder_model::Result<DeviceReport> {
             Ok(self.0.clone())
         }
+        fn losses(&mut self) -> multicoder_model::Result<Vec<f64>> {
+            Ok(self.0.nll_B.clone())
+        }
+        fn update_with(&mut self, _: &Gradients, _: f64, _: f64) -> multicoder_model::Result<()> {
+            Ok(())
+        }
         fn upload(&mut self, _: &CodeLm) -> multicoder_model::Result<()> {
             Ok(())
         }

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::matmul::{self, Right};
 use super::simd::{self, Mat};
-use super::{is_fused, less_row_max, matmul, product, slice};
+use super::{is_fused, less_row_max, product, slice};
 
 /// Rows of logits that exist at one time, without a gradient.
 const ROWS: usize = 256;
-/// Logits that exist at one time, 32 MiB of them: each block of rows packs the weights anew.
-const LOGITS: usize = 8 << 20;
+/// Logits that exist at one time, 6 MiB of them: few enough to stay in a cache from the product that makes them to those that read them.
+const LOGITS: usize = 3 << 19;
 /// The same for scores on a GPU, which wants more at a time.
 const DEVICE_ROWS: usize = 4096;
 /// The target id that is not counted.
@@ -156,20 +157,28 @@ pub(crate) fn cross_entropy(
     (dw, keep): (&mut [f32], bool),
     memory: &mut CrossEntropyMemory,
 ) -> f64 {
-    let d = x.len() / targets.len().max(1);
-    let v = w.len() / d.max(1);
+    if targets.is_empty() {
+        if !keep {
+            dw.fill(0.0);
+        }
+        return 0.0;
+    }
+    let d = x.len() / targets.len();
+    let v = w.len() / d;
     let block = block_rows(targets.len(), v);
     let CrossEntropyMemory { logits, nll_N } = memory;
     logits.resize(logits.len().max(block.min(targets.len()) * v), 0.0);
     nll_N.resize(targets.len(), 0.0);
+    let whole = Mat::rows(w, d);
+    let (turned, straight) = (Right::new(whole.t(), (block, v, d)), Right::new(whole, (block, d, v)));
     let blocks = targets.chunks(block).zip(nll_N.chunks_mut(block));
     for (i, ((targets, nll_N), (x, dx))) in blocks.zip(x.chunks(block * d).zip(dx.chunks_mut(block * d))).enumerate() {
         let rows = targets.len();
-        let (x, w) = (Mat::rows(x, d), Mat::rows(w, d));
-        matmul::matmul(logits, v, (rows, v, d), false, x, w.t());
+        let x = Mat::rows(x, d);
+        turned.multiply(logits, (rows, v, d), x);
         block_loss(&mut logits[..rows * v], v, targets, scale, nll_N);
         let dlogits = Mat::rows(logits, v);
-        matmul::matmul(dx, d, (rows, d, v), false, dlogits, w);
+        straight.multiply(dx, (rows, d, v), dlogits);
         matmul::matmul(dw, d, (v, d, rows), keep || i > 0, dlogits.t(), x);
     }
     // Added in order, so that the sum does not depend on the threads.

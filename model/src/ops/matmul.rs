@@ -8,7 +8,9 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::simd::{self, How, Mat, Rows};
+use rayon::prelude::*;
+
+use super::simd::{self, How, Mat, Rows, Shared};
 
 #[cfg(target_arch = "x86_64")]
 use avx512::Number;
@@ -16,6 +18,8 @@ use avx512::Number;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
+/// Rows of one task of [`Right::multiply`] are multiples of this.
+const TASK_ROWS: usize = 48;
 /// Rows of the left factor below which packing costs more than it gains.
 const MIN_ROWS: usize = 32;
 
@@ -123,6 +127,19 @@ impl<'a> Right<'a> {
             #[cfg(target_arch = "x86_64")]
             packed: numbers(m).map(|numbers| unsafe { Packed::new(numbers, mat, (n, k)) }),
         }
+    }
+
+    /// `dst = a · b` of `m` rows of `n` columns, all of this factor, on all threads.
+    pub(super) fn multiply(&self, dst: &mut [f32], (m, n, k): (usize, usize, usize), a: Mat) {
+        let dst = Shared::new(dst);
+        let task_rows = m.div_ceil(rayon::current_num_threads()).next_multiple_of(TASK_ROWS);
+        (0..m.div_ceil(task_rows)).into_par_iter().for_each(|task| {
+            let first = task * task_rows;
+            let rows = dst.rows(first * n, n, (task_rows.min(m - first), n));
+            let a = Mat { data: &a.data[first * a.row..], ..a };
+            // SAFETY: tasks write rows of their own, and `dst` is borrowed exclusively.
+            unsafe { self.product(rows, a, Part { inner: 0..k, first_col: 0 }, false) };
+        });
     }
 
     /// `dst = dst * keep + a · part`, on this thread.
