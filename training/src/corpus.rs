@@ -1,11 +1,12 @@
 //! Packages in, Parquet shards out: named packages are fetched through the ordinary clients, then filtered, masked,
-//! de-duplicated, split by package and capped: `manifest` → `fetch` (`licence`, `lock`) → `input` → `stage` (`walk`, `filter`,
-//! `mask`, `decontaminate`) → `build` (`minhash`, `dedup`, `budget`) → `report`.
+//! de-duplicated, split by package and capped: `manifest` → `fetch` (`licence`, `lock`) → `input` → `stage` (`walk` or `dataset`,
+//! `filter`, `mask`, `decontaminate`) → `build` (`minhash`, `dedup`, `budget`) → `report`.
 
 use std::path::{Path, PathBuf};
 
 pub mod budget;
 pub mod build;
+pub mod dataset;
 pub mod decontaminate;
 pub mod dedup;
 pub mod fetch;

@@ -216,3 +216,40 @@ fn own_folder_and_git_checkout() {
     assert!(unknown.unwrap_err().to_string().contains("pyhton"));
     assert!(inputs.add_own("plain", &plain, false, PackageSplit::Train, &[]).is_err());
 }
+
+#[test]
+fn data_sets_become_shards_divided_by_repository() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = |repository: usize, licence: &str| {
+        serde_json::json!({
+            "content": python(&format!("topic{repository}"), 12), "max_stars_repo_path": "src/a.py",
+            "max_stars_repo_name": format!("owner{repository}/it"), "lang": "Python", "max_stars_repo_licenses": [licence],
+        })
+    };
+    let lines = |range: std::ops::Range<usize>, licence: &str| {
+        range.map(|n| row(n, licence).to_string() + "\n").collect::<String>()
+    };
+    write(&dir.path().join("set/part-0.jsonl"), &lines(0..40, "MIT"));
+    write(&dir.path().join("set/part-1.jsonl"), &(lines(40..80, "Apache-2.0") + &lines(80..83, "GPL-3.0-only")));
+    let build_it = || {
+        let mut inputs = Inputs::default();
+        let columns = Default::default();
+        inputs
+            .add_dataset("stack", &dir.path().join("set"), &columns, PackageSplit::Modules, &["python".to_owned()])
+            .unwrap();
+        build(&inputs, None, &options(dir.path()))
+    };
+    build_it().unwrap();
+    let splits = ["train", "valid", "test"].map(|split| documents(dir.path(), split));
+    assert_eq!(splits.iter().map(BTreeMap::len).sum::<usize>(), 80, "none of the three under a copyleft licence");
+    assert!(splits[0].len() > 55 && !splits[1].is_empty() && !splits[2].is_empty());
+    let document = &splits[0].values().next().unwrap();
+    assert!(document.package.starts_with("owner") && document.path == "src/a.py" && document.source == "dataset");
+    assert!(["MIT", "Apache-2.0"].contains(&document.licence.as_str()));
+    let before = bytes_of_shards(dir.path());
+    // The second file breaks: its row is named, and the shards stay as they were.
+    write(&dir.path().join("set/part-1.jsonl"), &(lines(40..42, "MIT") + "{\"content\": 1}\n"));
+    let error = build_it().unwrap_err().to_string();
+    assert!(error.contains("part-1.jsonl: line 3: content: expected text"), "{error}");
+    assert_eq!(bytes_of_shards(dir.path()), before);
+}

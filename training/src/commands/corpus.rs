@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
 
 use crate::corpus::build::{BuildOptions, build};
+use crate::corpus::dataset::Columns;
 use crate::corpus::fetch::{self, FetchOptions, FetchReport};
 use crate::corpus::input::Inputs;
 use crate::corpus::manifest::{Manifest, PackageSplit};
@@ -64,6 +65,13 @@ struct BuildArgs {
     /// A git checkout, tracked files only; PATH or NAME=PATH, with @split as above.
     #[arg(long = "git", value_name = "PATH")]
     checkouts: Vec<String>,
+    /// Source files that lie in Parquet or JSON lines (.jsonl, .jsonl.gz), a row each: a file or a folder of them, each of which is held in
+    /// memory while it is filtered; with @split as above, else divided by repository.
+    #[arg(long = "dataset", value_name = "NAME=PATH")]
+    datasets: Vec<String>,
+    /// Columns of data sets, where their names are not the usual ones: text, path, package, language, licence.
+    #[arg(long, value_delimiter = ',', value_name = "FIELD=COLUMN,..")]
+    columns: Vec<String>,
     /// Languages taken from one's own code [default: those of the manifest; without one, all that have a grammar].
     #[arg(long, value_delimiter = ',', value_name = "NAME,..")]
     languages: Vec<String>,
@@ -141,10 +149,18 @@ fn run_build(args: BuildArgs) -> anyhow::Result<()> {
         args.folders.iter().map(|f| (false, f)).chain(args.checkouts.iter().map(|checkout| (true, checkout)))
     {
         let own = OwnCode::parse(argument)?;
+        ensure!(own.path.is_dir(), "{argument:?}: expected NAME=PATH of a folder");
         inputs.add_own(&own.name, &own.path, is_git, own.split, &languages)?;
     }
+    let columns = Columns::parse(&args.columns)?;
+    for argument in &args.datasets {
+        let own = OwnCode::parse(argument)?;
+        inputs.add_dataset(&own.name, &own.path, &columns, own.split, &languages)?;
+    }
     if inputs.usable.is_empty() {
-        bail!("nothing to build from: give --manifest FILE --in DIR (after `corpus fetch`), --folder or --git");
+        bail!(
+            "nothing to build from: give --manifest FILE --in DIR (after `corpus fetch`), --folder, --git or --dataset"
+        );
     }
     let bytes = |mb: f64| (mb.max(0.0) * 1e6) as u64;
     let options = BuildOptions {
@@ -185,8 +201,10 @@ impl OwnCode {
                 (full.file_name().unwrap_or_default().to_string_lossy().into_owned(), path)
             }
         };
-        if name.is_empty() || !path.is_dir() {
-            bail!("{argument:?}: expected NAME=PATH of a folder, with @train, @valid or @test after it if wanted");
+        if name.is_empty() || !path.exists() {
+            bail!(
+                "{argument:?}: expected NAME=PATH of something that is there, with @train, @valid or @test after it if wanted"
+            );
         }
         Ok(Self { name, path, split })
     }

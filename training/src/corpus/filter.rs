@@ -192,6 +192,11 @@ fn check_syntax(text: &str, language: LanguageId) -> Result<(), Drop> {
     if error_frac > limit { Err(Drop::SyntaxErrors) } else { Ok(()) }
 }
 
+/// The beginning of a text, `n` bytes at most, whole characters.
+pub fn head_bytes(text: &str, n: usize) -> &str {
+    &text[..text.floor_char_boundary(n)]
+}
+
 /// The language of a file, if it is one of `accepted`; `prior` decides between languages that share an extension.
 pub fn language_of(path: &str, text: &str, prior: Option<LanguageId>) -> Option<LanguageId> {
     multicoder_grammars::detect_with_prior(None, Path::new(path), text, prior)

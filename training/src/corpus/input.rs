@@ -1,10 +1,11 @@
-//! What a build reads: fetched packages, plain folders, git checkouts, each with the languages that are taken from it.
+//! What a build reads: fetched packages, plain folders, git checkouts, data sets, each with the languages that are taken from it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use multicoder_grammars::LanguageId;
 
+use super::dataset::{self, Columns};
 use super::lock::Locked;
 use super::manifest::{Manifest, PackageOfLanguages, PackageSplit};
 use super::walk::{SourceFile, files_of_folder, files_of_git};
@@ -17,13 +18,15 @@ pub struct Input {
     pub key: String,
     /// With its version: `flask-3.1.0`.
     pub package: String,
-    /// `pypi`, `npm`, `crate`, `deb`, `debsrc`, `folder` or `git`.
+    /// `pypi`, `npm`, `crate`, `deb`, `debsrc`, `folder`, `git` or `dataset`.
     pub source: String,
+    /// How the names of columns are to be read, where the root is a file of a data set.
+    pub columns: Option<Columns>,
     /// SPDX expression, or `own`.
     pub licence: String,
     /// Its split, or divided by module.
     pub split: PackageSplit,
-    /// Folder on disk.
+    /// Folder on disk, or file of a data set.
     pub root: PathBuf,
     /// Only paths that contain one of these; all when empty.
     pub include: Vec<String>,
@@ -77,23 +80,51 @@ impl Inputs {
         names: &[String],
     ) -> Result<()> {
         let source = if is_git { "git" } else { "folder" };
-        let languages: BTreeMap<LanguageId, String> = if names.is_empty() {
-            LanguageId::all().filter(|id| id.has_grammar()).map(|id| (id, id.name().to_owned())).collect()
-        } else {
-            let known = |name: &String| Ok((language(name)?, name.clone()));
-            names.iter().map(known).collect::<Result<_>>()?
-        };
-        self.usable.push(Input {
+        self.add(Input {
             key: format!("{source}/{name}"),
             package: name.to_owned(),
             source: source.to_owned(),
+            columns: None,
             licence: "own".to_owned(),
             split,
             root: root.to_owned(),
             include: Vec::new(),
-            languages,
+            languages: languages(names)?,
             content: String::new(),
-        });
+        })
+    }
+
+    /// Adds a data set, each of its files an input: they are staged side by side, and again only where they changed.
+    ///
+    /// # Errors
+    /// A path that is no data set; a language that the table does not know.
+    pub fn add_dataset(
+        &mut self,
+        name: &str,
+        path: &Path,
+        columns: &Columns,
+        split: PackageSplit,
+        names: &[String],
+    ) -> Result<()> {
+        for (idx, file) in dataset::files(path)?.into_iter().enumerate() {
+            self.add(Input {
+                key: format!("dataset/{name}-{idx:05}"),
+                package: name.to_owned(),
+                source: "dataset".to_owned(),
+                columns: Some(columns.clone()),
+                licence: "not stated".to_owned(),
+                split,
+                root: file,
+                include: Vec::new(),
+                languages: languages(names)?,
+                content: String::new(),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, input: Input) -> Result<()> {
+        self.usable.push(input);
         self.usable.sort_by(|a, b| a.key.cmp(&b.key));
         if let Some(pair) = self.usable.windows(2).find(|pair| pair[0].key == pair[1].key) {
             return Err(Error::Client(format!("two inputs are called {}; give one another NAME=PATH", pair[0].key)));
@@ -103,8 +134,12 @@ impl Inputs {
 }
 
 impl Input {
-    /// The files to look at.
+    /// The files to look at: of a data set, the one that it is.
     pub fn files(&self) -> Result<Vec<SourceFile>> {
+        if self.columns.is_some() {
+            let inner = self.root.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return Ok(vec![SourceFile { inner, path: self.root.clone() }]);
+        }
         let files = if self.source == "git" { files_of_git(&self.root)? } else { files_of_folder(&self.root)? };
         let wanted = |path: &str| {
             let anchored = format!("/{path}");
@@ -118,6 +153,14 @@ impl Input {
         let cpp = self.languages.keys().find(|id| id.name() == "cpp");
         cpp.or_else(|| self.languages.keys().next()).copied()
     }
+}
+
+/// The languages of these names, or all that have a grammar.
+fn languages(names: &[String]) -> Result<BTreeMap<LanguageId, String>> {
+    if names.is_empty() {
+        return Ok(LanguageId::all().filter(|id| id.has_grammar()).map(|id| (id, id.name().to_owned())).collect());
+    }
+    names.iter().map(|name| Ok((language(name)?, name.clone()))).collect()
 }
 
 fn language(name: &str) -> Result<LanguageId> {
@@ -147,6 +190,7 @@ fn input_of(
         key,
         package: format!("{}-{}", package.name, locked.version),
         source: package.source.name().to_owned(),
+        columns: None,
         licence,
         split: package.split,
         root: fetch::package_folder(dir, package.source, &package.name).join("tree"),

@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::budget::taking_order;
+use super::dataset::{self, Record};
 use super::filter::{self, Drop};
 use super::input::Input;
 use super::walk::SourceFile;
-use super::{Error, Result, mask, write_whole};
+use super::{Error, Result, licence, mask, write_whole};
 use crate::data::shard::{Document, write_file};
 
 /// Change this when a rule of filtering changes: everything staged is then done again.
@@ -110,7 +111,7 @@ pub fn stage(input: &Input, options: &StageOptions<'_>) -> Result<Staged> {
         return Ok(staged);
     }
     let mut kept = take(input, files, options)?;
-    kept.files.sort_by(|a, b| a.1.path.cmp(&b.1.path));
+    kept.files.sort_by(|a, b| a.0.path.cmp(&b.0.path));
     let (files, documents) = kept.files.into_iter().unzip();
     write_file(&parquet, documents)?;
     let staged = Staged { key, files, drops: kept.drops, n_masked: kept.n_masked };
@@ -147,25 +148,49 @@ struct Kept {
     n_masked: u64,
 }
 
-/// Takes files, code before tests, until every language of the input has given as much as it may.
+/// Takes files, code before tests, or the rows of a data set in their order, until every language has given as much as it may.
 fn take(input: &Input, mut files: Vec<SourceFile>, options: &StageOptions<'_>) -> Result<Kept> {
-    files.sort_by_cached_key(|file| (taking_order(&file.inner), file.inner.clone()));
     let mut kept = Kept::default();
-    let limit_of = |name: &str| options.limit(name);
+    if let Some(columns) = &input.columns {
+        let mut records = dataset::records(&input.root, columns)?.enumerate();
+        while !kept.is_full(input, options) {
+            let block = records.by_ref().take(BLOCK_FILES).map(|(row, record)| Ok((row, record?)));
+            let block: Vec<(usize, Record)> = block.collect::<Result<_>>()?;
+            if block.is_empty() {
+                break;
+            }
+            kept.add_block(&block, |(row, record)| Ok(judge_record(input, *row, record)), options)?;
+        }
+        return Ok(kept);
+    }
+    files.sort_by_cached_key(|file| (taking_order(&file.inner), file.inner.clone()));
     for block in files.chunks(BLOCK_FILES) {
-        let full = |name: &String| kept.bytes_by_language.get(name).is_some_and(|bytes| *bytes >= limit_of(name));
-        if input.languages.values().all(full) {
+        if kept.is_full(input, options) {
             break;
         }
-        let judged: Vec<Judged> = block.par_iter().map(|file| judge(input, file)).collect::<Result<_>>()?;
-        for judged in judged {
-            kept.add(judged, &limit_of);
-        }
+        kept.add_block(block, |file| judge(input, file), options)?;
     }
     Ok(kept)
 }
 
 impl Kept {
+    fn is_full(&self, input: &Input, options: &StageOptions<'_>) -> bool {
+        let full = |name: &String| self.bytes_by_language.get(name).is_some_and(|bytes| *bytes >= options.limit(name));
+        input.languages.values().all(full)
+    }
+
+    /// Judges a block on all cores and adds what is kept, in order.
+    fn add_block<T: Sync>(
+        &mut self,
+        block: &[T],
+        judge: impl Fn(&T) -> Result<Judged> + Sync,
+        options: &StageOptions<'_>,
+    ) -> Result<()> {
+        let judged: Vec<Judged> = block.par_iter().map(&judge).collect::<Result<_>>()?;
+        judged.into_iter().for_each(|judged| self.add(judged, &|name| options.limit(name)));
+        Ok(())
+    }
+
     fn add(&mut self, judged: Judged, limit_of: &dyn Fn(&str) -> u64) {
         match judged {
             Judged::OtherLanguage => {}
@@ -218,13 +243,59 @@ fn judge(input: &Input, file: &SourceFile) -> Result<Judged> {
     let Some((id, language)) = id.and_then(|id| Some((id, input.languages.get(&id)?))) else {
         return Ok(Judged::OtherLanguage);
     };
-    Ok(match clean(&file.inner, &content, id) {
-        Err(reason) => Judged::Dropped { language: language.clone(), reason, bytes },
+    let origin = Origin { path: &file.inner, package: &input.package, licence: &input.licence };
+    Ok(cleaned(input, &origin, &file.inner, (id, language), &content))
+}
+
+/// A row of a data set, with a licence of its own where the set states one.
+fn judge_record(input: &Input, row: usize, record: &Record) -> Judged {
+    let bytes = record.text.len() as u64;
+    let named = LanguageId::by_linguist_name(&record.language).or_else(|| LanguageId::by_name(&record.language));
+    let head = filter::head_bytes(&record.text, 1 << 16);
+    let found = match record.path.is_empty() {
+        true => named,
+        false => filter::language_of(&record.path, head, named.or_else(|| input.prior())),
+    };
+    let Some((id, language)) = found.and_then(|id| Some((id, input.languages.get(&id)?))) else {
+        return Judged::OtherLanguage;
+    };
+    let dropped = |reason| Judged::Dropped { language: language.clone(), reason, bytes };
+    if bytes > filter::MAX_FILE_BYTES {
+        return dropped(Drop::TooLarge);
+    }
+    if !record.licence.is_empty() && !licence::allowed(&record.licence) {
+        return dropped(Drop::Licence);
+    }
+    let or = |value: &str, other: &str| if value.is_empty() { other.to_owned() } else { value.to_owned() };
+    let path = or(&record.path, &format!("row-{row:08}"));
+    let (package, licence) = (or(&record.package, &input.package), or(&record.licence, &input.licence));
+    let origin = Origin { path: &path, package: &package, licence: &licence };
+    // Repositories are the modules by which a data set is divided.
+    cleaned(input, &origin, &format!("{package}/{path}"), (id, language), record.text.as_bytes())
+}
+
+/// Where a text comes from.
+struct Origin<'a> {
+    path: &'a str,
+    package: &'a str,
+    licence: &'a str,
+}
+
+/// What becomes of a text in `language`, staged under the path `inner`.
+fn cleaned(
+    input: &Input,
+    origin: &Origin<'_>,
+    inner: &str,
+    (id, language): (LanguageId, &String),
+    content: &[u8],
+) -> Judged {
+    match clean(origin.path, content, id) {
+        Err(reason) => Judged::Dropped { language: language.clone(), reason, bytes: content.len() as u64 },
         Ok((text, masked)) => {
-            let (file, document) = staged_file(input, file, language, text);
+            let (file, document) = staged_file(input, origin, inner, language, text);
             Judged::Kept(Box::new(KeptFile { file, document, masked }))
         }
-    })
+    }
 }
 
 /// Text that passes every filter, masked; and whether something was masked.
@@ -238,9 +309,15 @@ fn clean(path: &str, content: &[u8], language: LanguageId) -> std::result::Resul
     })
 }
 
-fn staged_file(input: &Input, file: &SourceFile, language: &str, text: String) -> (StagedFile, Document) {
+fn staged_file(
+    input: &Input,
+    origin: &Origin<'_>,
+    inner: &str,
+    language: &str,
+    text: String,
+) -> (StagedFile, Document) {
     let staged = StagedFile {
-        path: file.inner.clone(),
+        path: inner.to_owned(),
         language: language.to_owned(),
         bytes: text.len() as u64,
         text_hash: format!("{:032x}", xxh3_128(text.as_bytes())),
@@ -248,10 +325,10 @@ fn staged_file(input: &Input, file: &SourceFile, language: &str, text: String) -
     let document = Document {
         text,
         language: language.to_owned(),
-        path: file.inner.clone(),
-        package: input.package.clone(),
+        path: origin.path.to_owned(),
+        package: origin.package.to_owned(),
         source: input.source.clone(),
-        licence: input.licence.clone(),
+        licence: origin.licence.to_owned(),
         split: String::new(),
     };
     (staged, document)
