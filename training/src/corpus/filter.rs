@@ -194,7 +194,8 @@ fn check_syntax(text: &str, language: LanguageId) -> Result<(), Drop> {
 
 /// The beginning of a text, `n` bytes at most, whole characters.
 pub fn head_bytes(text: &str, n: usize) -> &str {
-    &text[..text.floor_char_boundary(n)]
+    let end = (0..=n.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    &text[..end]
 }
 
 /// The language of a file, if it is one of `accepted`; `prior` decides between languages that share an extension.
@@ -208,6 +209,11 @@ mod tests {
 
     fn language(name: &str) -> LanguageId {
         LanguageId::by_name(name).unwrap()
+    }
+
+    #[test]
+    fn heads_end_between_characters() {
+        assert_eq!([0, 1, 2, 3, 9].map(|n| head_bytes("aéx", n)), ["", "a", "a", "aé", "aéx"]);
     }
 
     #[test]
