@@ -246,6 +246,18 @@ fn data_sets_become_shards_divided_by_repository() {
     let document = &splits[0].values().next().unwrap();
     assert!(document.package.starts_with("owner") && document.path == "src/a.py" && document.source == "dataset");
     assert!(["MIT", "Apache-2.0"].contains(&document.licence.as_str()));
+    // Rows of one repository in both files stay together.
+    let more = lines(0..40, "MIT").replace("topic", "other").replace("src/a.py", "src/b.py");
+    write(&dir.path().join("set/part-2.jsonl"), &more);
+    build_it().unwrap();
+    let mut split_of = BTreeMap::new();
+    for split in ["train", "valid", "test"] {
+        for document in documents(dir.path(), split).into_values() {
+            assert_eq!(*split_of.entry(document.package.clone()).or_insert(split), split, "{}", document.package);
+        }
+    }
+    assert_eq!(split_of.len(), 80);
+    fs::remove_file(dir.path().join("set/part-2.jsonl")).unwrap();
     let before = bytes_of_shards(dir.path());
     // The second file breaks: its row is named, and the shards stay as they were.
     write(&dir.path().join("set/part-1.jsonl"), &(lines(40..42, "MIT") + "{\"content\": 1}\n"));

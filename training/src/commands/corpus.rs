@@ -66,7 +66,7 @@ struct BuildArgs {
     #[arg(long = "git", value_name = "PATH")]
     checkouts: Vec<String>,
     /// Source files that lie in Parquet or JSON lines (.jsonl, .jsonl.gz), a row each: a file or a folder of them, each of which is held in
-    /// memory while it is filtered; with @split as above, else divided by repository.
+    /// memory while it is filtered; with @split as above, else divided by the owners of repositories.
     #[arg(long = "dataset", value_name = "NAME=PATH")]
     datasets: Vec<String>,
     /// Columns of data sets, where their names are not the usual ones: text, path, package, language, licence.

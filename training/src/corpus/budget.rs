@@ -27,6 +27,21 @@ pub fn taking_order(path: &str) -> (bool, u64) {
     (super::filter::is_test_material(path), xxh3_64(path.as_bytes()))
 }
 
+/// What decides the split of a data set's row: the owner of its repository, or, where rows of `set` name none, the first folder.
+pub fn repository<'a>(path: &'a str, set: &str) -> &'a str {
+    let inside = path.strip_prefix(set).and_then(|rest| rest.strip_prefix('/')).unwrap_or(path);
+    inside.split('/').next().unwrap_or(inside)
+}
+
+/// About 8 % of all names are test, 4 % valid.
+pub fn split_of_repository(name: &str) -> Split {
+    match xxh3_64(name.as_bytes()) % 100 {
+        0..8 => Split::Test,
+        8..12 => Split::Valid,
+        _ => Split::Train,
+    }
+}
+
 /// Divides one package by module directory: about 8 % of its bytes (1.2 MB at most) to test, 4 % (0.6 MB at most) to
 /// valid, whole directories only. `files` are path and bytes; the answer has the same order.
 pub fn divide_by_module(files: &[(&str, u64)]) -> Vec<Split> {

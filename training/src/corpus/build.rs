@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use super::budget::{divide_by_module, fill_level, taking_order};
+use super::budget::{divide_by_module, fill_level, repository, split_of_repository, taking_order};
 use super::decontaminate::Benchmarks;
 use super::dedup::{Candidate, duplicates};
 use super::filter::Drop;
@@ -105,6 +105,10 @@ fn split_rows(inputs: &Inputs, staged: &[Staged]) -> Vec<Row> {
     for (input_idx, (input, staged)) in inputs.usable.iter().zip(staged).enumerate() {
         let splits = match input.split.whole() {
             Some(split) => vec![split; staged.files.len()],
+            // A repository may have rows in several files of a data set: its split must follow from its name alone.
+            None if input.columns.is_some() => {
+                staged.files.iter().map(|f| split_of_repository(repository(&f.path, &input.package))).collect()
+            }
             None => {
                 let files: Vec<(&str, u64)> = staged.files.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
                 divide_by_module(&files)
