@@ -13,6 +13,7 @@ pub mod fetch;
 pub mod filter;
 pub mod input;
 pub mod licence;
+pub mod lines;
 pub mod lock;
 pub mod manifest;
 pub mod mask;

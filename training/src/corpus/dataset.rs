@@ -4,14 +4,12 @@
 //! without a text, or with a text that is none, is an error that names file and row: nothing is guessed.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 
-use super::{Error, Result};
+use super::{Error, Result, lines};
 
 /// What is read of a row, and the names under which data sets have it, the likeliest first.
 const FIELDS: [(&str, &[&str]); 5] = [
@@ -33,7 +31,7 @@ pub struct Record {
     pub package: String,
     /// As the set names it; empty where it does not.
     pub language: String,
-    /// An SPDX expression, alternatives joined by OR; empty where the set has none.
+    /// An SPDX expression; a list of licences counts as all of them together; empty where the set has none.
     pub licence: String,
 }
 
@@ -100,8 +98,7 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Parquet,
-    Jsonl,
-    JsonlGz,
+    JsonLines,
 }
 
 fn kind_of(path: &Path) -> Result<Kind> {
@@ -109,8 +106,7 @@ fn kind_of(path: &Path) -> Result<Kind> {
     let ends = |suffixes: &[&str]| suffixes.iter().any(|suffix| name.ends_with(suffix));
     match () {
         () if ends(&[".parquet"]) => Ok(Kind::Parquet),
-        () if ends(&[".jsonl", ".ndjson"]) => Ok(Kind::Jsonl),
-        () if ends(&[".jsonl.gz", ".ndjson.gz"]) => Ok(Kind::JsonlGz),
+        () if ends(&[".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"]) => Ok(Kind::JsonLines),
         () => Err(Error::format(path, "expected a .parquet, .jsonl or .jsonl.gz file")),
     }
 }
@@ -125,46 +121,24 @@ pub type Records = Box<dyn Iterator<Item = Result<Record>> + Send>;
 pub fn records(path: &Path, columns: &Columns) -> Result<Records> {
     match kind_of(path)? {
         Kind::Parquet => parquet_records(path, columns),
-        Kind::Jsonl => {
-            Ok(json_records(path, BufReader::new(File::open(path).map_err(Error::io(path))?), None, columns))
-        }
-        Kind::JsonlGz => {
-            let gzip = Command::new("gzip").arg("-dc").arg(path).stdout(Stdio::piped()).spawn();
-            let mut gzip = gzip.map_err(|error| Error::Client(format!("gzip does not start: {error}")))?;
-            let output = gzip.stdout.take().ok_or_else(|| Error::format(path, "gzip has no output"))?;
-            Ok(json_records(path, BufReader::new(output), Some(gzip), columns))
+        Kind::JsonLines => {
+            let (path, columns) = (path.to_owned(), columns.clone());
+            Ok(until_error(lines::open(&path)?.map(move |line| {
+                let (number, line) = line?;
+                record_of_json(&path, number, &line, &columns)
+            })))
         }
     }
 }
 
-fn json_records(
-    path: &Path,
-    lines: impl BufRead + Send + 'static,
-    mut gzip: Option<Child>,
-    columns: &Columns,
-) -> Records {
-    let (path, columns) = (path.to_owned(), columns.clone());
-    let mut lines = lines.lines().enumerate();
+/// The same, ended by the first error.
+fn until_error(mut records: impl Iterator<Item = Result<Record>> + Send + 'static) -> Records {
     let mut ended = false;
-    let next = move || -> Option<Result<Record>> {
-        while !ended {
-            let Some((idx, line)) = lines.next() else {
-                ended = true;
-                let status = gzip.as_mut().map(Child::wait);
-                let is_bad = status.is_some_and(|status| !status.is_ok_and(|status| status.success()));
-                return is_bad.then(|| Err(Error::format(&path, "not a whole gzip file")));
-            };
-            let record = match line {
-                Ok(line) if line.trim().is_empty() => continue,
-                Ok(line) => record_of_json(&path, idx + 1, &line, &columns),
-                Err(error) => Err(Error::format(&path, format!("line {}: {error}", idx + 1))),
-            };
-            ended = record.is_err();
-            return Some(record);
-        }
-        None
-    };
-    Box::new(std::iter::from_fn(next))
+    Box::new(std::iter::from_fn(move || {
+        let record = if ended { None } else { records.next() };
+        ended |= !matches!(record, Some(Ok(_)));
+        record
+    }))
 }
 
 fn record_of_json(path: &Path, line: usize, text: &str, columns: &Columns) -> Result<Record> {
@@ -180,7 +154,7 @@ fn record_of_json(path: &Path, line: usize, text: &str, columns: &Columns) -> Re
         serde_json::Value::Null => Ok(String::new()),
         serde_json::Value::String(text) => Ok(text.clone()),
         serde_json::Value::Array(values) => {
-            Ok(values.iter().filter_map(|value| value.as_str()).collect::<Vec<_>>().join(" OR "))
+            Ok(values.iter().filter_map(|value| value.as_str()).collect::<Vec<_>>().join(" AND "))
         }
         _ => Err(wrong(format!("{}: expected text", names[idx]))),
     })
@@ -195,7 +169,6 @@ fn parquet_records(path: &Path, columns: &Columns) -> Result<Records> {
     columns.find(path, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
     let (path, columns) = (path.to_owned(), columns.clone());
     let rows = reader.into_iter().enumerate();
-    let mut ended = false;
     let record = move |(idx, row): (usize, parquet::errors::Result<parquet::record::Row>)| {
         let wrong = |message: String| Error::format(&path, format!("row {}: {message}", idx + 1));
         let row = row.map_err(|error| wrong(error.to_string()))?;
@@ -207,15 +180,11 @@ fn parquet_records(path: &Path, columns: &Columns) -> Result<Records> {
             Field::Bytes(bytes) => {
                 String::from_utf8(bytes.data().to_vec()).map_err(|error| wrong(format!("{}: {error}", fields[idx].0)))
             }
-            Field::ListInternal(list) => Ok(texts_of(list.elements()).join(" OR ")),
+            Field::ListInternal(list) => Ok(texts_of(list.elements()).join(" AND ")),
             other => Err(wrong(format!("{}: expected text, found {other}", fields[idx].0))),
         })
     };
-    Ok(Box::new(rows.map(record).take_while(move |record| {
-        let goes_on = !ended;
-        ended |= record.is_err();
-        goes_on
-    })))
+    Ok(until_error(rows.map(record)))
 }
 
 fn texts_of(fields: &[Field]) -> Vec<String> {
@@ -266,7 +235,7 @@ mod tests {
             path: text("a.py"),
             package: text("me/it"),
             language: text("Python"),
-            licence: text("MIT OR GPL-3.0"),
+            licence: text("MIT AND GPL-3.0"),
         };
         assert_eq!(all, [first, Record { text: text("y"), ..Record::default() }]);
         let columns = Columns::parse(&[text("text=body")]).unwrap();
@@ -289,7 +258,7 @@ mod tests {
         let (_dir, path) = written("c.jsonl", "[1]\n");
         assert!(error_of(&path, &Columns::default()).ends_with("line 1: expected a JSON object"));
         let (_dir, path) = written("d.jsonl.gz", "this is no gzip\n");
-        assert!(error_of(&path, &Columns::default()).contains("not a whole gzip file"));
+        assert!(error_of(&path, &Columns::default()).contains("expected a whole gzip file"));
         let (_dir, path) = written("e.parquet", "this is no Parquet\n");
         assert!(error_of(&path, &Columns::default()).contains("e.parquet: "));
         let (_dir, path) = written("f.csv", "a,b\n");

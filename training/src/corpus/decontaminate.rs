@@ -6,10 +6,9 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use super::{Error, Result};
+use super::{Error, Result, lines};
 
 /// Tokens of a window.
 const WINDOW_TOKENS: usize = 13;
@@ -49,23 +48,11 @@ impl Benchmarks {
         Ok(benchmarks)
     }
 
-    fn add_records(&mut self, path: &PathBuf) -> Result<()> {
-        let text = if path.extension().is_some_and(|e| e == "gz") {
-            let unpacked = Command::new("gzip").arg("-dc").arg(path).output().map_err(Error::io(path))?;
-            if !unpacked.status.success() {
-                let reason = String::from_utf8_lossy(&unpacked.stderr).trim().to_owned();
-                return Err(Error::format(
-                    path,
-                    format!("gzip -dc: {}; expected a whole gzip file: {reason}", unpacked.status),
-                ));
-            }
-            String::from_utf8_lossy(&unpacked.stdout).into_owned()
-        } else {
-            fs::read_to_string(path).map_err(Error::io(path))?
-        };
-        for (idx, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    fn add_records(&mut self, path: &Path) -> Result<()> {
+        for line in lines::open(path)? {
+            let (number, line) = line?;
             let record: serde_json::Value =
-                serde_json::from_str(line).map_err(|e| Error::format(path, format!("line {}: {e}", idx + 1)))?;
+                serde_json::from_str(&line).map_err(|e| Error::format(path, format!("line {number}: {e}")))?;
             self.add_value(&record);
         }
         Ok(())
@@ -155,6 +142,7 @@ fn tokens(text: &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     #[test]
     fn tokens_and_hash_are_as_specified() {
