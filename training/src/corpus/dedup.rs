@@ -1,5 +1,6 @@
-//! Which of several equal or nearly equal files stays. Clusters reach across splits: a copy in training of something in
-//! the test split is what goes.
+//! Which of several equal or nearly equal files stays. Clusters are the connected components of all pairs that share a band
+//! and whose signatures agree in 0.7 of their places; they reach across splits: a copy in training of something in the test
+//! split is what goes.
 
 use std::collections::HashMap;
 
@@ -43,20 +44,17 @@ pub fn duplicates(candidates: &[Candidate]) -> Vec<Option<Drop>> {
     drops
 }
 
-/// Joins every document of a bucket with the first of the bucket that it resembles.
+/// Joins all pairs of a bucket that resemble each other; a pair that is of one cluster already is not compared.
 fn join_band(clusters: &mut Clusters, candidates: &[Candidate], originals: &[usize], band_idx: usize) {
     let mut buckets: HashMap<u64, Vec<usize>> = HashMap::new();
     for (position, &idx) in originals.iter().enumerate() {
         let Some(band) = candidates[idx].signature.bands().nth(band_idx) else { continue };
         let bucket = buckets.entry(band).or_default();
         for &earlier in bucket.iter() {
-            if clusters.root(earlier) == clusters.root(position) {
-                break;
-            }
             let other = &candidates[originals[earlier]].signature;
-            if candidates[idx].signature.similarity(other) >= THRESHOLD {
+            let joined = clusters.root(earlier) == clusters.root(position);
+            if !joined && candidates[idx].signature.similarity(other) >= THRESHOLD {
                 clusters.join(earlier, position);
-                break;
             }
         }
         bucket.push(position);
