@@ -1,26 +1,35 @@
 //! Packages in, Parquet shards out: named packages are fetched through the ordinary clients, then filtered, masked,
-//! de-duplicated, split by package and capped: `manifest` → `fetch` (`licence`, `lock`) → `input` → `stage` (`walk` or `dataset`,
-//! `filter`, `mask`, `decontaminate`) → `build` (`minhash`, `dedup`, `budget`) → `report`.
+//! de-duplicated, split by package and capped: `manifest` → `fetch` (`licence`, `lock`) → `input` (`archive`) → `stage` (`walk` or
+//! `dataset`; `judge`: `filter`, `mask`, `minhash`, `decontaminate`; `spill`, `order`) → `build` (`compare`, `dedup`, `budget`) →
+//! `write` → `report`, `stages`.
 
 use std::path::{Path, PathBuf};
 
+pub mod archive;
 pub mod budget;
 pub mod build;
+mod command;
+mod compare;
 pub mod dataset;
 pub mod decontaminate;
 pub mod dedup;
 pub mod fetch;
 pub mod filter;
 pub mod input;
+pub mod judge;
 pub mod licence;
 pub mod lines;
 pub mod lock;
 pub mod manifest;
 pub mod mask;
 pub mod minhash;
+mod progress;
 pub mod report;
+mod spill;
 pub mod stage;
+pub mod stages;
 pub mod walk;
+mod write;
 
 /// What went wrong while fetching or building a corpus.
 #[derive(Debug, thiserror::Error)]

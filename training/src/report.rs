@@ -1,5 +1,6 @@
 //! Results for people: the table on the terminal, the curve as a picture, the model card.
 
+pub mod corpus_page;
 pub mod loss_curve;
 pub mod model_card;
 pub mod table;

@@ -1,16 +1,25 @@
 //! `multicoder corpus fetch|build|report`: from a manifest of packages to Parquet shards.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
 
+use crate::corpus::archive::is_archive;
 use crate::corpus::build::{BuildOptions, build};
 use crate::corpus::dataset::Columns;
+use crate::corpus::decontaminate::Benchmarks;
 use crate::corpus::fetch::{self, FetchOptions, FetchReport};
 use crate::corpus::input::Inputs;
+use crate::corpus::judge::Rules;
+use crate::corpus::licence::Allowed;
 use crate::corpus::manifest::{Manifest, PackageSplit};
 use crate::corpus::report::Report;
+use crate::corpus::stages::Stages;
+use crate::report::corpus_page;
+
+/// Packages in flight at once.
+const DEFAULT_JOBS: usize = 4;
 
 /// Arguments of `multicoder corpus`.
 #[derive(clap::Args)]
@@ -24,7 +33,7 @@ enum Action {
     /// Download the packages of a manifest through cargo, npm, pip and apt; resumable, with a lock.
     Fetch(FetchArgs),
     /// Filter, mask, de-duplicate, split and cap packages and folders into Parquet shards.
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// Print the report of a build again.
     Report(ReportArgs),
 }
@@ -41,11 +50,14 @@ struct FetchArgs {
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
     /// Packages in flight at once.
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_JOBS)]
     jobs: usize,
     /// Fail when any package failed.
     #[arg(long)]
     strict: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -59,14 +71,14 @@ struct BuildArgs {
     /// Folder for the shards (train/, valid/, test/) and report.json.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// One's own code in a plain folder; NAME=PATH@train (or valid, test) puts all of it into one split [default: divided by module].
+    /// One's own code in a plain folder or an archive (.zip, .tar, .tar.gz, ..); NAME=PATH@train (or valid, test) puts all of it into one split [default: divided by module].
     #[arg(long = "folder", value_name = "NAME=PATH")]
     folders: Vec<String>,
     /// A git checkout, tracked files only; PATH or NAME=PATH, with @split as above.
     #[arg(long = "git", value_name = "PATH")]
     checkouts: Vec<String>,
-    /// Source files that lie in Parquet or JSON lines (.jsonl, .jsonl.gz), a row each: a file or a folder of them, each of which is held in
-    /// memory while it is filtered; with @split as above, else divided by the owners of repositories.
+    /// Source files that lie in Parquet or JSON lines (.jsonl, .jsonl.gz), a row each: a file or a folder of them; with @split as
+    /// above, else divided by the owners of repositories.
     #[arg(long = "dataset", value_name = "NAME=PATH")]
     datasets: Vec<String>,
     /// Columns of data sets, where their names are not the usual ones: text, path, package, language, licence.
@@ -78,6 +90,9 @@ struct BuildArgs {
     /// Folder of benchmarks (.jsonl, .jsonl.gz, .u64le) whose passages must not be in the corpus.
     #[arg(long, value_name = "DIR")]
     decontaminate: Option<PathBuf>,
+    /// Licences (SPDX) that files may be under besides the permissive ones.
+    #[arg(long, value_delimiter = ',', value_name = "SPDX,..")]
+    allow_licences: Vec<String>,
     /// Most test text of a language, MB.
     #[arg(long, value_name = "MB", default_value_t = 2.0)]
     test_mb: f64,
@@ -90,6 +105,12 @@ struct BuildArgs {
     /// Folder for what is kept between builds [default: OUT/stage].
     #[arg(long, value_name = "DIR")]
     stage: Option<PathBuf>,
+    /// Fetch the packages first that are not there yet (as `corpus fetch --manifest FILE --out DIR` does).
+    #[arg(long, requires = "manifest")]
+    fetch: bool,
+    /// Print report and stages as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -97,6 +118,9 @@ struct ReportArgs {
     /// Folder of the shards.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs `multicoder corpus`.
@@ -106,51 +130,85 @@ struct ReportArgs {
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.action {
         Action::Fetch(args) => run_fetch(args),
-        Action::Build(args) => run_build(args),
+        Action::Build(args) => run_build(*args),
         Action::Report(args) => run_report(args),
     }
 }
 
 fn run_fetch(args: FetchArgs) -> anyhow::Result<()> {
     let manifest = Manifest::read(&args.manifest)?;
-    let beside = args.manifest.with_extension("lock");
-    let lock = args.lock.or_else(|| beside.exists().then_some(beside));
-    let options = FetchOptions { out: args.out.clone(), lock, n_jobs: args.jobs };
-    let report =
-        fetch::fetch(&manifest, &options).with_context(|| format!("corpus fetch into {}", args.out.display()))?;
-    print_fetch(&report);
+    let report = fetch(&manifest, &args.manifest, args.out, args.lock, args.jobs)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", report.table());
+    }
     if args.strict && !report.failed.is_empty() {
         bail!("{} packages failed and --strict was given", report.failed.len());
     }
     Ok(())
 }
 
-fn print_fetch(report: &FetchReport) {
-    for warning in &report.warnings {
-        println!("warning: {warning}");
-    }
-    for (package, reason) in &report.failed {
-        println!("failed:  {package}: {reason}");
-    }
-    println!("{} fetched, {} there already, {} failed", report.n_fetched, report.n_present, report.failed.len());
+fn fetch(
+    manifest: &Manifest,
+    path: &Path,
+    out: PathBuf,
+    lock: Option<PathBuf>,
+    n_jobs: usize,
+) -> anyhow::Result<FetchReport> {
+    let beside = path.with_extension("lock");
+    let lock = lock.or_else(|| beside.exists().then_some(beside));
+    let context = format!("corpus fetch into {}", out.display());
+    fetch::fetch(manifest, &FetchOptions { out, lock, n_jobs }).context(context)
 }
 
 fn run_build(args: BuildArgs) -> anyhow::Result<()> {
     let manifest = args.manifest.as_deref().map(Manifest::read).transpose()?;
-    let mut inputs = match (&manifest, &args.input) {
-        (Some(manifest), Some(dir)) => Inputs::of_manifest(manifest, dir)?,
+    if let (true, Some(manifest), Some(path), Some(dir)) = (args.fetch, &manifest, &args.manifest, &args.input) {
+        eprint!("{}", fetch(manifest, path, dir.clone(), None, DEFAULT_JOBS)?.table());
+    }
+    let rules = Rules {
+        allowed: Allowed::with(&args.allow_licences)?,
+        benchmarks: args.decontaminate.as_deref().map(Benchmarks::read).transpose()?.unwrap_or_default(),
+    };
+    let inputs = inputs(&args, manifest.as_ref(), &rules.allowed)?;
+    let bytes = |mb: f64| (mb.max(0.0) * 1e6) as u64;
+    let options = BuildOptions {
+        stage: args.stage.unwrap_or_else(|| args.out.join("stage")),
+        out: args.out,
+        test_bytes: bytes(args.test_mb),
+        valid_bytes: bytes(args.valid_mb),
+        default_train_bytes: bytes(args.train_mb),
+        rules,
+    };
+    let (report, stages) = build(&inputs, manifest.as_ref(), &options).context("corpus build")?;
+    corpus_page::write(&options.out, &report, Some(&stages))?;
+    print_report(&report, Some(&stages), args.json)?;
+    if !args.json {
+        println!("shards, report.html and report.json are in {}", options.out.display());
+    }
+    Ok(())
+}
+
+/// Everything that the arguments name.
+fn inputs(args: &BuildArgs, manifest: Option<&Manifest>, allowed: &Allowed) -> anyhow::Result<Inputs> {
+    let mut inputs = match (manifest, &args.input) {
+        (Some(manifest), Some(dir)) => Inputs::of_manifest(manifest, dir, allowed)?,
         _ => Inputs::default(),
     };
     let mut languages = args.languages.clone();
-    if let (true, Some(manifest)) = (languages.is_empty(), &manifest) {
+    if let (true, Some(manifest)) = (languages.is_empty(), manifest) {
         languages.extend(manifest.language.keys().cloned());
     }
-    for (is_git, argument) in
-        args.folders.iter().map(|f| (false, f)).chain(args.checkouts.iter().map(|checkout| (true, checkout)))
-    {
+    for argument in &args.folders {
+        let own = OwnCode::parse(argument)?;
+        ensure!(own.path.is_dir() || is_archive(&own.path), "{argument:?}: expected NAME=PATH of a folder or archive");
+        inputs.add_own(&own.name, &own.path, false, own.split, &languages)?;
+    }
+    for argument in &args.checkouts {
         let own = OwnCode::parse(argument)?;
         ensure!(own.path.is_dir(), "{argument:?}: expected NAME=PATH of a folder");
-        inputs.add_own(&own.name, &own.path, is_git, own.split, &languages)?;
+        inputs.add_own(&own.name, &own.path, true, own.split, &languages)?;
     }
     let columns = Columns::parse(&args.columns)?;
     for argument in &args.datasets {
@@ -159,21 +217,21 @@ fn run_build(args: BuildArgs) -> anyhow::Result<()> {
     }
     if inputs.usable.is_empty() {
         bail!(
-            "nothing to build from: give --manifest FILE --in DIR (after `corpus fetch`), --folder, --git or --dataset"
+            "nothing to build from: give --manifest FILE --in DIR (after `corpus fetch`, or with --fetch), --folder, --git or --dataset"
         );
     }
-    let bytes = |mb: f64| (mb.max(0.0) * 1e6) as u64;
-    let options = BuildOptions {
-        stage: args.stage.unwrap_or_else(|| args.out.join("stage")),
-        out: args.out,
-        test_bytes: bytes(args.test_mb),
-        valid_bytes: bytes(args.valid_mb),
-        default_train_bytes: bytes(args.train_mb),
-        benchmarks: args.decontaminate,
-    };
-    let report = build(&inputs, manifest.as_ref(), &options).context("corpus build")?;
+    Ok(inputs)
+}
+
+fn print_report(report: &Report, stages: Option<&Stages>, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "report": report, "stages": stages }))?);
+        return Ok(());
+    }
     print!("{}", report.table());
-    println!("shards and report.json are in {}", options.out.display());
+    if let Some(stages) = stages {
+        print!("\n{}", stages.table());
+    }
     Ok(())
 }
 
@@ -211,6 +269,5 @@ impl OwnCode {
 }
 
 fn run_report(args: ReportArgs) -> anyhow::Result<()> {
-    print!("{}", Report::read(&args.dir)?.table());
-    Ok(())
+    print_report(&Report::read(&args.dir)?, Stages::read(&args.dir)?.as_ref(), args.json)
 }

@@ -282,7 +282,7 @@ mod tests {
             licence: "MIT".to_owned(),
             ..Document::default()
         };
-        write_file(&path, (0..3).map(document).collect()).unwrap();
+        write_file(&path, (0..3).map(|n| Ok::<_, Error>(document(n)))).unwrap();
         let all: Vec<Record> = records(&path, &Columns::default()).unwrap().map(|record| record.unwrap()).collect();
         assert_eq!((all.len(), all[2].text.as_str(), all[2].path.as_str()), (3, "x = 2\n", "2.py"));
         assert_eq!((all[0].package.as_str(), all[0].licence.as_str()), ("it-1.0", "MIT"));

@@ -67,6 +67,12 @@ impl Benchmarks {
         }
     }
 
+    /// Changes when the windows do.
+    pub fn fingerprint(&self) -> u64 {
+        // A sum does not depend on the order in which a set gives its members.
+        self.hashes.len() as u64 ^ HashSet::iter(&self.hashes).fold(0, |sum: u64, hash| sum.wrapping_add(*hash))
+    }
+
     /// Number of windows.
     pub fn len(&self) -> usize {
         self.hashes.len()

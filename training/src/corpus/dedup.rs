@@ -2,10 +2,11 @@
 //! and whose signatures agree in 0.7 of their places; they reach across splits: a copy in training of something in the test
 //! split is what goes.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
+use super::Result;
 use super::filter::Drop;
-use super::minhash::{Signature, THRESHOLD};
+use super::minhash::N_BANDS;
 
 /// What is compared of a document. Smaller `rank` stays: split first (test, valid, train), then package and path.
 pub struct Candidate {
@@ -13,52 +14,64 @@ pub struct Candidate {
     pub rank: usize,
     /// Hash of the whole text.
     pub text_hash: u128,
-    /// MinHash of the text.
-    pub signature: Signature,
+    /// One hash a band of the text's MinHash signature.
+    pub bands: [u64; N_BANDS],
 }
 
 /// For each candidate, why it goes, or `None` when it stays. Exactly one of every cluster stays: the least rank.
-pub fn duplicates(candidates: &[Candidate]) -> Vec<Option<Drop>> {
+/// `similar` says whether the signatures of two candidates, by their indices, agree as far as near-duplicates do.
+///
+/// # Errors
+/// Those of `similar`.
+pub fn duplicates(
+    candidates: &[Candidate],
+    similar: impl FnMut(usize, usize) -> Result<bool>,
+) -> Result<Vec<Option<Drop>>> {
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     order.sort_by_key(|&idx| candidates[idx].rank);
     let mut drops = vec![None; candidates.len()];
-    let mut seen = HashMap::new();
+    let mut seen = HashSet::new();
     let mut originals = Vec::new();
     for idx in order {
-        if seen.insert(candidates[idx].text_hash, idx).is_some() {
-            drops[idx] = Some(Drop::ExactDuplicate);
-        } else {
+        if seen.insert(candidates[idx].text_hash) {
             originals.push(idx);
+        } else {
+            drops[idx] = Some(Drop::ExactDuplicate);
         }
     }
     // `originals` is in order of rank, so the smaller position is the one that stays.
     let mut clusters = Clusters::new(originals.len());
-    for band_idx in 0..super::minhash::N_BANDS {
-        join_band(&mut clusters, candidates, &originals, band_idx);
+    let mut similar = similar;
+    for band_idx in 0..N_BANDS {
+        let mut band: Vec<(u64, usize)> =
+            originals.iter().map(|&idx| candidates[idx].bands[band_idx]).zip(0..).collect();
+        band.sort_unstable();
+        for bucket in band.chunk_by(|a, b| a.0 == b.0) {
+            join_bucket(&mut clusters, bucket, |a, b| similar(originals[a], originals[b]))?;
+        }
     }
     for (position, &idx) in originals.iter().enumerate() {
         if clusters.root(position) != position {
             drops[idx] = Some(Drop::NearDuplicate);
         }
     }
-    drops
+    Ok(drops)
 }
 
 /// Joins all pairs of a bucket that resemble each other; a pair that is of one cluster already is not compared.
-fn join_band(clusters: &mut Clusters, candidates: &[Candidate], originals: &[usize], band_idx: usize) {
-    let mut buckets: HashMap<u64, Vec<usize>> = HashMap::new();
-    for (position, &idx) in originals.iter().enumerate() {
-        let Some(band) = candidates[idx].signature.bands().nth(band_idx) else { continue };
-        let bucket = buckets.entry(band).or_default();
-        for &earlier in bucket.iter() {
-            let other = &candidates[originals[earlier]].signature;
-            let joined = clusters.root(earlier) == clusters.root(position);
-            if !joined && candidates[idx].signature.similarity(other) >= THRESHOLD {
+fn join_bucket(
+    clusters: &mut Clusters,
+    bucket: &[(u64, usize)],
+    mut similar: impl FnMut(usize, usize) -> Result<bool>,
+) -> Result<()> {
+    for (idx, &(_, position)) in bucket.iter().enumerate() {
+        for &(_, earlier) in &bucket[..idx] {
+            if clusters.root(earlier) != clusters.root(position) && similar(earlier, position)? {
                 clusters.join(earlier, position);
             }
         }
-        bucket.push(position);
     }
+    Ok(())
 }
 
 /// Union-find whose root is the smallest member.
@@ -88,9 +101,18 @@ impl Clusters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::corpus::minhash::{Signature, THRESHOLD};
 
-    fn candidate(rank: usize, text: &str) -> Candidate {
-        Candidate { rank, text_hash: xxhash_rust::xxh3::xxh3_128(text.as_bytes()), signature: Signature::of(text) }
+    /// The decisions on texts with their ranks.
+    fn decide(texts: &[(usize, String)]) -> Vec<Option<Drop>> {
+        let signatures: Vec<Signature> = texts.iter().map(|(_, text)| Signature::of(text)).collect();
+        let candidate = |((rank, text), signature): (&(usize, String), &Signature)| Candidate {
+            rank: *rank,
+            text_hash: xxhash_rust::xxh3::xxh3_128(text.as_bytes()),
+            bands: signature.bands(),
+        };
+        let candidates: Vec<Candidate> = texts.iter().zip(&signatures).map(candidate).collect();
+        duplicates(&candidates, |a, b| Ok(signatures[a].similarity(&signatures[b]) >= THRESHOLD)).unwrap()
     }
 
     fn words(range: std::ops::Range<usize>) -> String {
@@ -100,18 +122,13 @@ mod tests {
     #[test]
     fn the_least_rank_of_a_cluster_stays() {
         // Training (rank 5, 6), valid (3), test (1): the copies go, whatever the order of input.
-        let all = [
-            candidate(5, &words(0..500)),
-            candidate(1, &words(5..505)),
-            candidate(6, &words(9000..9500)),
-            candidate(3, &words(0..500)),
-        ];
-        assert_eq!(duplicates(&all), [Some(Drop::ExactDuplicate), None, None, Some(Drop::NearDuplicate)]);
+        let all = [(5, words(0..500)), (1, words(5..505)), (6, words(9000..9500)), (3, words(0..500))];
+        assert_eq!(decide(&all), [Some(Drop::ExactDuplicate), None, None, Some(Drop::NearDuplicate)]);
     }
 
     #[test]
     fn clusters_are_transitive() {
-        let all = [candidate(0, &words(0..500)), candidate(1, &words(60..560)), candidate(2, &words(120..620))];
-        assert_eq!(duplicates(&all), [None, Some(Drop::NearDuplicate), Some(Drop::NearDuplicate)]);
+        let all = [(0, words(0..500)), (1, words(60..560)), (2, words(120..620))];
+        assert_eq!(decide(&all), [None, Some(Drop::NearDuplicate), Some(Drop::NearDuplicate)]);
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use self::apt::Apt;
@@ -20,7 +21,6 @@ use super::{Error, Result, write_whole};
 
 mod apt;
 mod client;
-mod command;
 
 /// What a fetch is asked for.
 pub struct FetchOptions {
@@ -33,7 +33,7 @@ pub struct FetchOptions {
 }
 
 /// What became of the packages.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct FetchReport {
     /// Fetched now.
     pub n_fetched: usize,
@@ -43,6 +43,17 @@ pub struct FetchReport {
     pub failed: Vec<(String, String)>,
     /// Things the user should know: a locked version that is gone, a licence that was not found.
     pub warnings: Vec<String>,
+}
+
+impl FetchReport {
+    /// What the user has to know, for the terminal.
+    pub fn table(&self) -> String {
+        let warnings = self.warnings.iter().map(|warning| format!("warning: {warning}\n"));
+        let failed = self.failed.iter().map(|(package, reason)| format!("failed:  {package}: {reason}\n"));
+        let (fetched, present, n_failed) = (self.n_fetched, self.n_present, self.failed.len());
+        let counts = format!("{fetched} fetched, {present} there already, {n_failed} failed\n");
+        warnings.chain(failed).chain([counts]).collect()
+    }
 }
 
 /// Name of the lock in the output folder.

@@ -8,7 +8,7 @@ use std::path::Path;
 use multicoder_grammars::{LanguageId, SyntaxTree};
 use serde::{Deserialize, Serialize};
 
-use super::licence;
+use super::licence::Allowed;
 
 /// Files above this size in bytes are data, not source that anyone wrote.
 pub const MAX_FILE_BYTES: u64 = 1_000_000;
@@ -61,6 +61,14 @@ pub enum Drop {
     Benchmark,
     /// The language's budget is spent.
     OverBudget,
+}
+
+impl Drop {
+    /// As people read it: `near duplicate`.
+    pub fn name(self) -> String {
+        let name = serde_json::to_value(self).ok().and_then(|value| value.as_str().map(str::to_owned));
+        name.unwrap_or_default().replace('_', " ")
+    }
 }
 
 #[rustfmt::skip]
@@ -121,7 +129,7 @@ pub fn decode(bytes: &[u8]) -> Result<String, Drop> {
 }
 
 /// Judges by the text, cheap questions first; the parse is last.
-pub fn check_text(text: &str, language: LanguageId) -> Result<(), Drop> {
+pub fn check_text(text: &str, language: LanguageId, allowed: &Allowed) -> Result<(), Drop> {
     check_lines(text)?;
     check_characters(text)?;
     let head = head(text, 5);
@@ -131,7 +139,7 @@ pub fn check_text(text: &str, language: LanguageId) -> Result<(), Drop> {
     if matches!(language.name(), "javascript" | "typescript") && is_compiled(text) {
         return Err(Drop::Built);
     }
-    if licence::head_forbids(self::head(text, 40)) {
+    if allowed.forbid(self::head(text, 40)) {
         return Err(Drop::Licence);
     }
     check_syntax(text, language)
@@ -241,6 +249,7 @@ mod tests {
     #[test]
     fn texts() {
         let py = language("python");
+        let check_text = |text: &str, language| super::check_text(text, language, &Allowed::default());
         let good = "def area(width, height):\n    return width * height\n";
         assert_eq!(check_text(good, py), Ok(()));
         assert_eq!(check_text(&format!("x = '{}'\n{good}", "a".repeat(1001)), py), Err(Drop::LongLines));

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use multicoder_grammars::LanguageId;
 
 use super::dataset::{self, Columns};
+use super::licence::Allowed;
 use super::lock::Locked;
 use super::manifest::{Manifest, PackageOfLanguages, PackageSplit};
 use super::walk::{SourceFile, files_of_folder, files_of_git};
-use super::{Error, Result, fetch, licence};
+use super::{Error, Result, archive, fetch};
 
 /// One tree of source files.
 #[derive(Clone, Debug)]
@@ -18,7 +19,7 @@ pub struct Input {
     pub key: String,
     /// With its version: `flask-3.1.0`.
     pub package: String,
-    /// `pypi`, `npm`, `crate`, `deb`, `debsrc`, `folder`, `git` or `dataset`.
+    /// `pypi`, `npm`, `crate`, `deb`, `debsrc`, `folder`, `archive`, `git` or `dataset`.
     pub source: String,
     /// How the names of columns are to be read, where the root is a file of a data set.
     pub columns: Option<Columns>,
@@ -26,7 +27,7 @@ pub struct Input {
     pub licence: String,
     /// Its split, or divided by module.
     pub split: PackageSplit,
-    /// Folder on disk, or file of a data set.
+    /// Folder on disk, archive of one, or file of a data set.
     pub root: PathBuf,
     /// Only paths that contain one of these; all when empty.
     pub include: Vec<String>,
@@ -48,11 +49,11 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// The packages of `manifest` that lie fetched under `dir`.
+    /// The packages of `manifest` that lie fetched under `dir` and whose licence is allowed.
     ///
     /// # Errors
     /// A section of the manifest whose language the table of languages does not know.
-    pub fn of_manifest(manifest: &Manifest, dir: &Path) -> Result<Self> {
+    pub fn of_manifest(manifest: &Manifest, dir: &Path, allowed: &Allowed) -> Result<Self> {
         let mut inputs = Self::default();
         for listed in manifest.packages() {
             let key = format!("{}/{}", listed.package.source.name(), listed.package.name);
@@ -61,7 +62,7 @@ impl Inputs {
                 continue;
             };
             let licence = listed.package.licence.clone().unwrap_or_else(|| locked.licence.clone());
-            if licence::allowed(&licence) {
+            if allowed.permits(&licence) {
                 inputs.usable.push(input_of(manifest, &listed, &locked, key, licence, dir)?);
             } else {
                 inputs.forbidden.push((key, licence));
@@ -70,7 +71,10 @@ impl Inputs {
         Ok(inputs)
     }
 
-    /// Adds one's own code: a plain folder, or a git checkout of which only tracked files count.
+    /// Adds one's own code: a plain folder, an archive of one, or a git checkout of which only tracked files count.
+    ///
+    /// # Errors
+    /// An archive that cannot be read; a language that the table does not know; a name that is taken.
     pub fn add_own(
         &mut self,
         name: &str,
@@ -79,7 +83,8 @@ impl Inputs {
         split: PackageSplit,
         names: &[String],
     ) -> Result<()> {
-        let source = if is_git { "git" } else { "folder" };
+        let is_archive = !is_git && root.is_file();
+        let source = if is_git { "git" } else { ["folder", "archive"][usize::from(is_archive)] };
         self.add(Input {
             key: format!("{source}/{name}"),
             package: name.to_owned(),
@@ -90,7 +95,7 @@ impl Inputs {
             root: root.to_owned(),
             include: Vec::new(),
             languages: languages(names)?,
-            content: String::new(),
+            content: if is_archive { size_and_time(root)? } else { String::new() },
         })
     }
 
@@ -114,10 +119,10 @@ impl Inputs {
                 columns: Some(columns.clone()),
                 licence: "not stated".to_owned(),
                 split,
-                root: file,
                 include: Vec::new(),
                 languages: languages(names)?,
-                content: String::new(),
+                content: size_and_time(&file)?,
+                root: file,
             })?;
         }
         Ok(())
@@ -134,13 +139,12 @@ impl Inputs {
 }
 
 impl Input {
-    /// The files to look at: of a data set, the one that it is.
-    pub fn files(&self) -> Result<Vec<SourceFile>> {
-        if self.columns.is_some() {
-            let inner = self.root.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            return Ok(vec![SourceFile { inner, path: self.root.clone() }]);
-        }
-        let files = if self.source == "git" { files_of_git(&self.root)? } else { files_of_folder(&self.root)? };
+    /// The files to look at below `tree`, which is the root, or where [`Input::unpack`] put it.
+    ///
+    /// # Errors
+    /// A folder that cannot be read, a checkout that git does not know.
+    pub fn files(&self, tree: &Path) -> Result<Vec<SourceFile>> {
+        let files = if self.source == "git" { files_of_git(tree)? } else { files_of_folder(tree)? };
         let wanted = |path: &str| {
             let anchored = format!("/{path}");
             self.include.is_empty() || self.include.iter().any(|part| anchored.contains(part))
@@ -148,11 +152,33 @@ impl Input {
         Ok(files.into_iter().filter(|file| wanted(&file.inner)).collect())
     }
 
+    /// Unpacks the root, if it is an archive, into a folder beside `beside`, which is returned.
+    ///
+    /// # Errors
+    /// What is not a whole archive.
+    pub fn unpack(&self, beside: &Path) -> Result<Option<PathBuf>> {
+        if self.source != "archive" {
+            return Ok(None);
+        }
+        let tree = beside.with_extension("tree");
+        if tree.exists() {
+            std::fs::remove_dir_all(&tree).map_err(Error::io(&tree))?;
+        }
+        archive::unpack(&self.root, &tree)?;
+        Ok(Some(tree))
+    }
+
     /// The language to assume where a file does not decide: the only or first one of the package.
     pub fn prior(&self) -> Option<LanguageId> {
         let cpp = self.languages.keys().find(|id| id.name() == "cpp");
         cpp.or_else(|| self.languages.keys().next()).copied()
     }
+}
+
+/// What tells that a file is still the same.
+fn size_and_time(path: &Path) -> Result<String> {
+    let meta = path.metadata().map_err(Error::io(path))?;
+    Ok(format!("{} {:?}", meta.len(), meta.modified().ok()))
 }
 
 /// The languages of these names, or all that have a grammar.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::manifest::Source;
+use super::{Error, Result};
 
 /// SPDX identifiers (lower case) of licences that let a model be trained and shipped without conditions on the text.
 #[rustfmt::skip]
@@ -20,6 +21,7 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("apache license 2.0", "apache-2.0"),
     ("apache license, version 2.0", "apache-2.0"),
     ("apache license version 2.0", "apache-2.0"),
+    ("apache 2.0 license", "apache-2.0"),
     ("apache software license", "apache-2.0"),
     ("apache 2.0", "apache-2.0"),
     ("apache 2", "apache-2.0"),
@@ -43,22 +45,78 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("public domain", "public-domain"),
 ];
 
-/// Whether `expression` (SPDX, or Debian's or a registry's older forms) permits use: of alternatives one must, of
-/// joint licences all must. Unknown names are not allowed.
-pub fn allowed(expression: &str) -> bool {
-    let flat = expression.trim().to_lowercase().replace(['(', ')', '"'], " ");
-    let flat = flat.split_whitespace().collect::<Vec<_>>().join(" ").replace(" and/or ", " or ").replace('/', " or ");
-    if flat.is_empty() {
-        return false;
-    }
-    one_allowed(&flat)
-        || flat.split(" or ").any(|alternative| alternative.replace(", ", " and ").split(" and ").all(one_allowed))
+/// The licences that a corpus may hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Further ones, lower case; empty for the permissive ones of the table only.
+    more: Vec<String>,
 }
 
-fn one_allowed(name: &str) -> bool {
-    let name = name.split(" with ").next().unwrap_or(name).trim().trim_end_matches('+').trim_end_matches('.');
-    let name = SYNONYMS.iter().find(|(synonym, _)| *synonym == name).map_or(name, |(_, spdx)| spdx);
-    ALLOWED.contains(&name)
+impl Allowed {
+    /// The permissive ones, and these (SPDX identifiers).
+    ///
+    /// # Errors
+    /// A name that is no identifier.
+    pub fn with(more: &[String]) -> Result<Self> {
+        let good =
+            |name: &&String| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-.+".contains(c));
+        if let Some(wrong) = more.iter().find(|name| !good(name)) {
+            return Err(Error::Client(format!("licence {wrong:?}: expected an SPDX identifier such as MPL-2.0")));
+        }
+        Ok(Self { more: more.iter().map(|name| name.to_lowercase()).collect() })
+    }
+
+    /// Whether `expression` (SPDX, or Debian's or a registry's older forms) permits use: of alternatives one must, of
+    /// joint licences all must. Unknown names are not allowed.
+    pub fn permits(&self, expression: &str) -> bool {
+        let flat = expression.trim().to_lowercase().replace(['(', ')', '"'], " ");
+        let flat = flat.split_whitespace().collect::<Vec<_>>().join(" ").replace(" and/or ", " or ");
+        let flat = flat.replace('/', " or ");
+        let joint =
+            |alternative: &str| alternative.replace(", ", " and ").split(" and ").all(|name| self.permits_one(name));
+        !flat.is_empty() && (self.permits_one(&flat) || flat.split(" or ").any(joint))
+    }
+
+    fn permits_one(&self, name: &str) -> bool {
+        let whole = name.trim();
+        let name = whole.split(" with ").next().unwrap_or(whole).trim().trim_end_matches('+').trim_end_matches('.');
+        let name = SYNONYMS.iter().find(|(synonym, _)| *synonym == name).map_or(name, |(_, spdx)| spdx);
+        ALLOWED.contains(&name) || self.more.iter().any(|more| more == name || more == whole)
+    }
+
+    /// Whether the head of a file puts that file under a licence that is not allowed (a GPL file in a permissive package,
+    /// an SPDX tag of another kind).
+    pub fn forbid(&self, head: &str) -> bool {
+        if let Some(at) = head.find("SPDX-License-Identifier:") {
+            let rest = head[at..].lines().next().unwrap_or_default();
+            let expression = rest["SPDX-License-Identifier:".len()..].trim().trim_end_matches("*/");
+            let expression = expression.trim_end_matches("-->").trim();
+            return !expression.is_empty() && !expression.starts_with('$') && !self.permits(expression);
+        }
+        let lower = head.to_lowercase();
+        let words = lower.split(|c: char| c.is_whitespace() || "#*/;-%\"".contains(c)).filter(|word| !word.is_empty());
+        let flat = words.collect::<Vec<_>>().join(" ");
+        let family = COPYLEFT.iter().find(|(phrase, _)| flat.contains(phrase)).map(|(_, family)| *family);
+        let allowed = |family: &str| self.more.iter().any(|more| more.starts_with(family));
+        family.is_some_and(|family| !allowed(family)) && !ALTERNATIVES.iter().any(|name| flat.contains(name))
+    }
+}
+
+/// What heads of files say instead of a tag, and how the identifiers of these licences begin.
+const COPYLEFT: &[(&str, &str)] = &[
+    ("gnu lesser general public", "lgpl"),
+    ("gnu affero", "agpl"),
+    ("gnu general public license", "gpl"),
+    ("mozilla public license", "mpl"),
+];
+
+/// Words of a head that offers another licence beside.
+const ALTERNATIVES: &[&str] =
+    &["artistic", "mit license", "bsd license", "apache license", "dual", "alternatively", "same terms as perl"];
+
+/// Whether the permissive licences permit `expression`; [`Allowed::permits`] without further ones.
+pub fn allowed(expression: &str) -> bool {
+    Allowed::default().permits(expression)
 }
 
 /// The licence that an unpacked package states, as an SPDX-like expression.
@@ -193,24 +251,6 @@ pub fn of_text(text: &str) -> Option<&'static str> {
     PHRASES.iter().find(|(phrase, _)| flat.contains(phrase)).map(|(_, name)| *name)
 }
 
-/// Whether the head of a file puts that file under a licence that is not allowed (a GPL file in a permissive package,
-/// an SPDX tag of another kind).
-pub fn head_forbids(head: &str) -> bool {
-    if let Some(at) = head.find("SPDX-License-Identifier:") {
-        let rest = head[at..].lines().next().unwrap_or_default();
-        let expression = rest["SPDX-License-Identifier:".len()..].trim().trim_end_matches("*/").trim_end_matches("-->");
-        let expression = expression.trim();
-        return !expression.is_empty() && !expression.starts_with('$') && !allowed(expression);
-    }
-    let lower = head.to_lowercase();
-    let words = lower.split(|c: char| c.is_whitespace() || "#*/;-%\"".contains(c)).filter(|word| !word.is_empty());
-    let flat = words.collect::<Vec<_>>().join(" ");
-    let copyleft = ["gnu general public license", "gnu lesser general public", "gnu affero", "mozilla public license"];
-    let alternative =
-        ["artistic", "mit license", "bsd license", "apache license", "dual", "alternatively", "same terms as perl"];
-    copyleft.iter().any(|name| flat.contains(name)) && !alternative.iter().any(|name| flat.contains(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,11 +282,24 @@ mod tests {
 
     #[test]
     fn heads_of_files() {
-        assert!(head_forbids("// SPDX-License-Identifier: BUSL-1.1\ncontract A {}"));
-        assert!(!head_forbids("// SPDX-License-Identifier: MIT\ncontract A {}"));
-        assert!(head_forbids("/* This is free software under the terms of the GNU General\n * Public License */"));
-        assert!(!head_forbids("# under the same terms as Perl: GNU General Public License or the Artistic License"));
-        assert!(!head_forbids("int main() {}"));
+        let permissive = Allowed::default();
+        assert!(permissive.forbid("// SPDX-License-Identifier: BUSL-1.1\ncontract A {}"));
+        assert!(!permissive.forbid("// SPDX-License-Identifier: MIT\ncontract A {}"));
+        let gpl = "/* This is free software under the terms of the GNU General\n * Public License */";
+        assert!(permissive.forbid(gpl));
+        let perl = "# under the same terms as Perl: GNU General Public License or the Artistic License";
+        assert!(!permissive.forbid(perl) && !permissive.forbid("int main() {}"));
+        assert!(!Allowed::with(&["GPL-3.0-only".to_owned()]).unwrap().forbid(gpl));
+    }
+
+    #[test]
+    fn further_licences_are_named_by_the_user() {
+        let more = Allowed::with(&["MPL-2.0".to_owned()]).unwrap();
+        assert!(more.permits("MPL-2.0") && more.permits("mit and mpl-2.0") && !more.permits("GPL-3.0"));
+        assert!(!Allowed::default().permits("MPL-2.0"));
+        assert!(!more.forbid("// SPDX-License-Identifier: MPL-2.0"));
+        let error = Allowed::with(&["all of them".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("expected an SPDX identifier"), "{error}");
     }
 
     #[test]

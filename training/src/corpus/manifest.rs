@@ -217,6 +217,7 @@ fn validate_name(language: &str, package: &Package) -> std::result::Result<(), S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::corpus::lock::Lock;
 
     fn parse(text: &str) -> std::result::Result<Manifest, String> {
         let manifest: Manifest = toml::from_str(text).map_err(|e| e.to_string())?;
@@ -260,10 +261,30 @@ mod tests {
     }
 
     #[test]
-    fn shipped_manifests_are_valid() {
-        for name in ["starter.toml", "smoke.toml"] {
+    fn shipped_manifests_are_valid_and_locked() {
+        for name in ["multicoder.toml", "starter.toml", "smoke.toml"] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpora").join(name);
-            Manifest::read(&path).unwrap();
+            let manifest = Manifest::read(&path).unwrap();
+            let lock = Lock::read(&path.with_extension("lock")).unwrap();
+            for PackageOfLanguages { package, .. } in manifest.packages() {
+                assert!(lock.get(package.source, &package.name).is_some(), "{name}: {} is not locked", package.name);
+            }
+            // The unseen language, on which models are measured that never saw it.
+            assert!(!manifest.language.contains_key("julia"), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_corpus_of_the_project_has_many_languages_in_every_split() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpora/multicoder.toml");
+        let manifest = Manifest::read(&path).unwrap();
+        assert!(manifest.language.len() >= 28, "{}", manifest.language.len());
+        let budgets: f64 = manifest.language.values().map(|section| section.budget_mb).sum();
+        assert!(budgets >= 600.0, "{budgets} MB");
+        for (language, section) in &manifest.language {
+            let has = |split| section.packages.iter().any(|package| package.split == split);
+            let divided = has(PackageSplit::Modules);
+            assert!(divided || (has(PackageSplit::Train) && has(PackageSplit::Test)), "{language}");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! MinHash: a short signature whose agreement estimates the Jaccard similarity of two texts' sets of word 5-grams.
 
+use std::io::{Read, Result, Write};
+
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Words of a shingle.
@@ -9,6 +11,8 @@ pub const N_BANDS: usize = 25;
 const N_ROWS: usize = 10;
 /// Hash functions; the last six are in no band and only make the estimate finer.
 pub const N_HASHES: usize = 256;
+/// Bytes of a signature in a file.
+pub const SIGNATURE_BYTES: usize = 4 * N_HASHES;
 /// Pairs at or above this estimated similarity are near-duplicates.
 pub const THRESHOLD: f64 = 0.7;
 
@@ -72,14 +76,37 @@ impl Signature {
     }
 
     /// One hash a band; two texts that share one are compared.
-    pub fn bands(&self) -> impl Iterator<Item = u64> + '_ {
-        self.0.chunks_exact(N_ROWS).take(N_BANDS).map(|rows| {
-            let mut bytes = [0u8; 4 * N_ROWS];
-            for (slot, row) in bytes.chunks_exact_mut(4).zip(rows) {
-                slot.copy_from_slice(&row.to_le_bytes());
-            }
-            xxh3_64(&bytes)
-        })
+    pub fn bands(&self) -> [u64; N_BANDS] {
+        let bytes = self.to_bytes();
+        std::array::from_fn(|band_idx| xxh3_64(&bytes[band_idx * 4 * N_ROWS..][..4 * N_ROWS]))
+    }
+
+    /// The hashes, little-endian.
+    pub fn to_bytes(&self) -> [u8; SIGNATURE_BYTES] {
+        let mut bytes = [0; SIGNATURE_BYTES];
+        for (slot, hash) in bytes.chunks_exact_mut(4).zip(self.0.iter()) {
+            slot.copy_from_slice(&hash.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Writes [`SIGNATURE_BYTES`] bytes.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn write(&self, to: &mut impl Write) -> Result<()> {
+        to.write_all(&self.to_bytes())
+    }
+
+    /// Reads [`SIGNATURE_BYTES`] bytes.
+    ///
+    /// # Errors
+    /// Those of the reader; too few bytes are one.
+    pub fn read(from: &mut impl Read) -> Result<Self> {
+        let mut bytes = [0; SIGNATURE_BYTES];
+        from.read_exact(&mut bytes)?;
+        let hash = |idx: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| bytes[4 * idx + byte]));
+        Ok(Self(Box::new(std::array::from_fn(hash))))
     }
 }
 
@@ -108,10 +135,20 @@ mod tests {
     }
 
     #[test]
+    fn signatures_come_back_from_bytes() {
+        let signature = Signature::of(&text(0..100));
+        let mut bytes = Vec::new();
+        signature.write(&mut bytes).unwrap();
+        assert_eq!(bytes.len(), SIGNATURE_BYTES);
+        assert_eq!(Signature::read(&mut bytes.as_slice()).unwrap(), signature);
+        assert!(Signature::read(&mut &bytes[1..]).is_err());
+    }
+
+    #[test]
     fn similar_texts_share_a_band_and_others_do_not() {
         let shared = |a: &str, b: &str| {
             let (a, b) = (Signature::of(a), Signature::of(b));
-            a.bands().zip(b.bands()).any(|(x, y)| x == y)
+            a.bands().iter().zip(b.bands()).any(|(x, y)| *x == y)
         };
         assert!(shared(&text(0..600), &text(20..620)));
         assert!(!shared(&text(0..600), &text(500..1100)));

@@ -142,9 +142,8 @@ impl Report {
         }
         let _ = writeln!(out, "\n{:20} {:>8} {:>9}", "dropped because", "files", "MB");
         for (reason, count) in by_reason {
-            let name =
-                serde_json::to_value(reason).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
-            let _ = writeln!(out, "{:20} {:>8} {:>9.2}", name.replace('_', " "), count.files, count.bytes as f64 / 1e6);
+            let (name, megabytes) = (reason.name(), count.bytes as f64 / 1e6);
+            let _ = writeln!(out, "{name:20} {:>8} {megabytes:>9.2}", count.files);
         }
     }
 }

@@ -189,15 +189,19 @@ impl ShardWriter {
     }
 }
 
-/// Writes `documents` as one Parquet file at `path`, fast rather than small.
+/// Writes `documents` as one Parquet file at `path`, fast rather than small; one row group of them in memory.
 ///
 /// # Errors
-/// The file cannot be written.
-pub fn write_file(path: &Path, documents: Vec<Document>) -> Result<()> {
+/// The first one among the documents; the file cannot be written.
+pub fn write_file<E: From<Error>>(
+    path: &Path,
+    documents: impl IntoIterator<Item = std::result::Result<Document, E>>,
+) -> std::result::Result<(), E> {
     let mut shard = OpenShard::create(path.to_owned(), 1)?;
     let mut rows = Vec::new();
     let mut row_bytes = 0;
     for document in documents {
+        let document = document?;
         row_bytes += document.text.len();
         rows.push(document);
         if row_bytes >= ROW_GROUP_BYTES {
@@ -209,7 +213,7 @@ pub fn write_file(path: &Path, documents: Vec<Document>) -> Result<()> {
     if !rows.is_empty() {
         shard.write(&rows)?;
     }
-    shard.close()
+    Ok(shard.close()?)
 }
 
 impl OpenShard {

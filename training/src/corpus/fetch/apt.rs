@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::client::{Archive, Wanted, only_file};
-use super::command::output;
+use crate::corpus::command::output;
 use crate::corpus::manifest::{Package, Source};
 use crate::corpus::{Error, Result};
 

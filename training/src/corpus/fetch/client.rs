@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::apt::Apt;
-use super::command::output;
+use crate::corpus::command::output;
 use crate::corpus::manifest::{Package, Source};
-use crate::corpus::{Error, Result};
+use crate::corpus::{Error, Result, archive};
 
 /// An archive that arrived.
 pub(super) struct Archive {
@@ -111,18 +111,12 @@ pub(super) fn only_file(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Unpacks `archive` into the folder `tree`, which is made.
+/// Unpacks the archive of a package into `tree`.
 pub(super) fn unpack(source: Source, archive: &Path, tree: &Path) -> Result<()> {
-    fs::create_dir_all(tree).map_err(Error::io(tree))?;
-    let archive_text = archive.to_string_lossy().into_owned();
-    let tree_text = tree.to_string_lossy().into_owned();
-    let is_zip = archive.extension().is_some_and(|e| e == "whl" || e == "zip");
-    if source == Source::Deb {
-        output("dpkg-deb", &["--extract", &archive_text, &tree_text], tree)?;
-    } else if is_zip {
-        output("python3", &["-m", "zipfile", "-e", &archive_text, &tree_text], tree)?;
-    } else {
-        output("tar", &["-xf", &archive_text, "-C", &tree_text, "--no-same-owner", "--no-same-permissions"], tree)?;
+    if source != Source::Deb {
+        return archive::unpack(archive, tree);
     }
+    fs::create_dir_all(tree).map_err(Error::io(tree))?;
+    output("dpkg-deb", &["--extract", &archive.to_string_lossy(), &tree.to_string_lossy()], tree)?;
     Ok(())
 }

@@ -1,0 +1,273 @@
+//! The report of a corpus as one HTML page with bars by language: `report.html`. No scripts, fonts or network are needed to show it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::corpus::filter::Drop;
+use crate::corpus::manifest::Split;
+use crate::corpus::report::{PackageLine, Report};
+use crate::corpus::stage::Count;
+use crate::corpus::stages::Stages;
+use crate::corpus::{Error, Result};
+
+/// Name of the page in the folder of shards.
+pub const PAGE_NAME: &str = "report.html";
+
+/// Colours of the splits in bars, of [`Split::ALL`].
+const SPLIT_COLOURS: [&str; 3] = ["#D55E00", "#E69F00", "#0072B2"];
+/// Okabe and Ito's colours, told apart by everybody, then lighter ones for what is rarer.
+const REASON_COLOURS: [&str; 10] =
+    ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#7B68A6", "#A0A0A0", "#5F9EA0"];
+
+const STYLE: &str = "
+:root { color-scheme: light dark; --line: #8884; --soft: #888; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+h2 { margin-top: 2.2rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .15rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+td.bar { width: 60%; padding-right: 0; }
+.bar div { display: flex; height: 1.05rem; }
+.bar i { display: block; height: 100%; }
+.tiles { display: flex; flex-wrap: wrap; gap: 2.5rem; margin: 1rem 0; }
+.tiles b { display: block; font-size: 1.7rem; }
+.legend span { margin-right: 1.1rem; white-space: nowrap; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; }
+small, .legend { color: var(--soft); }
+";
+
+/// Writes `dir/report.html`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(dir: &Path, report: &Report, stages: Option<&Stages>) -> Result<()> {
+    let path = dir.join(PAGE_NAME);
+    std::fs::write(&path, render(report, stages)).map_err(Error::io(&path))
+}
+
+/// The page.
+pub fn render(report: &Report, stages: Option<&Stages>) -> String {
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Corpus</title>\n\
+         <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style></head><body>\n<h1>Corpus</h1>\n"
+    );
+    tiles(&mut page, report);
+    kept(&mut page, report);
+    dropped(&mut page, report);
+    reasons(&mut page, report);
+    if let Some(stages) = stages {
+        stage_table(&mut page, stages);
+    }
+    packages(&mut page, report);
+    left_out(&mut page, report);
+    page.push_str("</body></html>\n");
+    page
+}
+
+fn tiles(page: &mut String, report: &Report) {
+    let all = total(report.kept.values().flat_map(BTreeMap::values));
+    let gone = total(report.dropped.values().flat_map(BTreeMap::values));
+    let tiles = [
+        (megabytes(all.bytes), "MB kept".to_owned()),
+        (all.files.to_string(), "files kept".to_owned()),
+        (report.kept.len().to_string(), "languages".to_owned()),
+        (report.packages.len().to_string(), "packages".to_owned()),
+        (megabytes(gone.bytes), format!("MB dropped, {} files", gone.files)),
+        (report.n_masked.to_string(), "files with masked addresses or keys".to_owned()),
+    ];
+    page.push_str("<div class=\"tiles\">");
+    for (number, name) in tiles {
+        let _ = write!(page, "<div><b>{number}</b>{name}</div>");
+    }
+    page.push_str("</div>\n");
+}
+
+fn kept(page: &mut String, report: &Report) {
+    page.push_str("<h2>Kept, by language</h2>\n");
+    legend(page, Split::ALL.iter().zip(SPLIT_COLOURS).map(|(split, colour)| (split.name().to_owned(), colour)));
+    page.push_str("<table><tr><th>language<th><th>train MB<th>valid MB<th>test MB<th>files</tr>\n");
+    let mut rows: Vec<_> = report.kept.iter().map(|(name, splits)| (name, splits, total(splits.values()))).collect();
+    rows.sort_by_key(|(name, _, count)| (std::cmp::Reverse(count.bytes), *name));
+    let most = rows.first().map_or(0, |(_, _, count)| count.bytes);
+    for (name, splits, count) in rows {
+        let bytes = |split: &Split| splits.get(split).map_or(0, |count| count.bytes);
+        let parts =
+            [2, 1, 0].map(|idx| (bytes(&Split::ALL[idx]), SPLIT_COLOURS[idx], Split::ALL[idx].name().to_owned()));
+        let [train, valid, test] = parts.each_ref().map(|(bytes, _, _)| megabytes(*bytes));
+        let bar = bar(&parts, most);
+        let _ = writeln!(
+            page,
+            "<tr><td>{name}<td class=\"bar\">{bar}<td>{train}<td>{valid}<td>{test}<td>{}</tr>",
+            count.files
+        );
+    }
+    page.push_str("</table>\n");
+}
+
+/// The commonest reasons over all languages, with their colours.
+fn reasons_in_colour(report: &Report) -> Vec<(Drop, Count)> {
+    let mut by_reason: BTreeMap<Drop, Count> = BTreeMap::new();
+    for (reason, count) in report.dropped.values().flatten() {
+        by_reason.entry(*reason).or_default().add_all(*count);
+    }
+    let mut by_reason: Vec<(Drop, Count)> = by_reason.into_iter().collect();
+    by_reason.sort_by_key(|(reason, count)| (std::cmp::Reverse(count.bytes), *reason));
+    by_reason
+}
+
+fn dropped(page: &mut String, report: &Report) {
+    page.push_str("<h2>Dropped, by language</h2>\n<p><small>Of all bytes in the language, kept and dropped; by reason.</small></p>\n");
+    let reasons = reasons_in_colour(report);
+    let colour_of = |reason: Drop| {
+        let place = reasons.iter().position(|(other, _)| *other == reason).unwrap_or(0);
+        REASON_COLOURS[place.min(REASON_COLOURS.len() - 1)]
+    };
+    let named = reasons.iter().take(REASON_COLOURS.len() - 1).map(|(reason, _)| (reason.name(), colour_of(*reason)));
+    legend(page, named.chain([("others".to_owned(), REASON_COLOURS[REASON_COLOURS.len() - 1])]));
+    page.push_str("<table><tr><th>language<th><th>dropped<th>MB<th>files</tr>\n");
+    for (name, drops) in report.dropped.iter().filter(|(name, _)| !name.is_empty()) {
+        let gone = total(drops.values());
+        let kept = report.kept.get(name).map_or(0, |splits| total(splits.values()).bytes);
+        let all = gone.bytes + kept;
+        let mut parts: Vec<(u64, &str, String)> = reasons
+            .iter()
+            .filter_map(|(reason, _)| drops.get(reason).map(|count| (count.bytes, colour_of(*reason), reason.name())))
+            .collect();
+        parts.push((kept, "transparent", "kept".to_owned()));
+        let percent = gone.bytes as f64 * 100.0 / all.max(1) as f64;
+        let (bar, megabytes) = (bar(&parts, all), megabytes(gone.bytes));
+        let _ = writeln!(
+            page,
+            "<tr><td>{name}<td class=\"bar\">{bar}<td>{percent:.0} %<td>{megabytes}<td>{}</tr>",
+            gone.files
+        );
+    }
+    page.push_str("</table>\n");
+}
+
+fn reasons(page: &mut String, report: &Report) {
+    page.push_str("<h2>Reasons</h2>\n<table><tr><th>dropped because<th>files<th>MB</tr>\n");
+    for (reason, count) in reasons_in_colour(report) {
+        let _ = writeln!(page, "<tr><td>{}<td>{}<td>{}</tr>", reason.name(), count.files, megabytes(count.bytes));
+    }
+    page.push_str("</table>\n");
+}
+
+fn stage_table(page: &mut String, stages: &Stages) {
+    let _ = writeln!(
+        page,
+        "<h2>Stages</h2>\n<p><small>The last build, {} threads. \"Reused\" was there from an earlier one.</small></p>\n\
+         <table><tr><th>stage<th>seconds<th>done<th>reused<th>read MB<th>kept MB<th>MB/s<th>peak MB of memory</tr>",
+        stages.n_threads
+    );
+    for stage in &stages.stages {
+        let _ = writeln!(
+            page,
+            "<tr><td>{}<td>{:.1}<td>{}<td>{}<td>{}<td>{}<td>{:.1}<td>{}</tr>",
+            stage.name,
+            stage.seconds,
+            stage.n_done,
+            stage.n_reused,
+            megabytes(stage.read.bytes),
+            megabytes(stage.kept.bytes),
+            stage.mb_per_s(),
+            stage.peak_rss_bytes / 1_000_000
+        );
+    }
+    page.push_str("</table>\n");
+}
+
+fn packages(page: &mut String, report: &Report) {
+    let _ = writeln!(page, "<h2>Packages</h2>\n<details><summary>All {}</summary>", report.packages.len());
+    page.push_str("<table><tr><th>package<th>from<th>licence<th>splits<th>languages<th>MB</tr>\n");
+    let count = |line: &PackageLine| total(line.kept.values().flat_map(BTreeMap::values));
+    let mut lines: Vec<_> = report.packages.values().map(|line| (line, count(line))).collect();
+    lines.sort_by_key(|(line, count)| (std::cmp::Reverse(count.bytes), line.package.clone()));
+    for (line, count) in lines {
+        let splits: Vec<&str> = line.kept.keys().map(|split| split.name()).collect();
+        let mut languages: Vec<&str> = line.kept.values().flat_map(BTreeMap::keys).map(String::as_str).collect();
+        languages.sort_unstable();
+        languages.dedup();
+        let (package, licence) = (escape(&line.package), escape(&line.licence));
+        let (splits, languages, megabytes) = (splits.join(", "), languages.join(", "), megabytes(count.bytes));
+        let _ = writeln!(
+            page,
+            "<tr><td>{package}<td>{}<td>{licence}<td>{splits}<td>{languages}<td>{megabytes}</tr>",
+            line.source
+        );
+    }
+    page.push_str("</table></details>\n");
+}
+
+fn left_out(page: &mut String, report: &Report) {
+    if report.forbidden.is_empty() && report.missing.is_empty() {
+        return;
+    }
+    page.push_str("<h2>Left out</h2>\n<ul>\n");
+    for (package, licence) in &report.forbidden {
+        let licence = if licence.is_empty() { "none recognised" } else { licence };
+        let _ = writeln!(page, "<li>{}: licence {}", escape(package), escape(licence));
+    }
+    for package in &report.missing {
+        let _ = writeln!(page, "<li>{}: not fetched", escape(package));
+    }
+    page.push_str("</ul>\n");
+}
+
+/// Parts beside one another, `whole` being as wide as the column.
+fn bar(parts: &[(u64, &str, String)], whole: u64) -> String {
+    let mut bar = "<div>".to_owned();
+    for (bytes, colour, name) in parts.iter().filter(|(bytes, ..)| *bytes > 0) {
+        let width = *bytes as f64 * 100.0 / whole.max(1) as f64;
+        let title = format!("{name}: {} MB", megabytes(*bytes));
+        let _ = write!(bar, "<i style=\"width:{width:.2}%;background:{colour}\" title=\"{title}\"></i>");
+    }
+    bar + "</div>"
+}
+
+fn legend<'a>(page: &mut String, entries: impl Iterator<Item = (String, &'a str)>) {
+    page.push_str("<p class=\"legend\">");
+    for (name, colour) in entries {
+        let _ = write!(page, "<span><i style=\"background:{colour}\"></i>{name}</span>");
+    }
+    page.push_str("</p>\n");
+}
+
+fn total<'a>(counts: impl Iterator<Item = &'a Count>) -> Count {
+    let mut sum = Count::default();
+    counts.for_each(|count| sum.add_all(*count));
+    sum
+}
+
+fn megabytes(bytes: u64) -> String {
+    let megabytes = bytes as f64 / 1e6;
+    if megabytes < 10.0 { format!("{megabytes:.2}") } else { format!("{megabytes:.1}") }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_holds_every_language_reason_and_package() {
+        let mut report = Report::default();
+        let count = Count { files: 3, bytes: 2_500_000 };
+        report.kept.entry("python".to_owned()).or_default().insert(Split::Train, count);
+        report.kept.entry("lua".to_owned()).or_default().insert(Split::Test, Count { files: 1, bytes: 10_000 });
+        report.add_drop("python", Drop::NearDuplicate, 500_000);
+        report.forbidden.push(("pypi/<b>".to_owned(), String::new()));
+        let page = render(&report, Some(&Stages::default()));
+        assert!(page.contains("<td>python") && page.contains("<td>lua") && page.contains("near duplicate"));
+        // Half a megabyte of three was dropped.
+        assert!(page.contains("<td>17 %<td>0.50<td>1</tr>"), "{page}");
+        assert!(page.contains("pypi/&lt;b&gt;: licence none recognised") && !page.contains("<b>:"));
+        // Every bar is at most as wide as its column.
+        let widths = page.split("width:").skip(1).filter_map(|rest| rest.split('%').next()?.trim().parse::<f64>().ok());
+        assert!(widths.into_iter().all(|width| width <= 100.0));
+    }
+}
