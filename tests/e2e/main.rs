@@ -7,6 +7,7 @@
 mod bad_input;
 mod bench;
 mod clients;
+mod corpus;
 mod neovim;
 mod replay;
 mod server;
