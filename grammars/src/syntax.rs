@@ -22,6 +22,9 @@ pub const MAX_TEXT_BYTES: usize = 32 << 20;
 /// Time after which [`SyntaxTree::parse`] gives up.
 pub const PARSE_BUDGET: Duration = Duration::from_secs(5);
 
+/// A budget for what must not depend on the clock: far beyond what any file takes.
+pub const UNHURRIED: Duration = Duration::from_secs(3600);
+
 /// A parsed document together with the text that it was parsed from.
 pub struct SyntaxTree {
     language: LanguageId,

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use multicoder_grammars::syntax::UNHURRIED;
 use multicoder_grammars::{LanguageId, SyntaxTree};
 use serde::{Deserialize, Serialize};
 
@@ -195,7 +196,8 @@ fn check_syntax(text: &str, language: LanguageId) -> Result<(), Drop> {
     if limit >= 1.0 {
         return Ok(());
     }
-    let Some(tree) = SyntaxTree::parse(language, text) else { return Ok(()) };
+    // What is kept must not depend on how busy the machine is.
+    let Some(tree) = SyntaxTree::parse_within(language, text, UNHURRIED) else { return Ok(()) };
     let error_frac = tree.error_bytes() as f64 / text.len().max(1) as f64;
     if error_frac > limit { Err(Drop::SyntaxErrors) } else { Ok(()) }
 }
