@@ -13,8 +13,8 @@ use super::{Error, Result, lines};
 
 /// What is read of a row, and the names under which data sets have it, the likeliest first.
 const FIELDS: [(&str, &[&str]); 5] = [
-    ("text", &["content", "text", "code", "original_string", "source"]),
-    ("path", &["path", "max_stars_repo_path", "file_path", "file_name", "filename"]),
+    ("text", &["content", "text", "original_string", "whole_func_string", "code", "source"]),
+    ("path", &["path", "max_stars_repo_path", "func_path_in_repository", "file_path", "file_name", "filename"]),
     ("package", &["package", "repo_name", "repository_name", "max_stars_repo_name", "repo", "repository"]),
     ("language", &["language", "lang", "programming_language"]),
     ("licence", &["licence", "license", "licenses", "max_stars_repo_licenses", "detected_licenses"]),
@@ -241,6 +241,18 @@ mod tests {
         let columns = Columns::parse(&[text("text=body")]).unwrap();
         let (_dir, path) = written("b.jsonl", "{\"body\": \"z\", \"content\": \"not this\"}\n");
         assert_eq!(records(&path, &columns).unwrap().next().unwrap().unwrap().text, "z");
+    }
+
+    #[test]
+    fn code_search_net_gives_whole_functions_under_its_own_names() {
+        let of_site = r#"{"repo": "a/b", "path": "c.py", "func_name": "f", "original_string": "def f(): 1", "code": "1", "language": "python"}"#;
+        let of_hub = r#"{"repository_name": "a/b", "func_path_in_repository": "c.py", "whole_func_string": "def f(): 1", "func_code_string": "1", "language": "python"}"#;
+        let (_dir, path) = written("a.jsonl", &format!("{of_site}\n{of_hub}\n"));
+        let all: Vec<Record> = records(&path, &Columns::default()).unwrap().map(|record| record.unwrap()).collect();
+        let named =
+            |record: &Record| [&record.package, &record.path, &record.text, &record.language].map(String::clone);
+        assert_eq!(named(&all[0]), ["a/b", "c.py", "def f(): 1", "python"]);
+        assert_eq!(all[0], all[1]);
     }
 
     #[test]
