@@ -1,6 +1,7 @@
 //! Packages in, Parquet shards out: named packages are fetched through the ordinary clients, then filtered, masked,
 //! de-duplicated, split by package and capped: `manifest` → `fetch` (`licence`, `lock`) → `input` → `stage` (`walk` or `dataset`,
-//! `filter`, `mask`, `decontaminate`) → `build` (`minhash`, `dedup`, `budget`) → `report`.
+//! `filter`, `mask`, `decontaminate`) → `build` (`minhash`, `dedup`, `budget`) → `report`. `order` puts the files of a package in the order of
+//! their imports.
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,7 @@ pub mod lock;
 pub mod manifest;
 pub mod mask;
 pub mod minhash;
+pub mod order;
 pub mod report;
 pub mod stage;
 pub mod walk;
