@@ -172,8 +172,8 @@ mod tests {
 
     fn run(lm: &CodeLm, generator: &mut Generator, text: &str, cancelled: &dyn Fn() -> bool) -> Result<Generated> {
         let tokenizer = toy();
-        let budget = PromptBudget { max_tokens: 40, suffix_tokens: 10 };
-        let prompt = prompt(&tokenizer, Some("lua"), text, "\nend", &budget)?;
+        let budget = PromptBudget { max_tokens: 40, suffix_tokens: 10, snippet_tokens: 0 };
+        let prompt = prompt(&tokenizer, Some("lua"), &[], text, "\nend", &budget)?;
         let options = GenerateOptions { max_new_tokens: 8 };
         generator.generate(lm, &tokenizer, &prompt, Some("lua"), &options, &mut |_| false, cancelled)
     }

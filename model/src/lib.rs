@@ -49,7 +49,7 @@ pub use config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE};
 pub use copy::CopyConfig;
 pub use error::{Error, Result};
 pub use exchange::ExpertExchange;
-pub use fim::{Prompt, PromptBudget};
+pub use fim::{Prompt, PromptBudget, Snippet};
 pub use generate::{Finish, GenerateOptions, Generated, Generator};
 pub use gradients::Gradients;
 pub use lm::{Batch, CodeLm, IGNORE_ID};

@@ -91,7 +91,8 @@ fn sequences_cut_at_syntax_nodes_hold_the_whole_text() {
         let cuts: Vec<_> = tree.node_spans(8).collect();
         assert!(!cuts.is_empty(), "{}: no node of 8 bytes", sample.path.display());
         for cut in cuts.into_iter().step_by(17) {
-            let ids = fim::sequence(&tokenizer, Some(sample.language.name()), &sample.text, Some(cut.clone())).unwrap();
+            let ids =
+                fim::sequence(&tokenizer, Some(sample.language.name()), &[], &sample.text, Some(cut.clone())).unwrap();
             assert_eq!(ids.first().copied(), tokenizer.language_token(sample.language.name()));
             let middle = ids.iter().position(|&id| id == fim.middle).unwrap();
             let (suffix, rest) = (tokenizer.decode(&ids[..middle]), tokenizer.decode(&ids[middle..]));
@@ -104,12 +105,12 @@ fn sequences_cut_at_syntax_nodes_hold_the_whole_text() {
 fn a_prompt_and_its_healing_spell_the_prefix() {
     let samples = samples();
     let tokenizer = tokenizer(&samples);
-    let budget = PromptBudget { max_tokens: 160, suffix_tokens: 40 };
+    let budget = PromptBudget { max_tokens: 160, suffix_tokens: 40, snippet_tokens: 0 };
     for sample in &samples {
         let carets = sample.text.char_indices().map(|(offset, _)| offset).step_by(61);
         for caret in carets {
             let (prefix, suffix) = sample.text.split_at(caret);
-            let prompt = fim::prompt(&tokenizer, Some(sample.language.name()), prefix, suffix, &budget).unwrap();
+            let prompt = fim::prompt(&tokenizer, Some(sample.language.name()), &[], prefix, suffix, &budget).unwrap();
             assert!(prompt.ids.len() <= budget.max_tokens, "{} at {caret}", sample.path.display());
             let middle = prompt.ids.iter().position(|id| tokenizer.special().fim.is_some_and(|fim| *id == fim.middle));
             let after = &prompt.ids[middle.map_or(0, |at| at + 1)..];

@@ -23,6 +23,7 @@ pub mod lock;
 pub mod manifest;
 pub mod mask;
 pub mod minhash;
+pub mod order;
 mod progress;
 pub mod report;
 mod spill;

@@ -146,8 +146,8 @@ fn fit_copy(lm: &mut CodeLm, tokenizer: &Tokenizer, shards: &Path) -> Result<()>
 }
 
 fn prompt_ids(tokenizer: &Tokenizer, language: Option<&str>, text: &str) -> Result<Vec<u32>> {
-    let budget = PromptBudget { max_tokens: 96, suffix_tokens: 0 };
-    Ok(fim::prompt(tokenizer, language, text, "", &budget)?.ids)
+    let budget = PromptBudget { max_tokens: 96, suffix_tokens: 0, snippet_tokens: 0 };
+    Ok(fim::prompt(tokenizer, language, &[], text, "", &budget)?.ids)
 }
 
 /// Pairs for no language and for languages spread over the model's, so that several experts answer.

@@ -5,8 +5,11 @@ use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use multicoder_grammars::LanguageId;
+
 use super::judge::KeptFile;
 use super::minhash::Signature;
+use super::order::imports_first;
 use super::stage::StagedFile;
 use super::{Error, Result};
 use crate::data::shard::{ShardReader, write_file};
@@ -14,7 +17,8 @@ use crate::data::shard::{ShardReader, write_file};
 /// Bytes of text that one input holds in memory.
 pub(super) const HELD_BYTES: u64 = 128 << 20;
 
-/// Takes files in any order and writes them ordered by path.
+/// Takes files in any order and writes them ordered: by path, and, while all of an input fits in memory, the files of a package
+/// with imports before their users.
 pub(super) struct Spill {
     parquet: PathBuf,
     held: Vec<KeptFile>,
@@ -55,7 +59,7 @@ impl Spill {
     pub(super) fn finish(mut self) -> Result<Vec<StagedFile>> {
         self.held.sort_by(|a, b| a.file.path.cmp(&b.file.path));
         if self.runs.is_empty() {
-            return write(&self.parquet, self.held.into_iter().map(Ok));
+            return write(&self.parquet, users_last(self.held).into_iter().map(Ok));
         }
         let mut readers = self.runs.iter_mut().map(RunReader::open).collect::<Result<Vec<_>>>()?;
         let mut rest = self.held.into_iter().peekable();
@@ -77,6 +81,27 @@ impl Spill {
         }
         Ok(files)
     }
+}
+
+/// The files of each package, which lie together, with imports before their users.
+fn users_last(files: Vec<KeptFile>) -> Vec<KeptFile> {
+    let mut ordered = Vec::with_capacity(files.len());
+    let mut files = files.into_iter().peekable();
+    while let Some(first) = files.next() {
+        let mut package = vec![first];
+        while let Some(next) = files.next_if(|next| next.document.package == package[0].document.package) {
+            package.push(next);
+        }
+        let described: Option<Vec<(&str, &str, LanguageId)>> = package.iter().map(description).collect();
+        let order = described.map_or_else(|| (0..package.len()).collect(), |described| imports_first(&described));
+        let mut package: Vec<Option<KeptFile>> = package.into_iter().map(Some).collect();
+        ordered.extend(order.into_iter().filter_map(|idx| package[idx].take()));
+    }
+    ordered
+}
+
+fn description(kept: &KeptFile) -> Option<(&str, &str, LanguageId)> {
+    Some((&kept.document.path, &kept.document.text, LanguageId::by_name(&kept.file.language)?))
 }
 
 /// Path of the signatures of a stage file.
@@ -160,6 +185,25 @@ mod tests {
         let signatures = fs::read(signatures_path(&parquet)).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "runs are removed");
         (files.into_iter().map(|file| file.path).collect(), documents, signatures)
+    }
+
+    #[test]
+    fn imports_come_before_their_users_within_a_package() {
+        let file = |package: &str, path: &str, text: &str| {
+            let mut kept = kept(1);
+            kept.file.path = format!("{package}/{path}");
+            kept.document =
+                Document { text: text.into(), path: path.into(), package: package.into(), ..Document::default() };
+            kept
+        };
+        let files = vec![
+            file("one", "one/app.py", "from one.shapes import Circle\n"),
+            file("one", "one/shapes.py", "class Circle:\n    pass\n"),
+            file("two", "two/a.py", "import two.b\n"),
+            file("two", "two/b.py", "x = 1\n"),
+        ];
+        let order: Vec<String> = users_last(files).into_iter().map(|kept| kept.document.path).collect();
+        assert_eq!(order, ["one/shapes.py", "one/app.py", "two/b.py", "two/a.py"]);
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl Packer {
             let whole = text.len() == rest.len();
             let cut = if fim_piece { fim_cut(text, texts, &self.config, rng) } else { None };
             let is_fim = cut.is_some();
-            let mut ids = fim::sequence(&self.tokenizer, tag, text, cut)?;
+            let mut ids = fim::sequence(&self.tokenizer, tag, &[], text, cut)?;
             let ends = is_fim || (whole && texts.ends_document(window));
             if !ends {
                 // Text goes on after this piece: the end-of-text token would be a lie.

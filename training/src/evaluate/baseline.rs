@@ -196,8 +196,8 @@ impl Scorer<'_> {
     }
 
     fn line(&self, before: &str, truth: &str, vocabulary: &[u32], max_new_tokens: usize) -> Result<LineScore> {
-        let budget = PromptBudget { max_tokens: LINE_PREFIX_TOKENS, suffix_tokens: 0 };
-        let prompt = fim::prompt(self.tokenizer, None, before, "", &budget)?;
+        let budget = PromptBudget { max_tokens: LINE_PREFIX_TOKENS, suffix_tokens: 0, snippet_tokens: 0 };
+        let prompt = fim::prompt(self.tokenizer, None, &[], before, "", &budget)?;
         let mut predictor = self.mixture().start();
         let special = self.tokenizer.special().end_of_text;
         prompt.ids.iter().filter(|&&id| id != special).for_each(|&id| {

@@ -119,8 +119,8 @@ impl Completer<'_> {
         let max_new_tokens = self.options.max_line_tokens;
         let max_tokens = self.lm.config().context_tokens.saturating_sub(max_new_tokens).max(1);
         let suffix_tokens = if after.is_empty() { 0 } else { self.options.suffix_tokens.min(max_tokens / 2) };
-        let budget = PromptBudget { max_tokens, suffix_tokens };
-        let prompt = fim::prompt(self.tokenizer, Some(self.language), before, after, &budget)?;
+        let budget = PromptBudget { max_tokens, suffix_tokens, snippet_tokens: 0 };
+        let prompt = fim::prompt(self.tokenizer, Some(self.language), &[], before, after, &budget)?;
         let n_healed = prompt.heal.len();
         let options = GenerateOptions { max_new_tokens };
         let mut at_line_end = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| new.contains(&b'\n'));
