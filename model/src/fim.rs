@@ -2,6 +2,8 @@
 //!
 //! Suffix first, so that a keystroke appends to the prompt and the cache stays valid (Bavarian et al. 2022, arXiv 2207.14255, §3, SPM):
 //! `<|lang:X|><|fim_prefix|><|fim_suffix|>SUFFIX<|fim_middle|>PREFIX MIDDLE<|endoftext|>`; with no suffix `<|lang:X|>TEXT<|endoftext|>`.
+//! A blank suffix is none ([`has_suffix`]): a caret at the end of a file gives the plain layout, and so does a training piece that is cut
+//! at the end of its text.
 //! Prefix and middle are tokenized as one text; at the caret the last token is withdrawn and its bytes are healed.
 
 use std::ops::Range;
@@ -26,9 +28,14 @@ pub struct Prompt {
     pub heal: Vec<u8>,
 }
 
+/// Whether the text after the caret is worth the layout of fill in the middle, in training and in serving.
+pub fn has_suffix(suffix: &str) -> bool {
+    !suffix.trim().is_empty()
+}
+
 /// A training sequence: `text` with its `cut` (a byte range) as the middle, or plain.
 ///
-/// A cut that lies off a character boundary or outside the text is ignored.
+/// A cut that lies off a character boundary or outside the text, or that has a blank suffix, is ignored.
 pub fn sequence(
     tokenizer: &Tokenizer,
     language: Option<&str>,
@@ -37,7 +44,7 @@ pub fn sequence(
 ) -> Result<Vec<u32>> {
     let mut ids = Vec::with_capacity(text.len() / 3 + 8);
     ids.extend(language.and_then(|name| tokenizer.language_token(name)));
-    let end = cut.map(|cut| cut.end).filter(|&end| text.is_char_boundary(end));
+    let end = cut.map(|cut| cut.end).filter(|&end| text.get(end..).is_some_and(has_suffix));
     match (end, tokenizer.special().fim) {
         (Some(end), Some(fim)) => {
             ids.extend([fim.prefix, fim.suffix]);
@@ -64,7 +71,7 @@ pub fn prompt(
 ) -> Result<Prompt> {
     let mut ids = Vec::new();
     ids.extend(language.and_then(|name| tokenizer.language_token(name)));
-    let fim = tokenizer.special().fim.filter(|_| budget.suffix_tokens > 0 && !suffix.trim().is_empty());
+    let fim = tokenizer.special().fim.filter(|_| budget.suffix_tokens > 0 && has_suffix(suffix));
     if let Some(fim) = fim {
         ids.extend([fim.prefix, fim.suffix]);
         let mut suffix_ids = tokenizer.encode(head(suffix, budget.suffix_tokens * 8))?;
@@ -135,6 +142,23 @@ mod tests {
         assert_eq!(tokenizer.decode(&ids[3..middle]), &text[13..]);
         assert_eq!(tokenizer.decode(&ids[middle + 1..ids.len() - 1]), &text[..13]);
         assert_eq!(*ids.last().unwrap(), tokenizer.special().end_of_text);
+    }
+
+    #[test]
+    fn a_blank_suffix_gives_the_plain_layout_in_training_and_in_serving() {
+        let tokenizer = toy();
+        let budget = PromptBudget { max_tokens: 64, suffix_tokens: 16 };
+        let fim = tokenizer.special().fim.unwrap();
+        for suffix in ["", "\n", "  \n\n", "\nend"] {
+            let prompt = prompt(&tokenizer, Some("lua"), "x = 1\n", suffix, &budget).unwrap().ids;
+            let text = format!("x = 1\n{suffix}");
+            let sequence = sequence(&tokenizer, Some("lua"), &text, Some(2..6)).unwrap();
+            assert_eq!(
+                [&prompt, &sequence].map(|ids| ids.contains(&fim.suffix)),
+                [has_suffix(suffix); 2],
+                "{suffix:?}"
+            );
+        }
     }
 
     #[test]
