@@ -240,7 +240,8 @@ impl Stream {
         let rest = window.rest(self.cursor.offset);
         let with_tag = !rng.chance(data.tag_dropout_frac);
         let is_fim = rng.chance(data.fim_frac);
-        let snippet_tokens = if rng.chance(data.snippet_frac) { room / 4 } else { 0 };
+        // At most a quarter of the sequence; what is left of it goes to text by half at least.
+        let snippet_tokens = if rng.chance(data.snippet_frac) { (data.sequence_tokens / 4).min(room / 2) } else { 0 };
         let wanted = if is_fim { fim_tokens(room, rng) } else { room };
         let frame_tokens = if is_fim { FIM_FRAME_TOKENS } else { FRAME_TOKENS };
         let max_tokens = wanted.min(room - snippet_tokens).saturating_sub(frame_tokens);

@@ -21,6 +21,8 @@ const QUERY_TOKENS: usize = 128;
 const MAX_SNIPPETS: usize = 3;
 /// The most tokens of a snippet.
 const MAX_SNIPPET_TOKENS: usize = 256;
+/// What of the room for snippets is left to the first one's path and the separators.
+const PATH_TOKENS: usize = 16;
 /// Ranked matches that the snippets are taken of: the best ones may not fit.
 const N_MATCHES: usize = 8;
 
@@ -204,7 +206,7 @@ impl Maker<'_> {
         let caret = 1 + rng.below(ids.len());
         let query = &ids[caret.saturating_sub(QUERY_TOKENS)..caret.min(ids.len())];
         let Texts { vocabulary, .. } = self.texts;
-        let max_tokens = ask.snippet_tokens.min(MAX_SNIPPET_TOKENS);
+        let max_tokens = ask.snippet_tokens.saturating_sub(PATH_TOKENS).min(MAX_SNIPPET_TOKENS);
         let found = retrieve::matches(&self.own().tokens, vocabulary, ask.document, query, max_tokens, N_MATCHES);
         let mut snippets = Vec::new();
         // The separators before each snippet and after the last, and the line end of each path, are counted by `n_tokens`.
