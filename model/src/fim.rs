@@ -2,6 +2,8 @@
 //!
 //! Suffix first, so that a keystroke appends to the prompt and the cache stays valid (Bavarian et al. 2022, arXiv 2207.14255, §3, SPM):
 //! `<|lang:X|><|fim_prefix|><|fim_suffix|>SUFFIX<|fim_middle|>PREFIX MIDDLE<|endoftext|>`; with no suffix `<|lang:X|>TEXT<|endoftext|>`.
+//! A blank suffix is none ([`has_suffix`]): a caret at the end of a file gives the plain layout, and so does a training piece that is cut
+//! at the end of its text.
 //! Prefix and middle are tokenized as one text; at the caret the last token is withdrawn and its bytes are healed.
 //!
 //! Snippets of other files of the project stand directly after the language, the best one last:
@@ -48,9 +50,14 @@ pub fn snippet_ids(tokenizer: &Tokenizer, snippets: &[Snippet<'_>]) -> Result<Ve
     snippet_ids_within(tokenizer, snippets, usize::MAX)
 }
 
+/// Whether the text after the caret is worth the layout of fill in the middle, in training and in serving.
+pub fn has_suffix(suffix: &str) -> bool {
+    !suffix.trim().is_empty()
+}
+
 /// A training sequence: `snippets`, then `text` with its `cut` (a byte range) as the middle, or plain.
 ///
-/// A cut that lies off a character boundary or outside the text is ignored.
+/// A cut that lies off a character boundary or outside the text, or that has a blank suffix, is ignored.
 ///
 /// # Errors
 /// What the tokenizer says.
@@ -64,7 +71,7 @@ pub fn sequence(
     let mut ids = Vec::with_capacity(text.len() / 3 + 8);
     ids.extend(language.and_then(|name| tokenizer.language_token(name)));
     ids.extend(snippet_ids(tokenizer, snippets)?);
-    let end = cut.map(|cut| cut.end).filter(|&end| text.is_char_boundary(end));
+    let end = cut.map(|cut| cut.end).filter(|&end| text.get(end..).is_some_and(has_suffix));
     match (end, tokenizer.special().fim) {
         (Some(end), Some(fim)) => {
             ids.extend([fim.prefix, fim.suffix]);
@@ -98,7 +105,7 @@ pub fn prompt(
     // From the budget alone: what the suffix really takes would change the first tokens while one types.
     let snippet_tokens = budget.snippet_tokens.min(budget.max_tokens.saturating_sub(budget.suffix_tokens) / 2);
     ids.extend(snippet_ids_within(tokenizer, snippets, snippet_tokens)?);
-    let fim = tokenizer.special().fim.filter(|_| budget.suffix_tokens > 0 && !suffix.trim().is_empty());
+    let fim = tokenizer.special().fim.filter(|_| budget.suffix_tokens > 0 && has_suffix(suffix));
     if let Some(fim) = fim {
         ids.extend([fim.prefix, fim.suffix]);
         let mut suffix_ids = tokenizer.encode(head(suffix, budget.suffix_tokens * 8))?;
@@ -131,11 +138,15 @@ fn snippet_ids_within(tokenizer: &Tokenizer, snippets: &[Snippet<'_>], max_token
         }
         kept.push(ids);
     }
-    if kept.is_empty() {
-        return Ok(Vec::new());
-    }
-    let parts = kept.into_iter().rev().flat_map(|ids| std::iter::once(file_sep).chain(ids));
-    Ok(parts.chain([file_sep]).collect())
+    kept.reverse();
+    Ok(separated(file_sep, kept))
+}
+
+/// The layout of snippets that are tokens already (path, line end, text, line end): `file_sep` before each and after the last; nothing
+/// for none.
+pub fn separated(file_sep: u32, snippets: Vec<Vec<u32>>) -> Vec<u32> {
+    let end = (!snippets.is_empty()).then_some(file_sep);
+    snippets.into_iter().flat_map(|ids| std::iter::once(file_sep).chain(ids)).chain(end).collect()
 }
 
 /// Removes the last token if more text could have made it another token, and returns its bytes.
@@ -191,6 +202,23 @@ mod tests {
         assert_eq!(tokenizer.decode(&ids[3..middle]), &text[13..]);
         assert_eq!(tokenizer.decode(&ids[middle + 1..ids.len() - 1]), &text[..13]);
         assert_eq!(*ids.last().unwrap(), tokenizer.special().end_of_text);
+    }
+
+    #[test]
+    fn a_blank_suffix_gives_the_plain_layout_in_training_and_in_serving() {
+        let tokenizer = toy();
+        let budget = PromptBudget { max_tokens: 64, suffix_tokens: 16 };
+        let fim = tokenizer.special().fim.unwrap();
+        for suffix in ["", "\n", "  \n\n", "\nend"] {
+            let prompt = prompt(&tokenizer, Some("lua"), "x = 1\n", suffix, &budget).unwrap().ids;
+            let text = format!("x = 1\n{suffix}");
+            let sequence = sequence(&tokenizer, Some("lua"), &text, Some(2..6)).unwrap();
+            assert_eq!(
+                [&prompt, &sequence].map(|ids| ids.contains(&fim.suffix)),
+                [has_suffix(suffix); 2],
+                "{suffix:?}"
+            );
+        }
     }
 
     #[test]

@@ -271,6 +271,28 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn lines_are_encoded_each_for_itself() {
+        let tokenizer = toy();
+        let lines = [
+            "def add(a, b):\n",
+            "\n",
+            "    return a + b\r\n",
+            "\t\t x  \n",
+            "  \n",
+            "\r\n",
+            "größe = 10\n",
+            "\r",
+            "print(1)",
+        ];
+        for n in 0..lines.len().pow(3) {
+            let text =
+                [lines[n % lines.len()], lines[n / lines.len() % lines.len()], lines[n / lines.len().pow(2)]].concat();
+            let each: Vec<u32> = text.split_inclusive('\n').flat_map(|line| tokenizer.encode(line).unwrap()).collect();
+            assert_eq!(tokenizer.encode(&text).unwrap(), each, "{text:?}");
+        }
+    }
+
+    #[test]
     fn json_round_trip_keeps_ids() {
         let tokenizer = toy();
         let again = Tokenizer::from_json(&tokenizer.to_json().unwrap()).unwrap();

@@ -60,6 +60,9 @@ pub struct DataConfig {
     pub shards: String,
     /// `tokenizer.json`.
     pub tokenizer: String,
+    /// Folder for the tokenized text, made when it is first needed; empty for `tokens/` in that of the shards.
+    #[serde(default)]
+    pub tokens: String,
     /// Languages to train on; empty for all that the shards and the tokenizer have.
     pub languages: Vec<String>,
     /// Predicted tokens a sequence (L).
@@ -72,10 +75,13 @@ pub struct DataConfig {
     pub language_temperature: f64,
     /// Text is cut into pieces of about this many tokens before it is shuffled.
     pub window_tokens: usize,
-    /// Fraction of pieces trained as fill in the middle.
+    /// Fraction of pieces trained as fill in the middle, of which one in ten ends where its text does and so has the plain layout.
     pub fim_frac: f64,
     /// Largest share of a piece that a suffix may take, in bytes.
     pub fim_suffix_max_frac: f64,
+    /// Fraction of pieces that begin with snippets of other documents of their package, where any are alike.
+    #[serde(default)]
+    pub snippet_frac: f64,
     /// Fraction of pieces without their language token.
     pub tag_dropout_frac: f64,
     /// Whether suffix tokens count in the loss.
@@ -271,6 +277,7 @@ impl RunConfig {
         for (name, value) in [
             ("data.fim_frac", d.fim_frac),
             ("data.fim_suffix_max_frac", d.fim_suffix_max_frac),
+            ("data.snippet_frac", d.snippet_frac),
             ("data.tag_dropout_frac", d.tag_dropout_frac),
             ("schedule.decay_frac", s.decay_frac),
             ("schedule.final_lr_frac", s.final_lr_frac),
@@ -406,6 +413,7 @@ mod tests {
         assert!(error_of("model.n_heads=3").contains("n_kv_heads"));
         assert!(error_of("data.batch_tokens=100").contains("a multiple of data.sequence_tokens"));
         assert!(error_of("data.fim_frac=1.5").contains("expected 0 to 1"));
+        assert!(error_of("data.snippet_frac=-0.1").contains("data.snippet_frac = -0.1: expected 0 to 1"));
         assert!(error_of("n_steps").contains("expected path=value"));
         let token = "model.moe.router={ kind = \"token\" }";
         let mut table = smoke();

@@ -49,6 +49,8 @@ struct Open {
     total: Work,
     /// The newest steps.
     recent: Work,
+    /// Passes over the text of each language, from the start of the run.
+    epochs: Vec<f64>,
     last_validation: Vec<(String, f64)>,
 }
 
@@ -69,8 +71,9 @@ impl Metrics {
         let jsonl = jsonl.with_context(|| path.display().to_string())?;
         let events = EventWriter::create(&folder.join("tensorboard"))?;
         let progress = std::io::stderr().is_terminal().then(|| progress_bar(facts.n_steps, next_step));
-        let (total, recent, last_validation) = (Work::default(), Work::default(), Vec::new());
-        Ok(Metrics(Some(Open { facts, path, jsonl, events, progress, total, recent, last_validation })))
+        let (total, recent) = (Work::default(), Work::default());
+        let (epochs, last_validation) = (Vec::new(), Vec::new());
+        Ok(Metrics(Some(Open { facts, path, jsonl, events, progress, total, recent, epochs, last_validation })))
     }
 
     /// Records one optimizer step of a run of `n_steps`, an end that the clock may have moved.
@@ -84,7 +87,8 @@ impl Metrics {
         open.recent = open.recent.smoothed(work);
         open.record("train", step, step_fields(&open.facts, lr, report), &open.balances(report))?;
         let left_s = n_steps.saturating_sub(step + 1) as f64 * work.n_tokens / open.recent.tokens_per_s();
-        let line = open.recent.line(&open.facts, report.loss, left_s);
+        open.epochs.clone_from(&report.epochs);
+        let line = open.recent.line(&open.facts, report.loss, most(&report.epochs), left_s);
         match &open.progress {
             Some(bar) => {
                 bar.set_length(n_steps);
@@ -140,6 +144,7 @@ impl Metrics {
         }
         if open.total.n_tokens > 0.0 {
             eprintln!("{}", open.total.summary(&open.facts));
+            eprintln!("{}", epochs_line(&open.facts.languages, &open.epochs));
         }
         validation_lines(&open.last_validation).iter().for_each(|line| eprintln!("{line}"));
         self.flush()
@@ -153,9 +158,10 @@ impl Open {
             match (value.as_f64(), value.as_object()) {
                 (Some(value), _) => self.events.scalar(&format!("{kind}/{name}"), step, value as f32)?,
                 // By language: one curve each.
-                (None, Some(values)) if name == LOSS_BY_LANGUAGE => {
+                (None, Some(values)) => {
+                    let Some((_, curve)) = CURVES_BY_LANGUAGE.iter().find(|(field, _)| field == name) else { continue };
                     for (language, value) in values.iter().filter_map(|(name, value)| Some((name, value.as_f64()?))) {
-                        self.events.scalar(&format!("{kind}/loss/{language}"), step, value as f32)?;
+                        self.events.scalar(&format!("{kind}/{curve}/{language}"), step, value as f32)?;
                     }
                 }
                 _ => {}
@@ -182,8 +188,8 @@ impl Open {
     }
 }
 
-/// The field with the loss of each language.
-const LOSS_BY_LANGUAGE: &str = "loss_by_language";
+/// The fields by language that are curves, and what these are called.
+const CURVES_BY_LANGUAGE: [(&str, &str); 2] = [("loss_by_language", "loss"), ("epochs_by_language", "epochs")];
 
 /// The line of a step. Nothing in it is smoothed.
 fn step_fields(facts: &Facts, lr: f64, report: &StepReport) -> Map<String, Value> {
@@ -195,9 +201,11 @@ fn step_fields(facts: &Facts, lr: f64, report: &StepReport) -> Map<String, Value
             ((name.clone(), json!(loss)), (name.clone(), json!(language.n_counted)))
         })
         .unzip();
+    let epochs: Map<String, Value> =
+        facts.languages.iter().zip(&report.epochs).map(|(name, epochs)| (name.clone(), json!(epochs))).collect();
     let fields = json!({
         "loss": report.loss, "aux_loss": report.aux_loss, "grad_norm": report.grad_norm, "lr": lr,
-        LOSS_BY_LANGUAGE: losses, "counted_by_language": counted,
+        "loss_by_language": losses, "counted_by_language": counted, "epochs_by_language": epochs,
         "n_tokens": report.n_tokens, "n_counted": report.n_counted, "elapsed_s": report.elapsed_s,
         "tokens_per_s": work.tokens_per_s(), "flops_per_s": work.flops_per_s(facts), "mfu": work.mfu(facts),
         "peak_flops": facts.peak.as_ref().map(|peak| peak.flops_per_s),
@@ -207,6 +215,17 @@ fn step_fields(facts: &Facts, lr: f64, report: &StepReport) -> Map<String, Value
         "comm_bytes": report.comm_bytes, "comm_messages": report.comm_messages, "load_E": report.load_E,
     });
     fields.as_object().cloned().unwrap_or_default()
+}
+
+/// The passes over the text of the language that had most.
+fn most(epochs: &[f64]) -> f64 {
+    epochs.iter().copied().fold(0.0, f64::max)
+}
+
+/// The passes over each language's text, for people.
+fn epochs_line(languages: &[String], epochs: &[f64]) -> String {
+    let each: Vec<String> = languages.iter().zip(epochs).map(|(name, epochs)| format!("{name} {epochs:.2}")).collect();
+    format!("epochs of each language: {}", each.join(", "))
 }
 
 /// A validation for people: the averages, then a line for each language.
@@ -303,6 +322,7 @@ mod tests {
             n_tokens: 50,
             elapsed_s: 0.5,
             loader_wait_s: 0.1,
+            epochs: vec![1.25, 0.0, 0.5],
             ..StepReport::default()
         };
         metrics.log_step(0, 10, 1e-3, &report).unwrap();
@@ -310,15 +330,30 @@ mod tests {
         let written = line(&std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap(), 0);
         assert_eq!(written["loss_by_language"], json!({"go": 3.0, "python": 2.0}));
         assert_eq!(written["counted_by_language"], json!({"go": 10, "python": 10}));
+        assert_eq!(written["epochs_by_language"], json!({"go": 1.25, "lua": 0.0, "python": 0.5}));
         for (name, value) in [("tokens_per_s", 100.0), ("flops_per_s", 1e8), ("mfu", 0.1), ("loader_wait_share", 0.2)] {
             assert!((written[name].as_f64().unwrap() - value).abs() < 1e-9 * value, "{name}: {written}");
         }
         let file = dir.path().join("tensorboard").read_dir().unwrap().next().unwrap().unwrap().path();
         let events = String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned();
-        for tag in ["train/loss/go", "train/mfu", "train/load_max/3", "train/load_entropy/1", "train/comm_share"] {
+        for tag in [
+            "train/loss/go",
+            "train/mfu",
+            "train/load_max/3",
+            "train/load_entropy/1",
+            "train/comm_share",
+            "train/epochs/go",
+        ] {
             assert!(events.contains(tag), "{tag}");
         }
         assert!(!events.contains("train/loss/lua") && !events.contains("counted_by_language"));
+    }
+
+    #[test]
+    fn epochs_are_said_of_each_language() {
+        let languages = ["go", "lua"].map(str::to_owned);
+        assert_eq!(epochs_line(&languages, &[1.371, 0.0]), "epochs of each language: go 1.37, lua 0.00");
+        assert_eq!((most(&[1.371, 0.0]), most(&[])), (1.371, 0.0));
     }
 
     #[test]

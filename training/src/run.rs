@@ -335,7 +335,7 @@ fn summary(config: &RunConfig, loader: &Loader, state: &RunState, mesh: &Mesh) -
         "{} documents, {:.1} MB in {} languages; {} parameters, {} active; step {} of {}",
         texts.n_documents(),
         texts.n_bytes() as f64 / 1e6,
-        texts.languages.iter().filter(|texts| texts.n_bytes > 0).count(),
+        texts.languages.iter().filter(|texts| texts.n_bytes() > 0).count(),
         config.model.n_parameters(),
         config.model.n_active_parameters(),
         state.step,
@@ -345,9 +345,9 @@ fn summary(config: &RunConfig, loader: &Loader, state: &RunState, mesh: &Mesh) -
         lines.push(format!(
             "  {:<12} {:>7} files {:>8.2} MB {:>5.2} bytes/token, drawn {:>4.1} %",
             texts.name,
-            texts.documents.len(),
-            texts.n_bytes as f64 / 1e6,
-            texts.bytes_per_token,
+            texts.tokens.n_documents(),
+            texts.n_bytes() as f64 / 1e6,
+            texts.bytes_per_token(),
             prob * 100.0
         ));
     }

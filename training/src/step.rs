@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use multicoder_model::tape::{DeviceTape, Ready, TapeOptions, TrainTape, n_gpus};
-use multicoder_model::{Batch, CodeLm, Gradients};
+use multicoder_model::{Batch, CodeLm, Gradients, UNKNOWN_LANGUAGE};
 
 use crate::data::loader::{Batch as LoadedBatch, Loader};
 use crate::data::packer::Sequence;
@@ -91,8 +91,10 @@ pub struct StepReport {
     pub loss: f64,
     /// Auxiliary losses of the routers, weighted as the tokens are.
     pub aux_loss: f64,
-    /// Loss by language, in the order of the texts; all have a place, also without tokens in this step.
+    /// Loss by language of the rows, in the order of the texts; all have a place, also without tokens in this step.
     pub languages: Vec<LanguageLoss>,
+    /// Passes over the text of each language since the start of the run, this step's included.
+    pub epochs: Vec<f64>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// Share of assignments of each expert, per MoE layer.
@@ -133,6 +135,7 @@ pub fn step(
     let languages = counted_by_language(&batch, options.language_indices.len());
     let mut report = StepReport { n_counted: batch.n_counted, load_E: no_load(lm), languages, ..StepReport::default() };
     report.loader_wait_s = start.elapsed().as_secs_f64();
+    report.epochs = loader.epochs();
     let rows = accumulate(lm, workspace, &batch, mesh, options, &mut report)?;
     let Workspace { tape, gradients } = workspace;
     match tape.device() {
@@ -280,10 +283,16 @@ pub fn to_batch(
     let flat = |ids: fn(&Sequence) -> &Vec<u32>| -> Vec<u32> { sequences.iter().flat_map(ids).copied().collect() };
     let x_BL = Tensor::from_vec(flat(|sequence| &sequence.x_L), (b, l), device)?;
     let y_BL = Tensor::from_vec(flat(|sequence| &sequence.y_L), (b, l), device)?;
-    let language_BL =
-        sequences.iter().flat_map(|sequence| std::iter::repeat_n(language_indices[sequence.language_idx], l)).collect();
+    let language_BL = sequences.iter().flat_map(|sequence| language_L(sequence, language_indices)).collect();
     let start_BL = document_mask.then(|| flat(|sequence| &sequence.start_L));
     Ok(Batch { x_BL, y_BL, language_BL, start_BL })
+}
+
+/// The model's language of each token: that of its region, or the row's where the model does not have it.
+fn language_L(sequence: &Sequence, language_indices: &[u32]) -> impl Iterator<Item = u32> {
+    let of_row = language_indices[sequence.language_idx];
+    let of_region = |idx: &u32| language_indices.get(*idx as usize).filter(|index| **index != UNKNOWN_LANGUAGE);
+    sequence.language_L.iter().map(move |idx| of_region(idx).copied().unwrap_or(of_row))
 }
 
 /// Adds the loss of each row to that of its language. A device gives all rows of a step at its end, the host those of each micro-step.
@@ -311,5 +320,26 @@ fn no_load(lm: &CodeLm) -> Vec<Vec<f32>> {
 fn add_load(sum: &mut [Vec<f32>], load: &[Vec<f32>], share: f32) {
     for (sum, load) in sum.iter_mut().flatten().zip(load.iter().flatten()) {
         *sum += load * share;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::packer::ROW_LANGUAGE;
+
+    #[test]
+    fn tokens_have_the_language_of_their_region_where_the_model_has_it() {
+        let sequence = |language_idx: usize, language_L: &[u32]| {
+            let (x_L, y_L, start_L) = (vec![1, 2, 3], vec![2, 3, 4], vec![0; 3]);
+            Sequence { x_L, y_L, start_L, language_L: language_L.to_vec(), language_idx }
+        };
+        // The model has the first language of the texts at 4, the third at 0, and not the second.
+        let indices = [4, UNKNOWN_LANGUAGE, 0];
+        let rows = [sequence(0, &[ROW_LANGUAGE, 2, 1]), sequence(2, &[0, ROW_LANGUAGE, 9]), sequence(1, &[0, 1, 2])];
+        let batch = to_batch(&rows, &indices, true, &Device::Cpu).unwrap();
+        assert_eq!(batch.language_BL, [4, 0, 4, 4, 0, 0, 4, UNKNOWN_LANGUAGE, 0]);
+        let padding = to_batch(&[rows[0].padding()], &indices, false, &Device::Cpu).unwrap();
+        assert_eq!(padding.language_BL, [4; 3]);
     }
 }

@@ -1,6 +1,5 @@
 //! Validation loss during a run: a fixed set of plain sequences a language, in nats a token and bits a byte.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -8,7 +7,7 @@ use candle_core::Device;
 use multicoder_model::{CodeLm, Tokenizer};
 
 use crate::config::{DataConfig, RunConfig};
-use crate::data::packer::{Cursor, IGNORE_ID, Packer, Sequence};
+use crate::data::packer::{Cursor, IGNORE_ID, PackOptions, Packer, Sequence};
 use crate::data::texts::Texts;
 use crate::parallel::Mesh;
 use crate::step::to_batch;
@@ -30,19 +29,19 @@ struct LanguageSet {
 }
 
 impl ValidationSet {
-    /// Packs the first sequences of `valid/`, without fill in the middle and with language tokens. Independent of the run's seed,
+    /// Packs the first sequences of `valid/`, without fill in the middle and snippets, and with language tokens. Independent of the run's seed,
     /// so that runs can be compared.
     ///
     /// # Errors
     /// Missing or broken shards.
     pub fn load(config: &RunConfig, tokenizer: &Arc<Tokenizer>, indices: &[u32], device: &Device) -> Result<Self> {
-        let data = DataConfig { fim_frac: 0.0, tag_dropout_frac: 0.0, ..config.data.clone() };
-        let texts = Texts::load(Path::new(&data.shards), "valid", &data.languages, tokenizer, data.window_tokens)
-            .context("validation (eval.every_steps = 0 turns it off)")?;
-        let texts = Arc::new(texts);
-        let mut packer = Packer::new(texts.clone(), tokenizer.clone(), &data, 0, Cursor::start(&texts))?;
+        let data = DataConfig { fim_frac: 0.0, snippet_frac: 0.0, tag_dropout_frac: 0.0, ..config.data.clone() };
+        let texts = Texts::open(&data, "valid", tokenizer);
+        let texts = Arc::new(texts.context("validation (eval.every_steps = 0 turns it off)")?);
+        let options = PackOptions { data, seed: 0, ..PackOptions::of(config) };
+        let mut packer = Packer::new(texts.clone(), tokenizer.clone(), options, Cursor::start(&texts))?;
         let mut languages = Vec::new();
-        for (idx, language) in texts.languages.iter().enumerate().filter(|(_, texts)| texts.n_bytes > 0) {
+        for (idx, language) in texts.languages.iter().enumerate().filter(|(_, texts)| texts.n_bytes() > 0) {
             let mut set = LanguageSet { name: language.name.clone(), sequences: vec![], n_tokens: 0, n_bytes: 0 };
             while set.sequences.len() < config.eval.sequences_per_language {
                 let sequence = packer.sequence_of(idx)?;

@@ -8,9 +8,9 @@ use indicatif::ProgressBar;
 use multicoder_model::Tokenizer;
 use multicoder_model::tokenizer::TokenizerOptions;
 
+use crate::data::lines::floor_char;
 use crate::data::packer::balanced_weight;
 use crate::data::shard;
-use crate::data::texts::floor_char;
 use crate::rng::Rng;
 
 /// Arguments of `multicoder tokenizer`.

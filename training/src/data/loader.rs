@@ -1,14 +1,14 @@
 //! Batches for the loop: a thread packs the next one while the current one is trained on; the cursor stays exact all the same.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use multicoder_model::Tokenizer;
+use rayon::ThreadPool;
 
-use super::packer::{Cursor, Packer, Sequence, language_probs};
+use super::packer::{Cursor, PackOptions, Packer, Sequence, language_probs};
 use super::texts::Texts;
 use crate::config::RunConfig;
 
@@ -39,13 +39,12 @@ struct Ahead {
 }
 
 impl Loader {
-    /// Reads the training split into memory and stands at its start.
+    /// Opens the training split, tokenized at its first use, and stands at its start.
     ///
     /// # Errors
-    /// Missing or broken shards, or no text in any of the languages.
+    /// Those of [`Texts::open`].
     pub fn open(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Result<Loader> {
-        let data = &config.data;
-        let texts = Texts::load(Path::new(&data.shards), "train", &data.languages, tokenizer, data.window_tokens)?;
+        let texts = Texts::open(&config.data, "train", tokenizer)?;
         let cursor = Cursor::start(&texts);
         Ok(Loader { texts: Arc::new(texts), tokenizer: tokenizer.clone(), config: config.clone(), cursor, ahead: None })
     }
@@ -63,6 +62,11 @@ impl Loader {
     /// Where the next batch starts: the batches already handed out are behind it, the one prepared ahead is not.
     pub fn cursor(&self) -> &Cursor {
         &self.cursor
+    }
+
+    /// Passes over the text of each language so far.
+    pub fn epochs(&self) -> Vec<f64> {
+        self.cursor.epochs(&self.texts)
     }
 
     /// Continues at `cursor`, which was taken over texts of the given fingerprint.
@@ -95,17 +99,23 @@ impl Loader {
     }
 
     fn start(&self) -> Result<Ahead> {
-        let data = &self.config.data;
         let (texts, tokenizer) = (self.texts.clone(), self.tokenizer.clone());
-        let packer = Packer::new(texts, tokenizer, data, self.config.seed, self.cursor.clone())?;
+        let packer = Packer::new(texts, tokenizer, PackOptions::of(&self.config), self.cursor.clone())?;
         let n_sequences = self.config.batch_sequences();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads()).thread_name(|n| format!("packer {n}"));
+        let pool = pool.build().context("cannot start the threads that pack")?;
         let (sender, batches) = sync_channel(0);
         let thread = std::thread::Builder::new()
             .name("loader".to_owned())
-            .spawn(move || pack(packer, n_sequences, &sender))
+            .spawn(move || pack(packer, n_sequences, &pool, &sender))
             .context("cannot start the packing thread")?;
         Ok(Ahead { batches: Some(batches), thread: Some(thread) })
     }
+}
+
+/// A quarter of the cores. They are not those of the training step: waiting for its own work, that would take up ours.
+fn n_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get() / 4).clamp(1, 8)
 }
 
 impl Drop for Ahead {
@@ -119,9 +129,9 @@ impl Drop for Ahead {
     }
 }
 
-fn pack(mut packer: Packer, n_sequences: usize, sender: &SyncSender<Result<Batch>>) {
+fn pack(mut packer: Packer, n_sequences: usize, pool: &ThreadPool, sender: &SyncSender<Result<Batch>>) {
     loop {
-        let batch = next_batch(&mut packer, n_sequences);
+        let batch = pool.install(|| next_batch(&mut packer, n_sequences));
         let failed = batch.is_err();
         if sender.send(batch).is_err() || failed {
             return;
@@ -130,9 +140,9 @@ fn pack(mut packer: Packer, n_sequences: usize, sender: &SyncSender<Result<Batch
 }
 
 fn next_batch(packer: &mut Packer, n_sequences: usize) -> Result<Batch> {
-    let sequences: Vec<Sequence> = (0..n_sequences).map(|_| packer.next_sequence()).collect::<Result<_>>()?;
+    let sequences = packer.next_sequences(n_sequences)?;
     let n_counted = sequences.iter().map(Sequence::n_counted).sum();
-    Ok(Batch { sequences, n_counted, cursor_after: packer.cursor().clone() })
+    Ok(Batch { sequences, n_counted, cursor_after: packer.cursor() })
 }
 
 #[cfg(test)]
@@ -182,6 +192,11 @@ mod tests {
         (0..n).map(|_| loader.next_batch().unwrap().sequences).collect()
     }
 
+    fn packer(corpus: &Corpus, loader: &Loader, start: Cursor) -> Packer {
+        let options = PackOptions { seed: 1, ..PackOptions::of(&corpus.config) };
+        Packer::new(loader.texts.clone(), corpus.tokenizer.clone(), options, start).unwrap()
+    }
+
     #[test]
     fn a_cursor_continues_exactly_whatever_was_prepared_ahead() {
         let corpus = corpus(&[]);
@@ -219,6 +234,38 @@ mod tests {
     }
 
     #[test]
+    fn a_third_of_the_pieces_begin_with_snippets_that_do_not_count() {
+        let corpus = corpus(&["data.sequence_tokens=256", "data.window_tokens=250", "data.tag_dropout_frac=0"]);
+        let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        let separator = corpus.tokenizer.special().file_sep.unwrap();
+        let (mut n_pieces, mut n_with_snippets) = (0, 0);
+        // The first piece of each sequence has room for them.
+        for sequence in batches(&mut loader, 40).concat() {
+            let end = sequence.start_L.iter().position(|&start| start > 0).unwrap_or(sequence.x_L.len());
+            n_pieces += 1;
+            let Some(last) = (0..end).rev().find(|&l| sequence.x_L[l] == separator) else { continue };
+            n_with_snippets += 1;
+            assert!(last <= 256 / 4, "{last}");
+            assert!(sequence.y_L[..last].iter().all(|&target| target == IGNORE_ID));
+        }
+        let share = f64::from(n_with_snippets) / f64::from(n_pieces);
+        assert!((share - 0.33).abs() < 0.08, "{n_with_snippets} of {n_pieces}");
+    }
+
+    #[test]
+    fn epochs_count_passes_and_their_parts() {
+        let corpus = corpus(&[]);
+        let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        assert_eq!(loader.epochs(), [0.0, 0.0]);
+        batches(&mut loader, 10);
+        let (epochs, cursor) = (loader.epochs(), loader.cursor().clone());
+        for (epochs, cursor) in epochs.iter().zip(&cursor.languages) {
+            assert!((*epochs as u64 == cursor.epoch || epochs.fract() == 0.0) && *epochs > 0.0, "{epochs} {cursor:?}");
+        }
+        assert!(epochs[0] > epochs[1], "the smaller language is passed over more often: {epochs:?}");
+    }
+
+    #[test]
     fn another_corpus_is_refused() {
         let corpus = corpus(&[]);
         let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
@@ -229,11 +276,10 @@ mod tests {
 
     #[test]
     fn plain_sequences_of_an_epoch_hold_every_window_once() {
-        let corpus = corpus(&["data.fim_frac=0", "data.tag_dropout_frac=1"]);
+        let corpus = corpus(&["data.fim_frac=0", "data.snippet_frac=0", "data.tag_dropout_frac=1"]);
         let loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
         let start = loader.cursor().clone();
-        let data = &corpus.config.data;
-        let mut packer = Packer::new(loader.texts.clone(), corpus.tokenizer.clone(), data, 1, start).unwrap();
+        let mut packer = packer(&corpus, &loader, start);
         let mut text = String::new();
         while packer.cursor().languages[0].epoch == 0 {
             let sequence = packer.sequence_of(0).unwrap();
@@ -247,7 +293,8 @@ mod tests {
             lines.dedup();
             lines
         };
-        let all = loader.texts.languages[0].documents.concat();
+        let tokens = &loader.texts.languages[0].tokens;
+        let all = corpus.tokenizer.decode(&tokens.ids(0..tokens.n_tokens()));
         let (seen, all) = (lines_of(&text), lines_of(&all));
         let missing = all.iter().filter(|line| seen.binary_search(line).is_err()).count();
         assert_eq!(missing, 0, "of {} lines", all.len());
@@ -307,8 +354,7 @@ mod tests {
     fn short_epochs_repeat_in_another_order() {
         let corpus = corpus(&[]);
         let loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
-        let (texts, start) = (loader.texts.clone(), loader.cursor().clone());
-        let mut packer = Packer::new(texts, corpus.tokenizer.clone(), &corpus.config.data, 1, start).unwrap();
+        let mut packer = packer(&corpus, &loader, loader.cursor().clone());
         let mut cursors: Vec<LanguageCursor> = Vec::new();
         for _ in 0..60 {
             packer.sequence_of(0).unwrap();

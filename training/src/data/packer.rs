@@ -5,14 +5,18 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use multicoder_model::{Tokenizer, fim};
+use multicoder_model::Tokenizer;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::cut;
-use super::texts::{LanguageTexts, Texts, line_cut};
-use crate::config::DataConfig;
+use super::piece::{Ask, Maker, Piece};
+use super::texts::{LanguageTexts, Texts};
+use crate::config::{DataConfig, RunConfig};
+use crate::parallel::Mode;
 use crate::rng::Rng;
+
+pub use super::piece::ROW_LANGUAGE;
 
 /// Target that does not count in the loss.
 pub const IGNORE_ID: u32 = u32::MAX;
@@ -20,8 +24,10 @@ pub const IGNORE_ID: u32 = u32::MAX;
 const MIN_PIECE_TOKENS: usize = 24;
 /// The shortest fill-in-the-middle piece that is aimed at.
 const SHORTEST_FIM_TOKENS: usize = 64;
-/// Tokens that a piece needs besides its text.
-const FRAME_TOKENS: usize = 6;
+/// Tokens that a plain piece needs besides its text: the language's, and the end of the text.
+const FRAME_TOKENS: usize = 2;
+/// The same of a fill-in-the-middle piece, with what its cut line may grow by when both halves are encoded each for itself.
+const FIM_FRAME_TOKENS: usize = 16;
 
 /// Where the stream of one language stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +36,7 @@ pub struct LanguageCursor {
     pub epoch: u64,
     /// Windows of this epoch's order that are used up.
     pub index: u64,
-    /// Bytes of the next window that are used up.
+    /// Tokens of the next window that are used up.
     pub offset: u64,
 }
 
@@ -48,6 +54,14 @@ impl Cursor {
     pub fn start(texts: &Texts) -> Cursor {
         Cursor { sequence: 0, languages: vec![LanguageCursor::default(); texts.languages.len()] }
     }
+
+    /// Passes over the text of each language so far: 1.37 is once, and 37 % of its windows a second time.
+    pub fn epochs(&self, texts: &Texts) -> Vec<f64> {
+        let epochs = |(cursor, texts): (&LanguageCursor, &LanguageTexts)| {
+            cursor.epoch as f64 + cursor.index as f64 / texts.windows.len().max(1) as f64
+        };
+        self.languages.iter().zip(&texts.languages).map(epochs).collect()
+    }
 }
 
 /// One row of a batch.
@@ -59,6 +73,8 @@ pub struct Sequence {
     pub y_L: Vec<u32>,
     /// Where the piece that each input belongs to begins: what attention may see with `data.document_mask`.
     pub start_L: Vec<u32>,
+    /// Index into [`Texts::languages`] of each input's language, [`ROW_LANGUAGE`] where it is that of the row.
+    pub language_L: Vec<u32>,
     /// Index into [`Texts::languages`].
     pub language_idx: usize,
 }
@@ -72,20 +88,53 @@ impl Sequence {
     /// A sequence of the same length and language of which nothing counts.
     pub fn padding(&self) -> Sequence {
         let l = self.x_L.len();
-        Sequence { x_L: vec![0; l], y_L: vec![IGNORE_ID; l], start_L: vec![0; l], language_idx: self.language_idx }
+        let (x_L, y_L, start_L, language_L) = (vec![0; l], vec![IGNORE_ID; l], vec![0; l], vec![ROW_LANGUAGE; l]);
+        Sequence { x_L, y_L, start_L, language_L, language_idx: self.language_idx }
+    }
+}
+
+/// What decides the sequences besides the texts.
+#[derive(Clone, Debug)]
+pub struct PackOptions {
+    /// How pieces are cut and packed.
+    pub data: DataConfig,
+    /// Of all random draws.
+    pub seed: u64,
+    /// Whether regions of another language inside a text are that language's.
+    pub with_regions: bool,
+}
+
+impl PackOptions {
+    /// Those of the training split of a run.
+    pub fn of(config: &RunConfig) -> PackOptions {
+        // A rank that owns languages has only their experts.
+        let with_regions = config.parallel.mode != Mode::LanguageOwned;
+        PackOptions { data: config.data.clone(), seed: config.seed, with_regions }
     }
 }
 
 /// Makes sequences from texts. Its [`Cursor`] is its only changing state; the orders are derived from it.
 pub struct Packer {
+    source: Source,
+    probs: Vec<f64>,
+    /// Sequences made so far.
+    sequence: u64,
+    streams: Vec<Stream>,
+}
+
+/// What sequences are made of.
+struct Source {
     texts: Arc<Texts>,
     tokenizer: Arc<Tokenizer>,
-    config: DataConfig,
-    seed: u64,
-    probs: Vec<f64>,
-    cursor: Cursor,
-    /// Order of the windows of each language in its current epoch.
-    orders: Vec<Option<(u64, Vec<u32>)>>,
+    options: PackOptions,
+}
+
+/// The text of one language, piece after piece. What one stream gives does not depend on the others.
+struct Stream {
+    language_idx: usize,
+    cursor: LanguageCursor,
+    /// Order of the windows in an epoch, the current one.
+    order: Option<(u64, Vec<u32>)>,
 }
 
 impl Packer {
@@ -93,41 +142,52 @@ impl Packer {
     ///
     /// # Errors
     /// A cursor that does not fit the texts.
-    pub fn new(
-        texts: Arc<Texts>,
-        tokenizer: Arc<Tokenizer>,
-        config: &DataConfig,
-        seed: u64,
-        cursor: Cursor,
-    ) -> Result<Packer> {
+    pub fn new(texts: Arc<Texts>, tokenizer: Arc<Tokenizer>, options: PackOptions, cursor: Cursor) -> Result<Packer> {
         ensure!(
             cursor.languages.len() == texts.languages.len(),
             "data cursor: it has {} languages, the shards have {}",
             cursor.languages.len(),
             texts.languages.len()
         );
-        let probs = language_probs(&texts, config.language_temperature);
-        let orders = vec![None; texts.languages.len()];
-        Ok(Packer { texts, tokenizer, config: config.clone(), seed, probs, cursor, orders })
+        let probs = language_probs(&texts, options.data.language_temperature);
+        let stream = |(language_idx, cursor)| Stream { language_idx, cursor, order: None };
+        let streams = cursor.languages.into_iter().enumerate().map(stream).collect();
+        Ok(Packer { source: Source { texts, tokenizer, options }, probs, sequence: cursor.sequence, streams })
     }
 
     /// Where the next sequence starts.
-    pub fn cursor(&self) -> &Cursor {
-        &self.cursor
+    pub fn cursor(&self) -> Cursor {
+        let languages = self.streams.iter().map(|stream| stream.cursor.clone()).collect();
+        Cursor { sequence: self.sequence, languages }
     }
 
-    /// The next sequence of a language drawn by temperature sampling.
-    pub fn next_sequence(&mut self) -> Result<Sequence> {
-        let language_idx = self.draw_language();
-        let mut rng = self.sequence_rng();
-        self.fill(language_idx, &mut rng)
+    /// The next `n` sequences, their languages drawn by temperature sampling; those of one language are made one after the other, the
+    /// languages at the same time.
+    ///
+    /// # Errors
+    /// A text that cannot be encoded, or tokens that are damaged.
+    pub fn next_sequences(&mut self, n: usize) -> Result<Vec<Sequence>> {
+        let mut turns: Vec<Vec<u64>> = vec![Vec::new(); self.streams.len()];
+        for number in self.sequence..self.sequence + n as u64 {
+            turns[self.draw_language(number)].push(number);
+        }
+        self.sequence += n as u64;
+        let source = &self.source;
+        let make = |(stream, numbers): (&mut Stream, Vec<u64>)| {
+            let sequence = |number: u64| Ok((number, stream.fill(source, number)?));
+            numbers.into_iter().map(sequence).collect::<Result<Vec<_>>>()
+        };
+        let made: Vec<_> = self.streams.par_iter_mut().zip(turns).map(make).collect::<Result<_>>()?;
+        let mut made: Vec<(u64, Sequence)> = made.into_iter().flatten().collect();
+        made.sort_by_key(|(number, _)| *number);
+        Ok(made.into_iter().map(|(_, sequence)| sequence).collect())
     }
 
-    /// The language of the next sequence. Multiples of the golden ratio instead of independent draws: the same shares, but a batch of
+    /// The language of a sequence. Multiples of the golden ratio instead of independent draws: the same shares, but a batch of
     /// a few sequences holds as many different languages as it can, and no language waits long for its turn.
-    fn draw_language(&self) -> usize {
-        let offset = Rng::keyed(self.seed, "language", &[]).next_u64();
-        let point = self.cursor.sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(offset);
+    fn draw_language(&self, number: u64) -> usize {
+        let offset = Rng::keyed(self.source.options.seed, "language", &[]).next_u64();
+        let point = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(offset);
         let mut left = (point >> 11) as f64 / (1u64 << 53) as f64;
         let last = self.probs.iter().rposition(|prob| *prob > 0.0).unwrap_or(0);
         for (language_idx, prob) in self.probs[..last].iter().enumerate() {
@@ -140,97 +200,82 @@ impl Packer {
     }
 
     /// The next sequence of the given language, which must have windows.
+    ///
+    /// # Errors
+    /// As of [`Packer::next_sequences`].
     pub fn sequence_of(&mut self, language_idx: usize) -> Result<Sequence> {
-        let mut rng = self.sequence_rng();
-        self.fill(language_idx, &mut rng)
+        self.sequence += 1;
+        self.streams[language_idx].fill(&self.source, self.sequence - 1)
     }
+}
 
-    fn sequence_rng(&mut self) -> Rng {
-        let rng = Rng::keyed(self.seed, "sequence", &[self.cursor.sequence]);
-        self.cursor.sequence += 1;
-        rng
-    }
-
-    fn fill(&mut self, language_idx: usize, rng: &mut Rng) -> Result<Sequence> {
-        let n_tokens = self.config.sequence_tokens + 1;
-        let mut ids = Vec::with_capacity(n_tokens);
-        let mut counted = Vec::with_capacity(n_tokens);
+impl Stream {
+    /// The sequence of the given number.
+    fn fill(&mut self, source: &Source, number: u64) -> Result<Sequence> {
+        let mut rng = Rng::keyed(source.options.seed, "sequence", &[number]);
+        let n_tokens = source.options.data.sequence_tokens + 1;
+        let mut all = Piece::default();
         let mut start_L = Vec::with_capacity(n_tokens);
-        while ids.is_empty() || n_tokens - ids.len() >= MIN_PIECE_TOKENS {
-            let mut piece = self.next_piece(language_idx, n_tokens - ids.len(), rng)?;
-            piece.truncate(n_tokens - ids.len());
-            counted.extend(self.counted(&piece));
-            start_L.resize(ids.len() + piece.len(), ids.len() as u32);
-            ids.extend(piece);
+        while all.ids.is_empty() || n_tokens - all.ids.len() >= MIN_PIECE_TOKENS {
+            let room = n_tokens - all.ids.len();
+            let mut piece = self.next_piece(source, room, &mut rng)?;
+            piece.truncate(room);
+            start_L.resize(all.ids.len() + piece.ids.len(), all.ids.len() as u32);
+            all.append(piece);
         }
-        start_L.resize(n_tokens, ids.len() as u32);
-        ids.resize(n_tokens, self.tokenizer.special().end_of_text);
-        counted.resize(n_tokens, false);
-        let target = |idx: usize| if counted[idx] { ids[idx] } else { IGNORE_ID };
+        start_L.resize(n_tokens, all.ids.len() as u32);
+        all.pad(n_tokens, source.tokenizer.special().end_of_text);
+        let target = |idx: usize| if all.is_counted[idx] { all.ids[idx] } else { IGNORE_ID };
         let y_L = (1..n_tokens).map(target).collect();
-        ids.pop();
         start_L.pop();
-        Ok(Sequence { x_L: ids, y_L, start_L, language_idx })
+        all.truncate(n_tokens - 1);
+        Ok(Sequence { x_L: all.ids, y_L, start_L, language_L: all.language, language_idx: self.language_idx })
     }
 
-    /// Takes text for at most `room` tokens off the language's stream and makes a piece of it.
-    fn next_piece(&mut self, language_idx: usize, room: usize, rng: &mut Rng) -> Result<Vec<u32>> {
-        let window_idx = self.window_idx(language_idx);
-        let texts = &self.texts.languages[language_idx];
-        let window = texts.windows[window_idx];
-        let cursor = &mut self.cursor.languages[language_idx];
-        let rest = texts.text(window, cursor.offset as usize);
-        let with_tag = !rng.chance(self.config.tag_dropout_frac);
-        let tag = with_tag.then_some(texts.name.as_str());
-        let fim_piece = rng.chance(self.config.fim_frac);
-        let wanted = if fim_piece { fim_tokens(room, rng) } else { room };
-        let mut max_bytes = (wanted.saturating_sub(FRAME_TOKENS) as f64 * texts.bytes_per_token) as usize;
-        for attempt in 0.. {
-            let text = &rest[..line_cut(rest, max_bytes)];
-            let whole = text.len() == rest.len();
-            let cut = if fim_piece { fim_cut(text, texts, &self.config, rng) } else { None };
-            let is_fim = cut.is_some();
-            let mut ids = fim::sequence(&self.tokenizer, tag, &[], text, cut)?;
-            let ends = is_fim || (whole && texts.ends_document(window));
-            if !ends {
-                // Text goes on after this piece: the end-of-text token would be a lie.
-                ids.pop();
-            }
-            if ids.len() <= room || attempt == 3 {
-                if whole {
-                    *cursor = LanguageCursor { epoch: cursor.epoch, index: cursor.index + 1, offset: 0 };
-                } else {
-                    cursor.offset += text.len() as u64;
-                }
-                return Ok(ids);
-            }
-            max_bytes = text.len().min(max_bytes) * room * 9 / (ids.len() * 10);
+    /// Takes text for at most `room` tokens off the stream and makes a piece of it.
+    fn next_piece(&mut self, source: &Source, room: usize, rng: &mut Rng) -> Result<Piece> {
+        let Source { texts, tokenizer, options: PackOptions { data, seed, with_regions } } = source;
+        let own = &texts.languages[self.language_idx];
+        let window = own.windows[self.window_idx(own, *seed)];
+        let rest = window.rest(self.cursor.offset);
+        let with_tag = !rng.chance(data.tag_dropout_frac);
+        let is_fim = rng.chance(data.fim_frac);
+        // At most a quarter of the sequence; what is left of it goes to text by half at least.
+        let snippet_tokens = if rng.chance(data.snippet_frac) { (data.sequence_tokens / 4).min(room / 2) } else { 0 };
+        let wanted = if is_fim { fim_tokens(room, rng) } else { room };
+        let frame_tokens = if is_fim { FIM_FRAME_TOKENS } else { FRAME_TOKENS };
+        let max_tokens = wanted.min(room - snippet_tokens).saturating_sub(frame_tokens);
+        let n_tokens = own.tokens.line_cut(&texts.vocabulary, rest.clone(), max_tokens);
+        let is_whole = n_tokens == rest.len();
+        let ask = Ask {
+            document: window.document as usize,
+            tokens: rest.start..rest.start + n_tokens,
+            ends_document: is_whole && own.ends_document(window),
+            with_tag,
+            is_fim,
+            snippet_tokens,
+            room,
+        };
+        let (language_idx, config, with_regions) = (self.language_idx, data, *with_regions);
+        let piece = Maker { texts, language_idx, tokenizer, config, with_regions }.piece(&ask, rng)?;
+        match is_whole {
+            true => (self.cursor.index, self.cursor.offset) = (self.cursor.index + 1, 0),
+            false => self.cursor.offset += n_tokens as u64,
         }
-        unreachable!("the loop above returns at its fourth attempt")
+        Ok(piece)
     }
 
     /// The window at the cursor; starts the next epoch where one ends.
-    fn window_idx(&mut self, language_idx: usize) -> usize {
-        let texts = &self.texts.languages[language_idx];
-        let cursor = &mut self.cursor.languages[language_idx];
-        if cursor.index as usize >= texts.windows.len() {
+    fn window_idx(&mut self, own: &LanguageTexts, seed: u64) -> usize {
+        let cursor = &mut self.cursor;
+        if cursor.index as usize >= own.windows.len() {
             *cursor = LanguageCursor { epoch: cursor.epoch + 1, index: 0, offset: 0 };
         }
-        let order = &mut self.orders[language_idx];
-        if order.as_ref().is_none_or(|(epoch, _)| *epoch != cursor.epoch) {
-            let key = [xxh3_64(texts.name.as_bytes()), cursor.epoch];
-            *order = Some((cursor.epoch, Rng::keyed(self.seed, "epoch", &key).permutation(texts.windows.len())));
+        if self.order.as_ref().is_none_or(|(epoch, _)| *epoch != cursor.epoch) {
+            let key = [xxh3_64(own.name.as_bytes()), cursor.epoch];
+            self.order = Some((cursor.epoch, Rng::keyed(seed, "epoch", &key).permutation(own.windows.len())));
         }
-        order.as_ref().map_or(0, |(_, order)| order[cursor.index as usize] as usize)
-    }
-
-    /// Which ids of a piece count as targets: text and the end of it, but no structure, whose place is not the model's to guess.
-    fn counted(&self, piece: &[u32]) -> Vec<bool> {
-        let special = self.tokenizer.special();
-        let is_text = |id: u32| id == special.end_of_text || !self.tokenizer.bytes_of(id).is_empty();
-        let middle = special.fim.and_then(|fim| piece.iter().position(|&id| id == fim.middle));
-        let from = middle.filter(|_| !self.config.count_suffix).unwrap_or(0);
-        piece.iter().enumerate().map(|(idx, &id)| idx >= from && is_text(id)).collect()
+        self.order.as_ref().map_or(0, |(_, order)| order[cursor.index as usize] as usize)
     }
 }
 
@@ -241,13 +286,9 @@ fn fim_tokens(room: usize, rng: &mut Rng) -> usize {
     (shortest * (room as f64 / shortest).powf(rng.uniform())) as usize
 }
 
-fn fim_cut(text: &str, texts: &LanguageTexts, config: &DataConfig, rng: &mut Rng) -> Option<std::ops::Range<usize>> {
-    cut::suffix_start(text, texts.grammar, config.fim_suffix_max_frac, rng).map(|end| 0..end)
-}
-
 /// Probability of each language: bytes^(1/T), normalised; 0 for a language without text.
 pub fn language_probs(texts: &Texts, temperature: f64) -> Vec<f64> {
-    let weights: Vec<f64> = texts.languages.iter().map(|texts| balanced_weight(texts.n_bytes, temperature)).collect();
+    let weights: Vec<f64> = texts.languages.iter().map(|texts| balanced_weight(texts.n_bytes(), temperature)).collect();
     let total: f64 = weights.iter().sum();
     weights.iter().map(|weight| weight / total.max(f64::MIN_POSITIVE)).collect()
 }

@@ -15,8 +15,10 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use sha2::{Digest, Sha256};
 
+mod identity;
 mod reader;
 
+pub use identity::{Identity, identity};
 pub use reader::{ShardReader, read_split};
 
 /// Column names in file order.

@@ -1,219 +1,180 @@
-//! The documents of one split in memory, cut at line ends into windows: the unit that is shuffled.
+//! One split of a corpus as tokens, cut at line ends into windows: the unit that is shuffled.
 
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use multicoder_grammars::LanguageId;
 use multicoder_model::Tokenizer;
+use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::shard;
+use super::tokenize::{self, TokenFolder};
+use super::tokens::Tokens;
+use super::vocabulary::Vocabulary;
+use crate::config::DataConfig;
 
-/// Text tokenized per language to learn how many bytes a token has there.
-const SAMPLE_BYTES: usize = 200_000;
-
-/// A stretch of a document, in bytes.
+/// A stretch of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Index into [`LanguageTexts::documents`].
+    /// Number of the document in [`Tokens`].
     pub document: u32,
-    /// First byte, at a line start.
-    pub start: u32,
-    /// One past the last byte.
-    pub end: u32,
+    /// Number of tokens.
+    pub n_tokens: u32,
+    /// First token, at a line start.
+    pub start: u64,
+}
+
+impl Window {
+    /// Its tokens from `offset` after its start.
+    pub fn rest(&self, offset: u64) -> Range<usize> {
+        let n_tokens = u64::from(self.n_tokens);
+        (self.start + offset.min(n_tokens)) as usize..(self.start + n_tokens) as usize
+    }
 }
 
 /// The documents of one language.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct LanguageTexts {
     /// Name as in `multicoder_grammars::LANGUAGES`.
     pub name: String,
     /// Row of the language table, for parse trees.
     pub grammar: Option<LanguageId>,
     /// Whole files.
-    pub documents: Vec<String>,
+    pub tokens: Tokens,
     /// All windows, in document order.
     pub windows: Vec<Window>,
-    /// Bytes of all documents.
-    pub n_bytes: usize,
-    /// Mean bytes of a token, measured on a sample.
-    pub bytes_per_token: f64,
 }
 
 impl LanguageTexts {
-    /// The text of a window from `offset` bytes after its start.
-    pub fn text(&self, window: Window, offset: usize) -> &str {
-        let start = window.start as usize + offset;
-        self.documents[window.document as usize].get(start..window.end as usize).unwrap_or("")
-    }
-
     /// Whether a window reaches the end of its document.
     pub fn ends_document(&self, window: Window) -> bool {
-        window.end as usize == self.documents[window.document as usize].len()
+        window.rest(0).end == self.tokens.document(window.document as usize).end
+    }
+
+    /// Bytes of all documents.
+    pub fn n_bytes(&self) -> usize {
+        self.tokens.text_bytes()
+    }
+
+    /// Mean bytes of a token.
+    pub fn bytes_per_token(&self) -> f64 {
+        self.n_bytes() as f64 / self.tokens.n_tokens().max(1) as f64
     }
 }
 
 /// One split of a corpus.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Texts {
-    /// In the order of the names given to [`Texts::load`]; a language without documents is there, empty.
+    /// In the order of `data.languages`; a language without documents is there, empty.
     pub languages: Vec<LanguageTexts>,
+    /// Of the tokenizer that made the tokens.
+    pub vocabulary: Vocabulary,
     /// Hash of every text and of how it was cut: a cursor is valid for one fingerprint only.
     pub fingerprint: u64,
 }
 
 impl Texts {
-    /// Reads the documents of `split` under `shards` whose language is in `languages`, and cuts windows of about `window_tokens`.
+    /// Opens the tokens of `split`, made where they are not there yet, and cuts windows of about `data.window_tokens`.
     ///
     /// # Errors
-    /// Missing or broken shards; no document in any of the languages.
-    pub fn load(
-        shards: &Path,
-        split: &str,
-        languages: &[String],
-        tokenizer: &Tokenizer,
-        window_tokens: usize,
-    ) -> Result<Texts> {
-        let mut documents: Vec<Vec<String>> = vec![Vec::new(); languages.len()];
-        for document in shard::read_split(shards, split)? {
-            let document = document?;
-            let slot = languages.iter().position(|name| *name == document.language);
-            if let Some(slot) = slot.filter(|_| !document.text.is_empty()) {
-                documents[slot].push(document.text);
-            }
-        }
+    /// Missing or broken shards; a folder of tokens that cannot be written; no document in any of the languages.
+    pub fn open(data: &DataConfig, split: &str, tokenizer: &Tokenizer) -> Result<Texts> {
+        let shards = Path::new(&data.shards);
+        let folder = if data.tokens.is_empty() { shards.join("tokens") } else { PathBuf::from(&data.tokens) };
+        let tokens = tokenize::open(TokenFolder { shards, tokens: &folder, split }, &data.languages, tokenizer)?;
         ensure!(
-            documents.iter().any(|texts| !texts.is_empty()),
+            tokens.iter().any(|tokens| tokens.n_documents() > 0),
             "{}: split `{split}` holds no document in any of: {}",
             shards.display(),
-            languages.join(", ")
+            data.languages.join(", ")
         );
-        let languages = languages.iter().zip(documents).map(|(name, documents)| {
-            language_texts(name, documents, tokenizer, window_tokens).with_context(|| format!("language {name}"))
-        });
-        let languages: Vec<LanguageTexts> = languages.collect::<Result<_>>()?;
-        let fingerprint = fingerprint(&languages);
-        Ok(Texts { languages, fingerprint })
+        let vocabulary = Vocabulary::of(tokenizer);
+        let language = |(name, tokens): (&String, Tokens)| LanguageTexts {
+            windows: windows(&tokens, &vocabulary, data.window_tokens),
+            grammar: LanguageId::by_name(name),
+            name: name.clone(),
+            tokens,
+        };
+        let languages: Vec<LanguageTexts> = data.languages.iter().zip(tokens).map(language).collect();
+        let fingerprint = fingerprint(&languages, data.window_tokens);
+        Ok(Texts { languages, vocabulary, fingerprint })
     }
 
     /// Number of documents in all languages.
     pub fn n_documents(&self) -> usize {
-        self.languages.iter().map(|texts| texts.documents.len()).sum()
+        self.languages.iter().map(|texts| texts.tokens.n_documents()).sum()
     }
 
     /// Bytes in all languages.
     pub fn n_bytes(&self) -> usize {
-        self.languages.iter().map(|texts| texts.n_bytes).sum()
+        self.languages.iter().map(LanguageTexts::n_bytes).sum()
     }
 }
 
-fn language_texts(
-    name: &str,
-    documents: Vec<String>,
-    tokenizer: &Tokenizer,
-    window_tokens: usize,
-) -> Result<LanguageTexts> {
-    let n_bytes = documents.iter().map(String::len).sum();
-    let bytes_per_token = bytes_per_token(&documents, tokenizer)?;
-    let window_bytes = (window_tokens as f64 * bytes_per_token) as usize;
+/// Each cut looks at the tokens before it alone, so that opening does not read the whole text.
+fn windows(tokens: &Tokens, vocabulary: &Vocabulary, window_tokens: usize) -> Vec<Window> {
+    let cut = |document: usize| cut_windows(tokens, document, vocabulary, window_tokens);
+    (0..tokens.n_documents()).into_par_iter().with_min_len(64).flat_map_iter(cut).collect()
+}
+
+fn cut_windows(tokens: &Tokens, document: usize, vocabulary: &Vocabulary, window_tokens: usize) -> Vec<Window> {
+    let Range { mut start, end } = tokens.document(document);
     let mut windows = Vec::new();
-    for (idx, document) in documents.iter().enumerate() {
-        cut_windows(document, idx as u32, window_bytes, &mut windows);
-    }
-    let grammar = LanguageId::by_name(name);
-    Ok(LanguageTexts { name: name.to_owned(), grammar, documents, windows, n_bytes, bytes_per_token })
-}
-
-fn bytes_per_token(documents: &[String], tokenizer: &Tokenizer) -> Result<f64> {
-    let (mut n_bytes, mut n_tokens) = (0, 0);
-    let stride = (documents.len() / 64).max(1);
-    for document in documents.iter().step_by(stride) {
-        let text = &document[..floor_char(document, SAMPLE_BYTES / 16)];
-        n_tokens += tokenizer.encode(text)?.len();
-        n_bytes += text.len();
-        if n_bytes >= SAMPLE_BYTES {
-            break;
-        }
-    }
-    Ok(if n_tokens == 0 { 3.0 } else { n_bytes as f64 / n_tokens as f64 })
-}
-
-fn cut_windows(text: &str, document: u32, window_bytes: usize, windows: &mut Vec<Window>) {
-    let mut start = 0;
-    while start < text.len() {
+    while start < end {
         // A tail shorter than a quarter of a window is not worth a window of its own.
-        let length = if text.len() - start <= window_bytes + window_bytes / 4 {
-            text.len() - start
+        let n_tokens = if end - start <= window_tokens + window_tokens / 4 {
+            end - start
         } else {
-            line_cut(&text[start..], window_bytes)
+            tokens.line_cut(vocabulary, start..end, window_tokens)
         };
-        windows.push(Window { document, start: start as u32, end: (start + length) as u32 });
-        start += length;
+        windows.push(Window { document: document as u32, n_tokens: n_tokens as u32, start: start as u64 });
+        start += n_tokens;
     }
+    windows
 }
 
-/// Length of the longest run of whole lines of at most `max_bytes` at the start of `text`; of a part of a line when the first line is
-/// longer than that. At least one character, so that a caller that loops makes progress.
-pub fn line_cut(text: &str, max_bytes: usize) -> usize {
-    if text.len() <= max_bytes {
-        return text.len();
-    }
-    let head = floor_char(text, max_bytes.max(4));
-    text[..head].rfind('\n').map_or(head, |newline| newline + 1)
-}
-
-/// The largest character boundary of `text` that is at most `at`.
-pub fn floor_char(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len())).rev().find(|&idx| text.is_char_boundary(idx)).unwrap_or(0)
-}
-
-fn fingerprint(languages: &[LanguageTexts]) -> u64 {
+fn fingerprint(languages: &[LanguageTexts], window_tokens: usize) -> u64 {
     let mut hash = Xxh3::new();
+    hash.update(&(window_tokens as u64).to_le_bytes());
     for texts in languages {
+        hash.update(&(texts.name.len() as u64).to_le_bytes());
         hash.update(texts.name.as_bytes());
-        for document in &texts.documents {
-            hash.update(&(document.len() as u64).to_le_bytes());
-            hash.update(document.as_bytes());
-        }
-        hash.update(&(texts.windows.len() as u64).to_le_bytes());
-        hash.update(&texts.bytes_per_token.to_le_bytes());
+        hash.update(&texts.tokens.content().to_le_bytes());
     }
     hash.digest()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tokenize::tests::store;
     use super::*;
 
     #[test]
     fn windows_cover_a_document_and_end_at_lines() {
         let text: String = (0..500).map(|n| format!("let größe_{n} = {n};\n")).collect();
-        let mut windows = Vec::new();
-        cut_windows(&text, 3, 400, &mut windows);
-        assert!(windows.len() > 10);
-        let mut at = 0;
-        for window in &windows {
-            assert_eq!((window.document, window.start), (3, at));
-            assert!(text[..window.end as usize].ends_with('\n'));
-            assert!(window.end - window.start <= 500);
-            at = window.end;
+        let store = store(&["local a = 1\n", &text]);
+        let windows = windows(&store.tokens, &store.vocabulary, 100);
+        assert!(windows.len() > 10 && windows[0].document == 0);
+        let mut at = store.tokens.document(1).start;
+        for window in &windows[1..] {
+            assert_eq!((window.document, window.rest(0).start), (1, at));
+            at = window.rest(0).end;
+            assert!(store.vocabulary.holds_line_end(store.tokens.ids(at - 1..at)[0]));
+            assert!(window.n_tokens <= 125);
         }
-        assert_eq!(at as usize, text.len());
+        assert_eq!(at, store.tokens.n_tokens());
     }
 
     #[test]
     fn a_line_longer_than_a_window_is_cut_at_characters() {
-        let text = "ä".repeat(1000);
-        let mut windows = Vec::new();
-        cut_windows(&text, 0, 101, &mut windows);
-        assert_eq!(windows.last().map(|w| w.end as usize), Some(text.len()));
-        assert!(windows.iter().all(|w| text.is_char_boundary(w.start as usize)));
-    }
-
-    #[test]
-    fn line_cut_always_advances() {
-        assert_eq!(line_cut("abc", 0), 3);
-        assert_eq!(line_cut("abcdefgh", 1), 4);
-        assert_eq!(line_cut("a\nb\nccccc", 5), 4);
+        let store = store(&["ä".repeat(1000).as_str()]);
+        let windows = windows(&store.tokens, &store.vocabulary, 17);
+        assert_eq!(windows.last().map(|window| window.rest(0).end), Some(store.tokens.n_tokens()));
+        assert!(windows.len() > 3);
+        for window in windows {
+            let text: Vec<u8> = store.text_of(window.rest(0));
+            assert!(String::from_utf8(text).is_ok(), "{window:?}");
+        }
     }
 }

@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use multicoder_grammars::LanguageId;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::data::lines::line_cut;
 use crate::data::shard;
-use crate::data::texts::line_cut;
 use crate::rng::Rng;
 
 /// Lexical tokens (words, numbers, single signs) that a line needs to be asked for.

@@ -71,17 +71,19 @@ impl Work {
         self.comm_wait_s / self.elapsed_s
     }
 
-    /// What a terminal shows beside the step's number: with it at most 100 columns.
-    pub(super) fn line(&self, facts: &Facts, loss: f64, left_s: f64) -> String {
+    /// What a terminal shows beside the step's number: with it at most 100 columns. `epochs` are those of the language that had most.
+    pub(super) fn line(&self, facts: &Facts, loss: f64, epochs: f64, left_s: f64) -> String {
         let mut parts = vec![format!("loss {loss:.4}")];
         parts.push(format!("{} tokens/s", compact(self.tokens_per_s())));
         parts.extend(self.mfu(facts).map(|mfu| format!("MFU {}", percent(mfu))));
         if facts.world > 1 {
             parts.push(format!("comm {}", percent(self.comm_share())));
         }
-        if self.loader_wait_share() > SLOW_LOADER {
-            parts.push(format!("loader {}", percent(self.loader_wait_share())));
-        }
+        // A slow loader matters more, and there is no room for both.
+        parts.push(match self.loader_wait_share() > SLOW_LOADER {
+            true => format!("loader {}", percent(self.loader_wait_share())),
+            false => format!("epoch {}", three_digits(epochs)),
+        });
         parts.push(format!("{} left", duration(left_s)));
         parts.join("  ")
     }
@@ -110,10 +112,14 @@ fn compact(value: f64) -> String {
         v if v < 1e9 => (v / 1e6, "M"),
         v => (v / 1e9, "G"),
     };
-    match scaled {
-        s if s < 10.0 => format!("{s:.2}{unit}"),
-        s if s < 100.0 => format!("{s:.1}{unit}"),
-        s => format!("{s:.0}{unit}"),
+    format!("{}{unit}", three_digits(scaled))
+}
+
+fn three_digits(value: f64) -> String {
+    match value {
+        v if v < 9.995 => format!("{v:.2}"),
+        v if v < 99.95 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
     }
 }
 
@@ -173,17 +179,18 @@ mod tests {
 
     #[test]
     fn a_line_says_what_is_unusual_and_fits_100_columns() {
-        let line = work(2.4e6, 1.0).line(&facts(1200), 10.1234, 359_999.0);
+        let line = work(2.4e6, 1.0).line(&facts(1200), 10.1234, 1.0, 359_999.0);
         assert_eq!(line, "loss 10.1234  1.20M tokens/s  MFU 100 %  comm 45 %  loader 50 %  99h59m left");
         assert!(format!("step 100000/100000  {line}").len() <= 100);
-        assert_eq!(work(1800.0, 0.02).line(&facts(1), 2.5, 5.4), "loss 2.5000  900 tokens/s  MFU 90 %  5s left");
+        let line = work(1800.0, 0.02).line(&facts(1), 2.5, 1.371, 5.4);
+        assert_eq!(line, "loss 2.5000  900 tokens/s  MFU 90 %  epoch 1.37  5s left");
     }
 
     #[test]
     fn without_a_peak_there_is_no_utilization() {
         let facts = Facts { peak: None, ..facts(1) };
         assert_eq!(work(1000.0, 0.0).mfu(&facts), None);
-        assert_eq!(work(1800.0, 0.02).line(&facts, 2.5, 5.4), "loss 2.5000  900 tokens/s  5s left");
+        assert_eq!(work(1800.0, 0.02).line(&facts, 2.5, 12.34, 5.4), "loss 2.5000  900 tokens/s  epoch 12.3  5s left");
         assert!(!work(1800.0, 0.02).summary(&facts).contains("MFU"));
     }
 
@@ -191,6 +198,7 @@ mod tests {
     fn numbers_read_well() {
         assert_eq!(["5s", "2m05s", "3h02m"], [duration(5.4), duration(125.0), duration(3.0 * 3600.0 + 130.0)]);
         assert_eq!(["9876", "12.3k", "456k", "4.56M"], [9876.0, 12_345.0, 456_000.0, 4_560_000.0].map(compact));
+        assert_eq!(["0.00", "9.99", "10.0", "100"], [0.0, 9.99, 9.999, 99.96].map(three_digits));
         assert_eq!(["0.4 %", "12 %"], [percent(0.004), percent(0.1234)]);
     }
 
