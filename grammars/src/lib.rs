@@ -8,6 +8,7 @@
 //! - [`syntax`]: the syntax tree of one document and the questions asked of it.
 //! - [`lexical`]: the same questions answered from one line alone.
 //! - [`scope`]: names that are visible at a caret.
+//! - [`regions`]: stretches of a file that are in another language.
 //! - [`docs`]: the table as `docs/languages.md`.
 //!
 //! No tensors and no protocol types are named here; nothing is read from disk.
@@ -16,6 +17,7 @@ pub mod detect;
 pub mod docs;
 pub mod language;
 pub mod lexical;
+pub mod regions;
 pub mod relatives;
 pub mod scope;
 pub mod syntax;
@@ -23,5 +25,6 @@ pub mod table;
 
 pub use detect::{detect, detect_with_prior};
 pub use language::{Language, LanguageId};
+pub use regions::Region;
 pub use syntax::SyntaxTree;
 pub use table::LANGUAGES;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use multicoder_grammars::{LanguageId, SyntaxTree, detect};
+use multicoder_grammars::{LanguageId, SyntaxTree, detect, regions};
 
 /// The sample of a language: the one file in `samples/` whose stem is the language's name.
 pub(crate) fn sample_of(id: LanguageId) -> (PathBuf, String) {
@@ -80,5 +80,22 @@ fn samples_offer_spans_to_cut_and_blocks_to_stand_in() {
             path.display(),
             text.len()
         );
+    }
+}
+
+#[test]
+fn embedded_regions_of_samples_are_sorted_disjoint_and_whole_characters() {
+    for id in languages_with_grammar() {
+        let (path, text) = sample_of(id);
+        // Each sample as itself, and taken for every other language.
+        for language in LanguageId::all() {
+            let mut end = 0;
+            for region in regions::embedded(language, &text) {
+                let what = format!("{} as {language}: {region:?}", path.display());
+                assert!(end <= region.span.start && region.span.start < region.span.end, "{what}");
+                assert!(text.get(region.span.clone()).is_some() && region.language != language, "{what}");
+                end = region.span.end;
+            }
+        }
     }
 }

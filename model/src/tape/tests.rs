@@ -66,6 +66,20 @@ pub(super) fn batch(b: usize, l: usize, mixed: bool) -> Batch {
     }
 }
 
+/// Sequences whose language changes after each `stretch` tokens, also inside of them, with documents; `unknown`: some tokens have none.
+pub(super) fn batch_of_stretches(b: usize, l: usize, stretch: usize, unknown: bool) -> Batch {
+    let language = |i: usize| match (i / stretch) % 4 {
+        3 if unknown => UNKNOWN_LANGUAGE,
+        n => (n % 3) as u32,
+    };
+    Batch { language_BL: (0..b * l).map(language).collect(), ..batch(b, l, true) }
+}
+
+/// Every model with experts, of every router of the table.
+pub(super) fn configs_with_experts() -> impl Iterator<Item = (String, ModelConfig)> {
+    configs().into_iter().filter(|(_, config)| config.moe.is_some())
+}
+
 fn names(lm: &CodeLm) -> Vec<&str> {
     lm.parameters().iter().map(|(name, _)| name.as_str()).collect()
 }
@@ -104,24 +118,65 @@ fn the_tape_equals_autograd_for_every_option() {
     for (name, config) in configs() {
         let lm = model(&config);
         for batch in [batch(2, 20, false), batch(2, 20, true), batch(3, 64, false)] {
-            let expected = lm.loss(&batch, 40.0).unwrap();
-            let mut grads = expected.loss.backward().unwrap();
-            for checkpoint_activations in [false, true] {
-                let (loss, gradients) = gradients(&lm, &batch, TapeOptions { checkpoint_activations });
-                let nll_sum = loss.nll_sum;
-                assert_same_rows(&loss, &expected.nll_B, &name);
-                assert!((nll_sum - expected.nll_sum).abs() < 1e-3, "{name}: loss {nll_sum}, not {}", expected.nll_sum);
-                for (idx, (parameter, var)) in lm.parameters().iter().enumerate() {
-                    let what = format!("{name}, checkpointing {checkpoint_activations}, {parameter}");
-                    let expected = grads.get(var).map(|grad| grad.flatten_all().unwrap().to_vec1::<f32>().unwrap());
-                    match (gradients.get(idx), expected) {
-                        (Some(got), Some(expected)) => assert_close(got, &expected, &what),
-                        (got, expected) => assert_eq!(got.is_some(), expected.is_some(), "{what}: is there one?"),
-                    }
-                }
-            }
-            grads.remove(&lm.parameters()[0].1);
+            assert_equals_autograd(&name, &lm, &batch);
         }
+    }
+}
+
+fn assert_equals_autograd(name: &str, lm: &CodeLm, batch: &Batch) {
+    let expected = lm.loss(batch, 40.0).unwrap();
+    let grads = expected.loss.backward().unwrap();
+    for checkpoint_activations in [false, true] {
+        let (loss, gradients) = gradients(lm, batch, TapeOptions { checkpoint_activations });
+        let nll_sum = loss.nll_sum;
+        assert_same_rows(&loss, &expected.nll_B, name);
+        assert!((nll_sum - expected.nll_sum).abs() < 1e-3, "{name}: loss {nll_sum}, not {}", expected.nll_sum);
+        for (idx, (parameter, var)) in lm.parameters().iter().enumerate() {
+            let what = format!("{name}, checkpointing {checkpoint_activations}, {parameter}");
+            let expected = grads.get(var).map(|grad| grad.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            match (gradients.get(idx), expected) {
+                (Some(got), Some(expected)) => assert_close(got, &expected, &what),
+                (got, expected) => assert_eq!(got.is_some(), expected.is_some(), "{what}: is there one?"),
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_mix_languages_have_the_gradients_of_autograd_on_one_thread_and_on_more() {
+    for (name, config) in configs_with_experts() {
+        let lm = model(&config);
+        // Stretches that experts compute in place, that they are sorted for, and of one token; across the ends of rows.
+        for (stretch, unknown) in [(40, false), (40, true), (7, false), (1, true)] {
+            let batch = batch_of_stretches(4, 60, stretch, unknown);
+            for n_threads in [1, 2] {
+                let what = format!("{name}, stretches of {stretch}, unknown {unknown}, {n_threads} threads");
+                in_pool(n_threads, || assert_equals_autograd(&what, &lm, &batch));
+            }
+        }
+    }
+}
+
+/// Where only the last layer has experts, nothing of a token passes to another after them: in a row of several languages it is what it
+/// would be in a row of its own language alone.
+#[test]
+fn a_token_of_a_mixed_row_meets_the_experts_of_its_own_language() {
+    for router in RouterConfig::all() {
+        let name = router.name();
+        let lm = model(&tiny(Some(router)));
+        let mixed = batch_of_stretches(2, 60, 7, true);
+        let of_language = |language| {
+            let batch = Batch { language_BL: vec![language; 120], ..batch_of_stretches(2, 60, 7, true) };
+            lm.scores(&batch).unwrap().nll_N
+        };
+        let alone = [0, 1, 2, UNKNOWN_LANGUAGE].map(|language| (language, of_language(language)));
+        let got = lm.scores(&mixed).unwrap().nll_N;
+        for (i, language) in mixed.language_BL.iter().enumerate() {
+            let expected = alone.iter().find(|(known, _)| known == language).unwrap().1[i];
+            assert!((got[i] - expected).abs() < 1e-4, "{name}, token {i}: {} and not {expected}", got[i]);
+        }
+        let differ = (0..120).any(|i| (alone[0].1[i] - alone[1].1[i]).abs() > 1e-3);
+        assert_eq!(differ, name.starts_with("pl_"), "{name}: do languages matter?");
     }
 }
 

@@ -161,6 +161,33 @@ fn a_tape_on_a_gpu_equals_the_cpus_for_every_option() {
     every_option_equals_the_cpu("a_tape_on_a_gpu_equals_the_cpus_for_every_option", Place::Gpu);
 }
 
+/// A language for each token: stretches in place, by the library and sorted, across the ends of sequences, some without a language.
+fn rows_that_mix_languages_equal_the_cpu(test: &str, place: Place) {
+    let Some(device) = device(test, place, 32) else { return };
+    for (name, config) in cpu::configs_with_experts() {
+        let lm = rounded(cpu::model(&sized(&config)));
+        if !TrainTape::is_for(&lm) {
+            continue;
+        }
+        let mut tape = CudaTape::with_device(device.clone(), &lm, TapeOptions::default(), &adamw(&lm)).unwrap();
+        // By the library across the end of a sequence, by tiles of rows in place, by tiles of sorted rows.
+        for (stretch, unknown) in [(100, false), (40, false), (7, false), (11, true)] {
+            let what = format!("{place:?}, {name}, stretches of {stretch}, unknown {unknown}");
+            assert_same_gradients(&what, &mut tape, &lm, &cpu::batch_of_stretches(2, 80, stretch, unknown));
+        }
+    }
+}
+
+#[test]
+fn emulated_rows_that_mix_languages_equal_the_cpus() {
+    rows_that_mix_languages_equal_the_cpu("emulated_rows_that_mix_languages_equal_the_cpus", Place::Host);
+}
+
+#[test]
+fn rows_that_mix_languages_on_a_gpu_equal_the_cpus() {
+    rows_that_mix_languages_equal_the_cpu("rows_that_mix_languages_on_a_gpu_equal_the_cpus", Place::Gpu);
+}
+
 /// From the third on a GPU replays a graph: it must read the batch that is there then.
 fn batches_follow_each_other(test: &str, place: Place) {
     let Some(device) = device(test, place, 32) else { return };

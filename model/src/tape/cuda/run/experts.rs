@@ -18,9 +18,10 @@ const LIBRARY_ROWS: usize = if cfg!(test) { 64 } else { 2048 };
 
 /// Whether a plan's stretches are long enough for products of their own; else one launch makes all of them. Of `b` sequences that come
 /// sorted by language there are no more stretches than experts or sequences; the answer is that of the shapes, and no batch changes it.
+/// Sequences that mix languages have more stretches, and shorter ones.
 pub(in super::super) fn uses_library(plan: &HostPlan, b: usize) -> bool {
     let n_experts = plan.load_E.len();
-    let n_stretches = if plan.in_place { n_experts.min(b) } else { n_experts };
+    let n_stretches = if plan.in_place { plan.runs.len().max(n_experts.min(b)) } else { n_experts };
     plan.token_A.len() >= LIBRARY_ROWS * n_stretches.max(1)
 }
 
