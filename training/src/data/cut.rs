@@ -3,14 +3,12 @@
 //! Prefix and middle are tokenized as one text (`multicoder_model::fim`), so the end of the middle is all there is to choose.
 
 use std::ops::Range;
-use std::time::Duration;
 
+use multicoder_grammars::syntax::UNHURRIED;
 use multicoder_grammars::{LanguageId, SyntaxTree};
 
 use crate::rng::Rng;
 
-/// Far beyond what a piece takes: training data must not depend on the clock.
-const PARSE_BUDGET: Duration = Duration::from_secs(3600);
 /// Smaller nodes (single names, punctuation) are not worth a cut of their own.
 const MIN_NODE_BYTES: usize = 4;
 
@@ -73,7 +71,7 @@ fn draw_kind(rng: &mut Rng) -> CutKind {
 }
 
 fn node_ends(text: &str, places: &Range<usize>, language: Option<LanguageId>) -> Vec<usize> {
-    let Some(tree) = language.and_then(|language| SyntaxTree::parse_within(language, text, PARSE_BUDGET)) else {
+    let Some(tree) = language.and_then(|language| SyntaxTree::parse_within(language, text, UNHURRIED)) else {
         return line_ends(text, places);
     };
     let ends = tree.node_spans(MIN_NODE_BYTES).map(|span| span.end);

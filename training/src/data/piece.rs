@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use anyhow::{Result, anyhow};
 use multicoder_grammars::LanguageId;
+use multicoder_grammars::regions::{Region, embedded};
 use multicoder_model::{Tokenizer, fim};
 
 use super::cut;
@@ -241,8 +242,8 @@ impl Maker<'_> {
         let Some(grammar) = self.own().grammar.filter(|_| self.with_regions) else { return Vec::new() };
         let index =
             |language: LanguageId| self.texts.languages.iter().position(|texts| texts.grammar == Some(language));
-        let known = |(span, language)| Some((span, index(language)? as u32));
-        regions_of(grammar, text).into_iter().filter_map(known).collect()
+        let known = |region: Region| Some((region.span, index(region.language)? as u32));
+        embedded(grammar, text).into_iter().filter_map(known).collect()
     }
 }
 
@@ -251,11 +252,6 @@ impl Spelled {
         self.ids.extend(ids);
         self.starts.extend(starts);
     }
-}
-
-/// Spans of another language inside a text of `language`, in order, none inside another.
-fn regions_of(_language: LanguageId, _text: &str) -> Vec<(Range<usize>, LanguageId)> {
-    Vec::new()
 }
 
 /// The language of each token: that of the region in which its first byte lies.
