@@ -1,6 +1,7 @@
 //! Packages in, Parquet shards out: named packages are fetched through the ordinary clients, then filtered, masked,
 //! de-duplicated, split by package and capped: `manifest` → `fetch` (`licence`, `lock`) → `input` → `stage` (`walk` or `dataset`,
-//! `filter`, `mask`, `decontaminate`) → `build` (`minhash`, `dedup`, `budget`) → `report`.
+//! `filter`, `mask`, `decontaminate`) → `build` (`minhash`, `dedup`, `budget`) → `report`. `duplicates` removes near-duplicates from
+//! finished shards, with what `dedup` finds on this machine or the plans of `fusion` on one or many.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,11 @@ pub mod build;
 pub mod dataset;
 pub mod decontaminate;
 pub mod dedup;
+pub mod duplicates;
 pub mod fetch;
 pub mod filter;
+#[cfg(feature = "datafusion")]
+pub mod fusion;
 pub mod input;
 pub mod licence;
 pub mod lines;
@@ -34,6 +38,9 @@ pub enum Error {
     /// A client program failed; the message carries the end of what it printed.
     #[error("{0}")]
     Client(String),
+    /// The engine that runs the plans failed; the message is its own.
+    #[error("plan of near-duplicate removal: {0}")]
+    Plan(String),
     /// Reading or writing shards failed.
     #[error(transparent)]
     Shard(#[from] crate::data::shard::Error),

@@ -1,4 +1,4 @@
-//! `multicoder corpus fetch|build|report`: from a manifest of packages to Parquet shards.
+//! `multicoder corpus fetch|build|dedup|report`: from a manifest of packages to Parquet shards.
 
 use std::path::PathBuf;
 
@@ -11,6 +11,8 @@ use crate::corpus::fetch::{self, FetchOptions, FetchReport};
 use crate::corpus::input::Inputs;
 use crate::corpus::manifest::{Manifest, PackageSplit};
 use crate::corpus::report::Report;
+
+mod dedup;
 
 /// Arguments of `multicoder corpus`.
 #[derive(clap::Args)]
@@ -25,6 +27,8 @@ enum Action {
     Fetch(FetchArgs),
     /// Filter, mask, de-duplicate, split and cap packages and folders into Parquet shards.
     Build(BuildArgs),
+    /// Remove exact and near-duplicates from finished shards, across splits and across builds.
+    Dedup(dedup::DedupArgs),
     /// Print the report of a build again.
     Report(ReportArgs),
 }
@@ -107,6 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.action {
         Action::Fetch(args) => run_fetch(args),
         Action::Build(args) => run_build(args),
+        Action::Dedup(args) => dedup::run(args),
         Action::Report(args) => run_report(args),
     }
 }

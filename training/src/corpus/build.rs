@@ -168,8 +168,8 @@ fn drop_duplicates(rows: &mut [Row], staged: &[Staged], marks: &[Vec<Mark>]) {
         }
     };
     let candidates: Vec<Candidate> = left.iter().map(candidate).collect();
-    for (rank, drop) in left.into_iter().zip(duplicates(&candidates)) {
-        rows[rank].drop = drop;
+    for (rank, removal) in left.into_iter().zip(duplicates(&candidates)) {
+        rows[rank].drop = removal.map(|removal| removal.reason);
     }
 }
 

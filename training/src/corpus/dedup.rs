@@ -17,31 +17,40 @@ pub struct Candidate {
     pub signature: Signature,
 }
 
+/// Why a candidate goes, and what stays in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// [`Drop::ExactDuplicate`] or [`Drop::NearDuplicate`].
+    pub reason: Drop,
+    /// Index of the candidate that stays: the least rank of the cluster.
+    pub kept: usize,
+}
+
 /// For each candidate, why it goes, or `None` when it stays. Exactly one of every cluster stays: the least rank.
-pub fn duplicates(candidates: &[Candidate]) -> Vec<Option<Drop>> {
+pub fn duplicates(candidates: &[Candidate]) -> Vec<Option<Removal>> {
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     order.sort_by_key(|&idx| candidates[idx].rank);
-    let mut drops = vec![None; candidates.len()];
-    let mut seen = HashMap::new();
-    let mut originals = Vec::new();
-    for idx in order {
-        if seen.insert(candidates[idx].text_hash, idx).is_some() {
-            drops[idx] = Some(Drop::ExactDuplicate);
-        } else {
-            originals.push(idx);
-        }
-    }
     // `originals` is in order of rank, so the smaller position is the one that stays.
+    let mut position_of = HashMap::new();
+    let mut originals = Vec::new();
+    for &idx in &order {
+        position_of.entry(candidates[idx].text_hash).or_insert_with(|| {
+            originals.push(idx);
+            originals.len() - 1
+        });
+    }
     let mut clusters = Clusters::new(originals.len());
     for band_idx in 0..super::minhash::N_BANDS {
         join_band(&mut clusters, candidates, &originals, band_idx);
     }
-    for (position, &idx) in originals.iter().enumerate() {
-        if clusters.root(position) != position {
-            drops[idx] = Some(Drop::NearDuplicate);
-        }
+    let mut removals = vec![None; candidates.len()];
+    for idx in order {
+        let position = position_of[&candidates[idx].text_hash];
+        let kept = originals[clusters.root(position)];
+        let reason = if originals[position] == idx { Drop::NearDuplicate } else { Drop::ExactDuplicate };
+        removals[idx] = (kept != idx).then_some(Removal { reason, kept });
     }
-    drops
+    removals
 }
 
 /// Joins all pairs of a bucket that resemble each other; a pair that is of one cluster already is not compared.
@@ -62,16 +71,18 @@ fn join_band(clusters: &mut Clusters, candidates: &[Candidate], originals: &[usi
 }
 
 /// Union-find whose root is the smallest member.
-struct Clusters {
+pub(super) struct Clusters {
     parent: Vec<usize>,
 }
 
 impl Clusters {
-    fn new(n: usize) -> Self {
+    /// `n` clusters of one member each.
+    pub(super) fn new(n: usize) -> Self {
         Self { parent: (0..n).collect() }
     }
 
-    fn root(&mut self, mut member: usize) -> usize {
+    /// The smallest member of the cluster.
+    pub(super) fn root(&mut self, mut member: usize) -> usize {
         while self.parent[member] != member {
             self.parent[member] = self.parent[self.parent[member]];
             member = self.parent[member];
@@ -79,7 +90,8 @@ impl Clusters {
         member
     }
 
-    fn join(&mut self, a: usize, b: usize) {
+    /// Makes one cluster of two.
+    pub(super) fn join(&mut self, a: usize, b: usize) {
         let (a, b) = (self.root(a), self.root(b));
         self.parent[a.max(b)] = a.min(b);
     }
@@ -106,12 +118,14 @@ mod tests {
             candidate(6, &words(9000..9500)),
             candidate(3, &words(0..500)),
         ];
-        assert_eq!(duplicates(&all), [Some(Drop::ExactDuplicate), None, None, Some(Drop::NearDuplicate)]);
+        let goes = |reason| Some(Removal { reason, kept: 1 });
+        assert_eq!(duplicates(&all), [goes(Drop::ExactDuplicate), None, None, goes(Drop::NearDuplicate)]);
     }
 
     #[test]
     fn clusters_are_transitive() {
         let all = [candidate(0, &words(0..500)), candidate(1, &words(60..560)), candidate(2, &words(120..620))];
-        assert_eq!(duplicates(&all), [None, Some(Drop::NearDuplicate), Some(Drop::NearDuplicate)]);
+        let goes = Some(Removal { reason: Drop::NearDuplicate, kept: 0 });
+        assert_eq!(duplicates(&all), [None, goes, goes]);
     }
 }

@@ -65,6 +65,19 @@ impl Signature {
         Self(least)
     }
 
+    /// Four bytes a hash, little end first.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|hash| hash.to_le_bytes()).collect()
+    }
+
+    /// The signature of such bytes; `None` when they are not four for each hash.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (hashes, rest) = bytes.as_chunks::<4>();
+        let hashes: Vec<u32> = hashes.iter().map(|hash| u32::from_le_bytes(*hash)).collect();
+        let hashes = hashes.into_boxed_slice().try_into().ok().filter(|_| rest.is_empty())?;
+        Some(Self(hashes))
+    }
+
     /// Estimated Jaccard similarity, `0..=1`.
     pub fn similarity(&self, other: &Self) -> f64 {
         let n_equal = self.0.iter().zip(other.0.iter()).filter(|(a, b)| a == b).count();
@@ -105,6 +118,14 @@ mod tests {
             // Standard error of 256 hashes is at most 0.032.
             assert!((estimate - truth).abs() < 0.1, "shift {shift}: {estimate} for {truth}");
         }
+    }
+
+    #[test]
+    fn bytes_hold_a_signature() {
+        let signature = Signature::of(&text(0..50));
+        let bytes = signature.to_bytes();
+        assert_eq!((bytes.len(), Signature::from_bytes(&bytes)), (4 * N_HASHES, Some(signature)));
+        assert_eq!(Signature::from_bytes(&bytes[1..]), None);
     }
 
     #[test]
