@@ -1,7 +1,8 @@
 //! Packages in, Parquet shards out: named packages are fetched through the ordinary clients, then filtered, masked,
 //! de-duplicated, split by package and capped: `manifest` → `fetch` (`licence`, `lock`) → `input` (`archive`) → `stage` (`walk` or
 //! `dataset`; `judge`: `filter`, `mask`, `minhash`, `decontaminate`; `spill`, `order`) → `build` (`compare`, `dedup`, `budget`) →
-//! `write` → `report`, `stages`.
+//! `write` → `report`, `stages`. `duplicates` removes near-duplicates from finished shards, with what
+//! `dedup` finds on this machine or the plans of `fusion` on one or many.
 
 use std::path::{Path, PathBuf};
 
@@ -13,8 +14,11 @@ mod compare;
 pub mod dataset;
 pub mod decontaminate;
 pub mod dedup;
+pub mod duplicates;
 pub mod fetch;
 pub mod filter;
+#[cfg(feature = "datafusion")]
+pub mod fusion;
 pub mod input;
 pub mod judge;
 pub mod licence;
@@ -44,6 +48,9 @@ pub enum Error {
     /// A client program failed; the message carries the end of what it printed.
     #[error("{0}")]
     Client(String),
+    /// The engine that runs the plans failed; the message is its own.
+    #[error("plan of near-duplicate removal: {0}")]
+    Plan(String),
     /// Reading or writing shards failed.
     #[error(transparent)]
     Shard(#[from] crate::data::shard::Error),

@@ -1,4 +1,4 @@
-//! `multicoder corpus fetch|build|report`: from a manifest of packages to Parquet shards.
+//! `multicoder corpus fetch|build|dedup|report`: from a manifest of packages to Parquet shards.
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,8 @@ use crate::report::corpus_page;
 /// Packages in flight at once.
 const DEFAULT_JOBS: usize = 4;
 
+mod dedup;
+
 /// Arguments of `multicoder corpus`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -34,6 +36,8 @@ enum Action {
     Fetch(FetchArgs),
     /// Filter, mask, de-duplicate, split and cap packages and folders into Parquet shards.
     Build(Box<BuildArgs>),
+    /// Remove exact and near-duplicates from finished shards, across splits and across builds.
+    Dedup(dedup::DedupArgs),
     /// Print the report of a build again.
     Report(ReportArgs),
 }
@@ -131,6 +135,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.action {
         Action::Fetch(args) => run_fetch(args),
         Action::Build(args) => run_build(*args),
+        Action::Dedup(args) => dedup::run(args),
         Action::Report(args) => run_report(args),
     }
 }

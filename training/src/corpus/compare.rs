@@ -33,11 +33,11 @@ pub(super) fn drop_duplicates(rows: &mut [Row], inputs: &[Input], staged: &[Stag
     let candidates: Vec<Candidate> = left.iter().map(candidate).collect();
     let places: Vec<usize> = left.iter().map(|&rank| place(rank)).collect();
     signatures.bands = Vec::new();
-    let drops = duplicates(&candidates, |a, b| {
+    let removals = duplicates(&candidates, |a, b| {
         Ok(signatures.at(places[a])?.similarity(&signatures.at(places[b])?) >= THRESHOLD)
     })?;
-    for (rank, drop) in left.into_iter().zip(drops) {
-        rows[rank].drop = drop;
+    for (rank, removal) in left.into_iter().zip(removals) {
+        rows[rank].drop = removal.map(|removal| removal.reason);
     }
     signatures.remove()
 }

@@ -2,7 +2,7 @@
 //! and whose signatures agree in 0.7 of their places; they reach across splits: a copy in training of something in the test
 //! split is what goes.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::Result;
 use super::filter::Drop;
@@ -18,6 +18,15 @@ pub struct Candidate {
     pub bands: [u64; N_BANDS],
 }
 
+/// Why a candidate goes, and what stays in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// [`Drop::ExactDuplicate`] or [`Drop::NearDuplicate`].
+    pub reason: Drop,
+    /// Index of the candidate that stays: the least rank of the cluster.
+    pub kept: usize,
+}
+
 /// For each candidate, why it goes, or `None` when it stays. Exactly one of every cluster stays: the least rank.
 /// `similar` says whether the signatures of two candidates, by their indices, agree as far as near-duplicates do.
 ///
@@ -25,23 +34,20 @@ pub struct Candidate {
 /// Those of `similar`.
 pub fn duplicates(
     candidates: &[Candidate],
-    similar: impl FnMut(usize, usize) -> Result<bool>,
-) -> Result<Vec<Option<Drop>>> {
+    mut similar: impl FnMut(usize, usize) -> Result<bool>,
+) -> Result<Vec<Option<Removal>>> {
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     order.sort_by_key(|&idx| candidates[idx].rank);
-    let mut drops = vec![None; candidates.len()];
-    let mut seen = HashSet::new();
-    let mut originals = Vec::new();
-    for idx in order {
-        if seen.insert(candidates[idx].text_hash) {
-            originals.push(idx);
-        } else {
-            drops[idx] = Some(Drop::ExactDuplicate);
-        }
-    }
     // `originals` is in order of rank, so the smaller position is the one that stays.
+    let mut position_of = HashMap::new();
+    let mut originals = Vec::new();
+    for &idx in &order {
+        position_of.entry(candidates[idx].text_hash).or_insert_with(|| {
+            originals.push(idx);
+            originals.len() - 1
+        });
+    }
     let mut clusters = Clusters::new(originals.len());
-    let mut similar = similar;
     for band_idx in 0..N_BANDS {
         let mut band: Vec<(u64, usize)> =
             originals.iter().map(|&idx| candidates[idx].bands[band_idx]).zip(0..).collect();
@@ -50,12 +56,14 @@ pub fn duplicates(
             join_bucket(&mut clusters, bucket, |a, b| similar(originals[a], originals[b]))?;
         }
     }
-    for (position, &idx) in originals.iter().enumerate() {
-        if clusters.root(position) != position {
-            drops[idx] = Some(Drop::NearDuplicate);
-        }
+    let mut removals = vec![None; candidates.len()];
+    for idx in order {
+        let position = position_of[&candidates[idx].text_hash];
+        let kept = originals[clusters.root(position)];
+        let reason = if originals[position] == idx { Drop::NearDuplicate } else { Drop::ExactDuplicate };
+        removals[idx] = (kept != idx).then_some(Removal { reason, kept });
     }
-    Ok(drops)
+    Ok(removals)
 }
 
 /// Joins all pairs of a bucket that resemble each other; a pair that is of one cluster already is not compared.
@@ -75,16 +83,18 @@ fn join_bucket(
 }
 
 /// Union-find whose root is the smallest member.
-struct Clusters {
+pub(super) struct Clusters {
     parent: Vec<usize>,
 }
 
 impl Clusters {
-    fn new(n: usize) -> Self {
+    /// `n` clusters of one member each.
+    pub(super) fn new(n: usize) -> Self {
         Self { parent: (0..n).collect() }
     }
 
-    fn root(&mut self, mut member: usize) -> usize {
+    /// The smallest member of the cluster.
+    pub(super) fn root(&mut self, mut member: usize) -> usize {
         while self.parent[member] != member {
             self.parent[member] = self.parent[self.parent[member]];
             member = self.parent[member];
@@ -92,7 +102,8 @@ impl Clusters {
         member
     }
 
-    fn join(&mut self, a: usize, b: usize) {
+    /// Makes one cluster of two.
+    pub(super) fn join(&mut self, a: usize, b: usize) {
         let (a, b) = (self.root(a), self.root(b));
         self.parent[a.max(b)] = a.min(b);
     }
@@ -104,7 +115,7 @@ mod tests {
     use crate::corpus::minhash::{Signature, THRESHOLD};
 
     /// The decisions on texts with their ranks.
-    fn decide(texts: &[(usize, String)]) -> Vec<Option<Drop>> {
+    fn decide(texts: &[(usize, String)]) -> Vec<Option<Removal>> {
         let signatures: Vec<Signature> = texts.iter().map(|(_, text)| Signature::of(text)).collect();
         let candidate = |((rank, text), signature): (&(usize, String), &Signature)| Candidate {
             rank: *rank,
@@ -123,12 +134,14 @@ mod tests {
     fn the_least_rank_of_a_cluster_stays() {
         // Training (rank 5, 6), valid (3), test (1): the copies go, whatever the order of input.
         let all = [(5, words(0..500)), (1, words(5..505)), (6, words(9000..9500)), (3, words(0..500))];
-        assert_eq!(decide(&all), [Some(Drop::ExactDuplicate), None, None, Some(Drop::NearDuplicate)]);
+        let goes = |reason| Some(Removal { reason, kept: 1 });
+        assert_eq!(decide(&all), [goes(Drop::ExactDuplicate), None, None, goes(Drop::NearDuplicate)]);
     }
 
     #[test]
     fn clusters_are_transitive() {
         let all = [(0, words(0..500)), (1, words(60..560)), (2, words(120..620))];
-        assert_eq!(decide(&all), [None, Some(Drop::NearDuplicate), Some(Drop::NearDuplicate)]);
+        let goes = Some(Removal { reason: Drop::NearDuplicate, kept: 0 });
+        assert_eq!(decide(&all), [None, goes, goes]);
     }
 }

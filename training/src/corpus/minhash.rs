@@ -69,6 +69,14 @@ impl Signature {
         Self(least)
     }
 
+    /// The signature of such bytes; `None` when they are not four for each hash.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (hashes, rest) = bytes.as_chunks::<4>();
+        let hashes: Vec<u32> = hashes.iter().map(|hash| u32::from_le_bytes(*hash)).collect();
+        let hashes = hashes.into_boxed_slice().try_into().ok().filter(|_| rest.is_empty())?;
+        Some(Self(hashes))
+    }
+
     /// Estimated Jaccard similarity, `0..=1`.
     pub fn similarity(&self, other: &Self) -> f64 {
         let n_equal = self.0.iter().zip(other.0.iter()).filter(|(a, b)| a == b).count();
@@ -105,8 +113,7 @@ impl Signature {
     pub fn read(from: &mut impl Read) -> Result<Self> {
         let mut bytes = [0; SIGNATURE_BYTES];
         from.read_exact(&mut bytes)?;
-        let hash = |idx: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| bytes[4 * idx + byte]));
-        Ok(Self(Box::new(std::array::from_fn(hash))))
+        Self::from_bytes(&bytes).ok_or_else(|| std::io::ErrorKind::InvalidData.into())
     }
 }
 
@@ -142,6 +149,7 @@ mod tests {
         assert_eq!(bytes.len(), SIGNATURE_BYTES);
         assert_eq!(Signature::read(&mut bytes.as_slice()).unwrap(), signature);
         assert!(Signature::read(&mut &bytes[1..]).is_err());
+        assert_eq!(Signature::from_bytes(&bytes[1..]), None);
     }
 
     #[test]
