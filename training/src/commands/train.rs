@@ -222,9 +222,7 @@ fn drop_absent_experts(model: &mut Table) {
 /// Languages of the training shards, sorted, from the file names.
 fn shard_languages(shards: &Path) -> Result<Vec<String>> {
     let paths = shard::shard_paths(shards, "train").context("data.shards")?;
-    let stems = paths.iter().filter_map(|path| path.file_stem()?.to_str());
-    let mut names: Vec<String> =
-        stems.map(|stem| stem.rsplit_once('-').map_or(stem, |(name, _)| name).to_owned()).collect();
+    let mut names: Vec<String> = paths.iter().map(|path| shard::language_of(path).to_owned()).collect();
     names.sort();
     names.dedup();
     Ok(names)

@@ -171,12 +171,12 @@ impl Maker<'_> {
     /// Suffix, then prefix with middle, where the text is cut; `None` where it is not.
     fn halves(&self, text: &str, spelled: &Spelled, rng: &mut Rng) -> Result<Option<(Spelled, Spelled)>> {
         let cut = cut::suffix_start(text, &spelled.starts, self.own().grammar, self.config.fim_suffix_max_frac, rng);
-        cut.map(|cut| self.split(text, spelled, cut)).transpose()
+        cut.map_or(Ok(None), |cut| self.split(text, spelled, cut))
     }
 
     /// Both sides of a cut as a tokenizer gives them, each for itself. Lines are encoded each for itself, so that only the line of the cut
-    /// is encoded anew.
-    fn split(&self, text: &str, spelled: &Spelled, cut: usize) -> Result<(Spelled, Spelled)> {
+    /// is encoded anew. `None` where that line begins inside a character, as it may with another family's tokens.
+    fn split(&self, text: &str, spelled: &Spelled, cut: usize) -> Result<Option<(Spelled, Spelled)>> {
         let Spelled { ids, starts } = spelled;
         let ends_line = |idx: &usize| self.texts.vocabulary.holds_line_end(ids[*idx]);
         // The token that the cut is in, or that begins there.
@@ -184,12 +184,14 @@ impl Maker<'_> {
         let line_start = (0..at).rev().find(ends_line).map_or(0, |before| before + 1);
         let line_end = (at..ids.len()).find(ends_line).map_or(ids.len(), |last| last + 1);
         let start_of = |idx: usize| starts.get(idx).copied().unwrap_or(text.len());
+        let sides = text.get(start_of(line_start)..cut).zip(text.get(cut..start_of(line_end)));
+        let Some((before, after)) = sides else { return Ok(None) };
         let (mut prefix, mut suffix) = (Spelled::default(), Spelled::default());
         prefix.extend(&ids[..line_start], &starts[..line_start]);
-        self.encode_onto(&mut prefix, &text[start_of(line_start)..cut], start_of(line_start))?;
-        self.encode_onto(&mut suffix, &text[cut..start_of(line_end)], cut)?;
+        self.encode_onto(&mut prefix, before, start_of(line_start))?;
+        self.encode_onto(&mut suffix, after, cut)?;
         suffix.extend(&ids[line_end..], &starts[line_end..]);
-        Ok((suffix, prefix))
+        Ok(Some((suffix, prefix)))
     }
 
     fn encode_onto(&self, to: &mut Spelled, text: &str, mut start: usize) -> Result<()> {
@@ -391,7 +393,7 @@ mod tests {
         let (text, spelled) = workshop.maker().spell(workshop.tokenizer.encode(TEXT).unwrap());
         let text = String::from_utf8(text).unwrap();
         let cut = TEXT.find("eturn").unwrap();
-        let (suffix, prefix) = workshop.maker().split(&text, &spelled, cut).unwrap();
+        let (suffix, prefix) = workshop.maker().split(&text, &spelled, cut).unwrap().unwrap();
         let region = TEXT.find("if a").unwrap()..TEXT.find(" * 10").unwrap();
         let mut piece = Piece::default();
         piece.push_text(&suffix, true, &[(region.clone(), 5)]);

@@ -258,6 +258,12 @@ fn write_row_group(writer: &mut SerializedFileWriter<File>, rows: &[Document]) -
     Ok(())
 }
 
+/// The language that a shard's name says: `NAME-0000.parquet`.
+pub fn language_of(path: &Path) -> &str {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    stem.rsplit_once('-').map_or(stem, |(name, _)| name)
+}
+
 /// Paths of the shards of `split` under `dir`, sorted.
 ///
 /// # Errors

@@ -43,7 +43,7 @@ pub fn open(folder: TokenFolder, languages: &[String], tokenizer: &Tokenizer) ->
     let tokenizer_hash = xxh3_64(tokenizer.to_json()?.as_bytes());
     let place = folder.tokens.join(format!("{tokenizer_hash:016x}")).join(folder.split);
     let open_language = |language: &String| {
-        let shards: Vec<PathBuf> = paths.iter().filter(|path| language_of(path) == language).cloned().collect();
+        let shards: Vec<PathBuf> = paths.iter().filter(|path| shard::language_of(path) == language).cloned().collect();
         if shards.is_empty() {
             return Ok(Tokens::empty());
         }
@@ -53,12 +53,6 @@ pub fn open(folder: TokenFolder, languages: &[String], tokenizer: &Tokenizer) ->
         source.open_or_make(&place)
     };
     languages.iter().map(open_language).collect()
-}
-
-/// The language that a shard's name says: `NAME-0000.parquet`.
-fn language_of(path: &Path) -> &str {
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    stem.rsplit_once('-').map_or(stem, |(name, _)| name)
 }
 
 /// What the tokens of one language are made of.

@@ -1,6 +1,6 @@
 //! The tokens of one language of one split: a file that is mapped into memory, and read where it is needed.
 //!
-//! Little endian: [`Header`], the tokens (two or four bytes each), then the tables, which begin at a multiple of eight: for each
+//! Little endian: a header, the tokens (two or four bytes each), then the tables, which begin at a multiple of eight: for each
 //! document the end of its tokens and the end of its path (8 bytes each), the number of its package (4 bytes), and all paths as one
 //! string. `tokenize` writes it beside its place and renames it; nobody changes it afterwards.
 
@@ -175,11 +175,11 @@ impl Tokens {
         &self.packages.documents[self.packages.starts[package] as usize..self.packages.starts[package + 1] as usize]
     }
 
-    /// The ids of tokens.
+    /// The ids of tokens; none where there are no such.
     pub fn ids(&self, range: Range<usize>) -> Vec<u32> {
         let n_bytes = self.header.token_bytes as usize;
-        let Some(map) = &self.map else { return Vec::new() };
-        let bytes = &map[HEADER_BYTES + range.start * n_bytes..HEADER_BYTES + range.end * n_bytes];
+        let place = HEADER_BYTES + range.start * n_bytes..HEADER_BYTES + range.end * n_bytes;
+        let bytes = self.map.as_ref().and_then(|map| map.get(place)).unwrap_or_default();
         match n_bytes {
             2 => bytes.as_chunks::<2>().0.iter().map(|bytes| u32::from(u16::from_le_bytes(*bytes))).collect(),
             _ => bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
