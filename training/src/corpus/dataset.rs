@@ -283,6 +283,25 @@ mod tests {
     }
 
     #[test]
+    fn a_row_of_parquet_that_holds_no_text_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        let schema = parquet::schema::parser::parse_message_type("message m { required binary content; }").unwrap();
+        let file = File::create(&path).unwrap();
+        let mut writer =
+            parquet::file::writer::SerializedFileWriter::new(file, schema.into(), Default::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let values = [&b"x = 1"[..], b"caf\xe9", b"y"].map(|value| parquet::data_type::ByteArray::from(value.to_vec()));
+        column.typed::<parquet::data_type::ByteArrayType>().write_batch(&values, None, None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        let error = error_of(&path, &Columns::default());
+        assert!(error.contains("a.parquet: row 2: content: incomplete utf-8"), "{error}");
+    }
+
+    #[test]
     fn parquet_is_read_by_the_names_of_its_columns() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.parquet");
