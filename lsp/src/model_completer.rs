@@ -191,7 +191,12 @@ mod tests {
     /// A tiny model with seeded random weights.
     fn tiny() -> ModelCompleter {
         let languages = vec!["lua".to_string(), "python".to_string()];
-        let options = TokenizerOptions { vocab_size: 300, languages: languages.clone(), min_frequency: 2 };
+        let options = TokenizerOptions {
+            vocab_size: 300,
+            languages: languages.clone(),
+            min_frequency: 2,
+            ..TokenizerOptions::default()
+        };
         let tokenizer = Tokenizer::train(["def f(x):\n    return x\n"].into_iter().cycle().take(20), &options).unwrap();
         let moe = MoeConfig {
             layers: config::MoeLayers::EveryN(2),

@@ -15,7 +15,12 @@ use serde_json::{Value, json};
 fn tiny_model(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
     let languages = ["lua".to_string(), "python".to_string()];
-    let options = TokenizerOptions { vocab_size: 300, languages: languages.to_vec(), min_frequency: 2 };
+    let options = TokenizerOptions {
+        vocab_size: 300,
+        languages: languages.to_vec(),
+        min_frequency: 2,
+        ..TokenizerOptions::default()
+    };
     let tokenizer = Tokenizer::train(std::iter::repeat_n("def f(x):\n    return x\n", 20), &options).unwrap();
     let config: ModelConfig = serde_json::from_value(json!({
         "vocab_size": tokenizer.vocab_size(), "d_model": 32, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "d_ff": 48,

@@ -2,6 +2,7 @@
 //!
 //! A piece that BPE may merge inside is a stretch of one line: line ends, indentation and other runs of blanks, and single digits
 //! stand alone. Frequent phrases (`for i in range(`) thus become one token, and a token never holds a line end and text.
+//! [`TokenizerOptions`] has the usual ways too: words apart, blanks as any text. A `tokenizer.json` says by itself how it was made.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -15,8 +16,13 @@ use tokenizers::{DecoderWrapper, PreTokenizerWrapper};
 
 use crate::error::{Error, Result};
 
-/// What stands alone: a line end, a run of blanks, a tab, a digit. All between two of these is one piece.
-const PIECE: &str = r"\r?\n|[ \t]{2,}|\t|\p{Nd}";
+/// What always stands alone: a line end, a digit. All between two pieces is one piece.
+const ALONE: &str = r"\r?\n|\p{Nd}";
+/// What stands alone where runs of blanks are tokens: such a run, a tab.
+const BLANK_RUN: &str = r"\r?\n|[ \t]{2,}|\t|\p{Nd}";
+/// Words apart, as GPT-4 and Qwen2 have them: letters with the one character before them, marks with the one space before them, blanks
+/// without the last one, which is the next word's.
+const WORD: &str = r"[^\r\n\p{L}\p{Nd}]?\p{L}+| ?[^\s\p{L}\p{Nd}]+|[ \t]+(?!\S)|[ \t]+";
 const END_OF_TEXT: &str = "<|endoftext|>";
 const FIM: [&str; 3] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
 const FILE_SEP: &str = "<|file_sep|>";
@@ -31,6 +37,26 @@ pub struct TokenizerOptions {
     pub languages: Vec<String>,
     /// Pairs seen less often are not merged.
     pub min_frequency: u64,
+    /// Where merges end, besides at line ends and digits.
+    pub merges: Merges,
+    /// Whether every run of 2 to 32 spaces and of 1 to 8 tabs is one token, whatever the text to learn from; otherwise blanks are text.
+    pub blank_runs: bool,
+}
+
+impl Default for TokenizerOptions {
+    fn default() -> Self {
+        let merges = Merges::AcrossSpaces;
+        TokenizerOptions { vocab_size: 8192, languages: Vec::new(), min_frequency: 4, merges, blank_runs: true }
+    }
+}
+
+/// Where merges of BPE end, besides at line ends and digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merges {
+    /// They cross single spaces: a phrase may be one token.
+    AcrossSpaces,
+    /// A word takes at most the one space before it.
+    WithinWords,
 }
 
 /// Ids of the tokens that structure a sequence. Another family's tokenizer may lack all but the first.
@@ -75,7 +101,7 @@ impl Tokenizer {
             )));
         }
         let mut inner = tokenizers::Tokenizer::new(BPE::default());
-        inner.with_pre_tokenizer(Some(pre_tokenizer()?));
+        inner.with_pre_tokenizer(Some(pre_tokenizer(options)?));
         inner.with_decoder(Some(DecoderWrapper::ByteLevel(ByteLevel::new(false, false, false))));
         let trainer = BpeTrainer::builder()
             .vocab_size(options.vocab_size)
@@ -85,7 +111,8 @@ impl Tokenizer {
             .max_token_length(Some(48))
             .show_progress(false)
             .build();
-        let texts = texts.map(|text| text.as_ref().to_string()).chain(blank_runs());
+        let texts = texts.map(|text| text.as_ref().to_string());
+        let texts = texts.chain(options.blank_runs.then(blank_runs).into_iter().flatten());
         inner.train(&mut tokenizers::models::TrainerWrapper::BpeTrainer(trainer), texts).map_err(to_error)?;
         Tokenizer::from_inner(inner)
     }
@@ -181,8 +208,13 @@ fn special_names(languages: &[String]) -> Vec<String> {
     fixed.chain(languages.iter().map(|name| format!("<|lang:{name}|>"))).collect()
 }
 
-fn pre_tokenizer() -> Result<PreTokenizerWrapper> {
-    let pattern = SplitPattern::Regex(PIECE.to_string());
+fn pre_tokenizer(options: &TokenizerOptions) -> Result<PreTokenizerWrapper> {
+    let alone = if options.blank_runs { BLANK_RUN } else { ALONE };
+    let pattern = match options.merges {
+        Merges::AcrossSpaces => alone.to_string(),
+        Merges::WithinWords => format!("{alone}|{WORD}"),
+    };
+    let pattern = SplitPattern::Regex(pattern);
     let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(to_error)?;
     let bytes = ByteLevel::new(false, false, false);
     Ok(PreTokenizerWrapper::Sequence(Sequence::new(vec![
@@ -234,28 +266,81 @@ pub(crate) mod tests {
     }
 
     fn train() -> Tokenizer {
+        train_with(Merges::AcrossSpaces, true)
+    }
+
+    fn train_with(merges: Merges, blank_runs: bool) -> Tokenizer {
         let text = "def add(a, b):\n    return a + b\n\nfor i in range(10):\n        print(add(i, 1))\n";
-        let options =
-            TokenizerOptions { vocab_size: 400, languages: vec!["python".into(), "lua".into()], min_frequency: 2 };
+        let languages = vec!["python".into(), "lua".into()];
+        let options = TokenizerOptions { vocab_size: 400, languages, min_frequency: 2, merges, blank_runs };
         Tokenizer::train(std::iter::repeat_n(text, 8), &options).unwrap()
     }
 
+    /// Every combination of the options.
+    fn variants() -> impl Iterator<Item = (Tokenizer, Merges, bool)> {
+        let all = [Merges::AcrossSpaces, Merges::WithinWords].into_iter().flat_map(|m| [(m, true), (m, false)]);
+        all.map(|(merges, blank_runs)| (train_with(merges, blank_runs), merges, blank_runs))
+    }
+
+    fn tokens(tokenizer: &Tokenizer) -> impl Iterator<Item = &[u8]> {
+        (0..tokenizer.vocab_size() as u32).map(|id| tokenizer.bytes_of(id))
+    }
+
     #[test]
-    fn text_survives_the_round_trip() {
-        let tokenizer = toy();
-        for text in ["def add(x):\r\n\treturn 42  # ünï😀\n", "", " ", "\n\n", "<|endoftext|> <|lang:lua|>"] {
-            let ids = tokenizer.encode(text).unwrap();
-            assert_eq!(tokenizer.decode(&ids), text);
+    fn text_survives_the_round_trip_in_every_variant() {
+        for (tokenizer, merges, blank_runs) in variants() {
+            let again = Tokenizer::from_json(&tokenizer.to_json().unwrap()).unwrap();
+            for text in [
+                "def add(x):\r\n\treturn 42  # ünï😀\n",
+                "",
+                " ",
+                "\n\n",
+                "<|endoftext|> <|lang:lua|>",
+                "\t\t  if a_b  ==\u{a0} ²\r x\u{b} 1 \t 2 \u{301}\u{a0} 3  ",
+            ] {
+                let ids = tokenizer.encode(text).unwrap();
+                assert_eq!(tokenizer.decode(&ids), text, "{merges:?}, blank_runs {blank_runs}");
+                assert_eq!(again.encode(text).unwrap(), ids, "{merges:?}, blank_runs {blank_runs}");
+            }
         }
     }
 
     #[test]
     fn text_never_yields_special_ids() {
-        let tokenizer = toy();
-        let special = tokenizer.special().clone();
-        let ids = tokenizer.encode("<|endoftext|><|fim_middle|><|lang:python|>").unwrap();
-        assert!(!ids.contains(&special.end_of_text) && !ids.contains(&special.fim.unwrap().middle));
-        assert!(!ids.contains(&tokenizer.language_token("python").unwrap()));
+        for (tokenizer, ..) in variants() {
+            let special = tokenizer.special().clone();
+            let ids = tokenizer.encode("<|endoftext|><|fim_middle|> <|lang:python|>").unwrap();
+            assert!(!ids.contains(&special.end_of_text) && !ids.contains(&special.fim.unwrap().middle));
+            assert!(!ids.contains(&tokenizer.language_token("python").unwrap()));
+        }
+    }
+
+    #[test]
+    fn merges_end_where_the_options_say() {
+        for (tokenizer, merges, blank_runs) in variants() {
+            let inner_space =
+                |token: &[u8]| token.iter().skip(1).any(|byte| *byte == b' ') && token.iter().any(|byte| *byte > b' ');
+            let phrases = tokens(&tokenizer).filter(|token| inner_space(token)).count();
+            assert_eq!(phrases > 0, merges == Merges::AcrossSpaces, "{merges:?}, blank_runs {blank_runs}: {phrases}");
+            let n_runs = (2..=32).filter(|n| tokenizer.encode(&" ".repeat(*n)).unwrap().len() == 1).count();
+            assert_eq!(n_runs == 31, blank_runs, "{merges:?}, blank_runs {blank_runs}: {n_runs} runs are tokens");
+            let mixed =
+                tokens(&tokenizer).find(|token| token.contains(&b'\n') && ![&b"\n"[..], b"\r\n"].contains(token));
+            assert_eq!(mixed, None, "{merges:?}, blank_runs {blank_runs}: a line end and text");
+        }
+    }
+
+    #[test]
+    fn a_word_takes_the_space_before_it_and_indentation_leaves_it() {
+        let pieces = |tokenizer: &Tokenizer, text: &str| {
+            let ids = tokenizer.encode(text).unwrap();
+            ids.iter().map(|&id| tokenizer.decode(&[id])).collect::<Vec<_>>()
+        };
+        let text = "    return a + b";
+        assert_eq!(pieces(&train_with(Merges::WithinWords, false), text), ["   ", " return", " a", " +", " b"]);
+        assert_eq!(pieces(&train_with(Merges::WithinWords, true), text), ["    ", "return", " a", " +", " b"]);
+        assert_eq!(pieces(&train_with(Merges::AcrossSpaces, true), text), ["    ", "return a + b"]);
+        assert_eq!(pieces(&train_with(Merges::AcrossSpaces, false), text), ["    return a + b"]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ fn samples() -> Vec<Sample> {
 /// A tokenizer of all languages, learnt from the samples.
 fn tokenizer(samples: &[Sample]) -> Tokenizer {
     let languages = LANGUAGES.iter().map(|row| row.name.to_owned()).collect();
-    let options = TokenizerOptions { vocab_size: 1200, languages, min_frequency: 2 };
+    let options = TokenizerOptions { vocab_size: 1200, languages, min_frequency: 2, ..TokenizerOptions::default() };
     Tokenizer::train(samples.iter().map(|sample| sample.text.as_str()), &options).unwrap()
 }
 

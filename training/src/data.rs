@@ -1,6 +1,7 @@
 //! Text on its way to the model: shards on disk, their tokens beside them, then what cuts and packs those.
 
 pub mod cut;
+pub mod density;
 pub mod lines;
 pub mod loader;
 pub mod packer;

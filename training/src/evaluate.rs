@@ -146,7 +146,12 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let texts = write_shards(dir.path());
         let languages = vec!["lua".to_owned(), "python".to_owned()];
-        let tokenizer_options = TokenizerOptions { vocab_size: 400, languages: languages.clone(), min_frequency: 2 };
+        let tokenizer_options = TokenizerOptions {
+            vocab_size: 400,
+            languages: languages.clone(),
+            min_frequency: 2,
+            ..TokenizerOptions::default()
+        };
         let tokenizer = Tokenizer::train(texts.iter().map(String::as_str), &tokenizer_options).unwrap();
         let vocab_size = tokenizer.vocab_size();
         let config: ModelConfig = serde_json::from_value(serde_json::json!({

@@ -147,7 +147,12 @@ mod tests {
     use serde_json::json;
 
     fn tokenizer(text: &str) -> Tokenizer {
-        let options = TokenizerOptions { vocab_size: 400, languages: Vec::new(), min_frequency: 2 };
+        let options = TokenizerOptions {
+            vocab_size: 400,
+            languages: Vec::new(),
+            min_frequency: 2,
+            ..TokenizerOptions::default()
+        };
         Tokenizer::train(std::iter::repeat_n(text, 8), &options).unwrap()
     }
 

@@ -260,7 +260,12 @@ mod tests {
 
     fn checkpoint(dir: &Path) {
         let languages = vec!["lua".to_owned(), "python".to_owned()];
-        let options = TokenizerOptions { vocab_size: 320, languages: languages.clone(), min_frequency: 2 };
+        let options = TokenizerOptions {
+            vocab_size: 320,
+            languages: languages.clone(),
+            min_frequency: 2,
+            ..TokenizerOptions::default()
+        };
         let tokenizer = Tokenizer::train(std::iter::repeat_n(PROMPTS[1], 8), &options).unwrap();
         let config: ModelConfig = serde_json::from_value(serde_json::json!({
             "vocab_size": tokenizer.vocab_size(), "d_model": 64, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1,

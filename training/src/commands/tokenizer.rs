@@ -1,4 +1,5 @@
-//! `multicoder tokenizer train`: a byte-level BPE from a sample in which rare languages weigh more than their share.
+//! `multicoder tokenizer train|compare`: a byte-level BPE from a sample in which rare languages weigh more than their share, and
+//! several beside each other.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -6,12 +7,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
 use multicoder_model::Tokenizer;
-use multicoder_model::tokenizer::TokenizerOptions;
+use multicoder_model::tokenizer::{Merges, TokenizerOptions};
 
-use crate::data::lines::floor_char;
+use crate::data::density::{densities, take};
 use crate::data::packer::balanced_weight;
 use crate::data::shard;
-use crate::rng::Rng;
+
+mod compare;
+
+/// Text of a language that the report of a training measures, in bytes.
+const REPORT_BYTES: usize = 250_000;
 
 /// Arguments of `multicoder tokenizer`.
 #[derive(clap::Args, Debug)]
@@ -24,6 +29,8 @@ pub struct Args {
 enum Command {
     /// Learns a tokenizer from the training split of a corpus.
     Train(TrainArgs),
+    /// Prints the bytes of a token in every language, for several tokenizers on the same text.
+    Compare(compare::CompareArgs),
 }
 
 /// Arguments of `multicoder tokenizer train`.
@@ -47,26 +54,44 @@ pub struct TrainArgs {
     /// Pairs seen less often are not merged.
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub min_frequency: u64,
+    /// A token is at most a word with the space before it; otherwise merges cross single spaces, and a phrase may be a token.
+    #[arg(long)]
+    pub within_words: bool,
+    /// Blanks are merged as any text; otherwise every run of 2 to 32 spaces and of 1 to 8 tabs is one token.
+    #[arg(long)]
+    pub no_blank_runs: bool,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// Missing or broken shards, a vocabulary smaller than the bytes and special tokens, an output that cannot be written.
+/// Missing or broken shards, a vocabulary smaller than the bytes and special tokens, files that cannot be read or written.
 pub fn run(args: Args) -> Result<()> {
-    let Command::Train(args) = args.command;
+    match args.command {
+        Command::Train(args) => train(args),
+        Command::Compare(args) => compare::run(args),
+    }
+}
+
+fn train(args: TrainArgs) -> Result<()> {
     ensure!(args.language_temperature > 0.0, "--language-temperature {}: expected above 0", args.language_temperature);
     ensure!(args.sample_bytes > 0, "--sample-bytes 0: expected at least 1");
     let start = Instant::now();
     let progress = ProgressBar::new_spinner();
     progress.enable_steady_tick(Duration::from_millis(200));
     progress.set_message("reading shards");
-    let texts = read_texts(&args.shards)?;
+    let texts = read_texts(&args.shards, "train")?;
     let sample = sample(&texts, args.sample_bytes, args.language_temperature);
     let n_bytes: usize = sample.iter().map(|text| text.len()).sum();
     progress.set_message(format!("learning {} tokens from {:.1} MB", args.vocab_size, n_bytes as f64 / 1e6));
     let languages = texts.iter().map(|(name, _)| name.clone()).collect();
-    let options = TokenizerOptions { vocab_size: args.vocab_size, languages, min_frequency: args.min_frequency };
+    let options = TokenizerOptions {
+        vocab_size: args.vocab_size,
+        languages,
+        min_frequency: args.min_frequency,
+        merges: if args.within_words { Merges::WithinWords } else { Merges::AcrossSpaces },
+        blank_runs: !args.no_blank_runs,
+    };
     let tokenizer = Tokenizer::train(sample.iter(), &options)?;
     if let Some(folder) = args.out.parent() {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -81,13 +106,16 @@ pub fn run(args: Args) -> Result<()> {
         n_bytes as f64 / 1e6,
         start.elapsed().as_secs_f64()
     );
-    report_density(&tokenizer, &texts)
+    for density in densities(&tokenizer, &texts, REPORT_BYTES)? {
+        eprintln!("  {:<12} {:.2} bytes/token", density.language, density.bytes_per_token());
+    }
+    Ok(())
 }
 
-/// Texts of the training split by language, languages sorted.
-fn read_texts(shards: &Path) -> Result<Vec<(String, Vec<String>)>> {
+/// Texts of a split by language, languages sorted.
+fn read_texts(shards: &Path, split: &str) -> Result<Vec<(String, Vec<String>)>> {
     let mut texts: Vec<(String, Vec<String>)> = Vec::new();
-    for document in shard::read_split(shards, "train")? {
+    for document in shard::read_split(shards, split)? {
         let document = document?;
         match texts.binary_search_by(|(name, _)| name.as_str().cmp(&document.language)) {
             Ok(idx) => texts[idx].1.push(document.text),
@@ -100,20 +128,8 @@ fn read_texts(shards: &Path) -> Result<Vec<(String, Vec<String>)>> {
 /// About `sample_bytes` of text: whole documents in a seeded order, each language up to its quota.
 fn sample(texts: &[(String, Vec<String>)], sample_bytes: usize, temperature: f64) -> Vec<&str> {
     let available: Vec<usize> = texts.iter().map(|(_, documents)| documents.iter().map(String::len).sum()).collect();
-    let mut sample = Vec::new();
-    for ((_, documents), quota) in texts.iter().zip(quotas(&available, sample_bytes, temperature)) {
-        let mut left = quota;
-        for idx in Rng::keyed(0, "tokenizer sample", &[]).permutation(documents.len()) {
-            let text = &documents[idx as usize];
-            let taken = floor_char(text, left);
-            sample.push(&text[..taken]);
-            left -= taken;
-            if left == 0 {
-                break;
-            }
-        }
-    }
-    sample
+    let quotas = quotas(&available, sample_bytes, temperature);
+    texts.iter().zip(quotas).flat_map(|((_, documents), quota)| take(documents, quota)).collect()
 }
 
 /// Bytes to take of each language: `~ n^(1/T)`, no more than there are, what one lacks being shared among the others.
@@ -137,20 +153,6 @@ fn quotas(available: &[usize], total: usize, temperature: f64) -> Vec<usize> {
         open = rest;
     }
     quotas
-}
-
-/// Bytes a token of each language: how well the vocabulary serves it.
-fn report_density(tokenizer: &Tokenizer, texts: &[(String, Vec<String>)]) -> Result<()> {
-    for (name, documents) in texts {
-        let (mut n_bytes, mut n_tokens) = (0, 0);
-        for text in documents.iter().step_by((documents.len() / 32).max(1)) {
-            let text = &text[..floor_char(text, 8192)];
-            n_bytes += text.len();
-            n_tokens += tokenizer.encode(text)?.len();
-        }
-        eprintln!("  {name:<12} {:.2} bytes/token", n_bytes as f64 / n_tokens.max(1) as f64);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

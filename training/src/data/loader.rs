@@ -175,7 +175,7 @@ mod tests {
             writer.finish().unwrap();
         }
         let languages = vec!["lua".to_owned(), "python".to_owned()];
-        let options = TokenizerOptions { vocab_size: 400, languages, min_frequency: 2 };
+        let options = TokenizerOptions { vocab_size: 400, languages, min_frequency: 2, ..TokenizerOptions::default() };
         let tokenizer = Arc::new(Tokenizer::train(texts.iter(), &options).unwrap());
         let mut table = config::parse(config::preset("smoke").unwrap(), "smoke").unwrap();
         for set in sets {

@@ -269,6 +269,7 @@ fn token_languages(starts: &[usize], regions: &[(Range<usize>, u32)]) -> Vec<u32
 #[cfg(test)]
 mod tests {
     use multicoder_model::fim;
+    use multicoder_model::tokenizer::TokenizerOptions;
 
     use super::super::tokenize::tests::{Store, store, store_of};
     use super::*;
@@ -418,8 +419,7 @@ mod tests {
     }
 
     fn tiny() -> Tokenizer {
-        let options =
-            multicoder_model::tokenizer::TokenizerOptions { vocab_size: 263, languages: vec![], min_frequency: 2 };
+        let options = TokenizerOptions { vocab_size: 263, min_frequency: 2, ..TokenizerOptions::default() };
         Tokenizer::train(["a"].iter(), &options).unwrap()
     }
 }

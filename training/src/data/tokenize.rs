@@ -265,7 +265,8 @@ pub(super) mod tests {
         let dir = tempfile::tempdir().unwrap();
         write_shard(dir.path(), documents);
         let texts = documents.iter().map(|(_, _, text)| *text);
-        let options = TokenizerOptions { vocab_size: 400, languages: vec!["lua".to_owned()], min_frequency: 2 };
+        let languages = vec!["lua".to_owned()];
+        let options = TokenizerOptions { vocab_size: 400, languages, min_frequency: 2, ..TokenizerOptions::default() };
         let tokenizer = Tokenizer::train(texts, &options).unwrap();
         let tokens = open_lua(dir.path(), &tokenizer).unwrap();
         Store { vocabulary: Vocabulary::of(&tokenizer), dir, tokenizer, tokens }

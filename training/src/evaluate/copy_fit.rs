@@ -78,7 +78,12 @@ mod tests {
     #[test]
     fn a_network_that_knows_nothing_learns_to_trust_the_text() {
         let text: String = (0..40).map(|i| format!("alpha_{0} = beta(gamma_{0}, delta)\n", i % 4)).collect();
-        let options = TokenizerOptions { vocab_size: 300, languages: vec!["lua".into()], min_frequency: 2 };
+        let options = TokenizerOptions {
+            vocab_size: 300,
+            languages: vec!["lua".into()],
+            min_frequency: 2,
+            ..TokenizerOptions::default()
+        };
         let tokenizer = Tokenizer::train(std::iter::repeat_n(text.as_str(), 4), &options).unwrap();
         let config: ModelConfig = serde_json::from_value(serde_json::json!({
             "vocab_size": tokenizer.vocab_size(), "d_model": 32, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1,

@@ -76,7 +76,12 @@ mod tests {
     #[test]
     fn line_is_completed_and_healed() {
         let text = "def add(a, b):\n    return a + b\n\nfor i in range(10):\n    print(add(i, 1))\n";
-        let options = TokenizerOptions { vocab_size: 400, languages: vec!["python".into()], min_frequency: 2 };
+        let options = TokenizerOptions {
+            vocab_size: 400,
+            languages: vec!["python".into()],
+            min_frequency: 2,
+            ..TokenizerOptions::default()
+        };
         let tokenizer = Tokenizer::train(std::iter::repeat_n(text, 8), &options).unwrap();
         let mut documents = Documents::default();
         (0..4).for_each(|_| documents.push(&tokenizer.encode(text).unwrap()));
@@ -94,7 +99,8 @@ mod tests {
 
     #[test]
     fn spelling_goes_both_ways() {
-        let options = TokenizerOptions { vocab_size: 300, languages: vec![], min_frequency: 2 };
+        let options =
+            TokenizerOptions { vocab_size: 300, languages: vec![], min_frequency: 2, ..TokenizerOptions::default() };
         let tokenizer = Tokenizer::train(std::iter::repeat_n("return ret re\n", 8), &options).unwrap();
         let vocabulary = vocabulary_by_bytes(&tokenizer);
         let spelled = spelling(&tokenizer, &vocabulary, b"ret");

@@ -60,7 +60,7 @@ impl Fixture {
             }
         }
         let languages = LANGUAGES.map(|(name, _)| name.to_owned()).to_vec();
-        let options = TokenizerOptions { vocab_size: 340, languages, min_frequency: 2 };
+        let options = TokenizerOptions { vocab_size: 340, languages, min_frequency: 2, ..TokenizerOptions::default() };
         let tokenizer = Arc::new(Tokenizer::train(texts.iter(), &options).unwrap());
         fs::write(dir.path().join("tokenizer.json"), tokenizer.to_json().unwrap()).unwrap();
         Fixture { dir, tokenizer }
