@@ -90,7 +90,9 @@ fn sequences_cut_at_syntax_nodes_hold_the_whole_text() {
         let tree = SyntaxTree::parse(sample.language, &sample.text).unwrap();
         let cuts: Vec<_> = tree.node_spans(8).collect();
         assert!(!cuts.is_empty(), "{}: no node of 8 bytes", sample.path.display());
-        for cut in cuts.into_iter().step_by(17) {
+        // A node at the end of the file has no suffix, and so no layout of its own.
+        let with_suffix = cuts.into_iter().filter(|cut| fim::has_suffix(&sample.text[cut.end..]));
+        for cut in with_suffix.step_by(17) {
             let ids =
                 fim::sequence(&tokenizer, Some(sample.language.name()), &[], &sample.text, Some(cut.clone())).unwrap();
             assert_eq!(ids.first().copied(), tokenizer.language_token(sample.language.name()));
