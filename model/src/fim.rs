@@ -207,12 +207,12 @@ mod tests {
     #[test]
     fn a_blank_suffix_gives_the_plain_layout_in_training_and_in_serving() {
         let tokenizer = toy();
-        let budget = PromptBudget { max_tokens: 64, suffix_tokens: 16 };
+        let budget = PromptBudget { max_tokens: 64, suffix_tokens: 16, snippet_tokens: 0 };
         let fim = tokenizer.special().fim.unwrap();
         for suffix in ["", "\n", "  \n\n", "\nend"] {
-            let prompt = prompt(&tokenizer, Some("lua"), "x = 1\n", suffix, &budget).unwrap().ids;
+            let prompt = prompt(&tokenizer, Some("lua"), &[], "x = 1\n", suffix, &budget).unwrap().ids;
             let text = format!("x = 1\n{suffix}");
-            let sequence = sequence(&tokenizer, Some("lua"), &text, Some(2..6)).unwrap();
+            let sequence = sequence(&tokenizer, Some("lua"), &[], &text, Some(2..6)).unwrap();
             assert_eq!(
                 [&prompt, &sequence].map(|ids| ids.contains(&fim.suffix)),
                 [has_suffix(suffix); 2],

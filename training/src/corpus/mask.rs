@@ -3,7 +3,8 @@
 //!
 //! The shapes of keys are those of the usual secret scanners; names of people are not looked for.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+// Only the types of addresses: nothing here opens a connection.
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 /// `text` with e-mail addresses, private keys and access tokens of well-known shape replaced; `None` when nothing was.
 pub fn mask(text: &str) -> Option<String> {
@@ -215,7 +216,7 @@ mod tests {
     #[test]
     fn web_tokens_go() {
         let token =
-            format!("eyJ{}.eyJ{}.{}", "hbGciOiJIUzI1NiJ9x", "zdWIiOiIxMjM0NTY3ODkwIn0", "dozjgNryP4J3jVmNHl0w5N_X");
+            format!("eyJ{}.eyJ{}.{}", "hbGciOiJIUzI1NiJ9x", "zdWIiOiIxMjM0NTY3ODkwIn0", "dozjgNryP4J3jVmNHl0w5Nx0");
         assert_eq!(mask(&format!("auth({token})")).unwrap(), "auth(<KEY>)");
         assert_eq!(mask("eyJust.a.word"), None);
     }
