@@ -1,8 +1,8 @@
 //! Benchmarks out of the corpus: hashes of 13-token windows of benchmark texts, and which of them a file contains.
 //!
 //! Tokens are `[A-Za-z0-9_]+` or one other visible character, lower case; 13 of them joined by a space are hashed with
-//! FNV-1a 64. Windows with few words (loops, lists of numbers) tell nothing and are not looked for. A window that occurs
-//! in several packages is boilerplate, which the build decides, not this file.
+//! FNV-1a 64. A window with few words (loops, lists of numbers) tells nothing alone; a dozen of them one after the other do. A window that
+//! occurs in several packages is boilerplate, which the build decides, not this file.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,8 +12,10 @@ use super::{Error, Result, lines};
 
 /// Tokens of a window.
 const WINDOW_TOKENS: usize = 13;
-/// Least number of different words of two letters or more in a window that is looked for.
-const MIN_WORDS: usize = 6;
+/// Least number of different words of two letters or more in a window that tells something alone.
+const MIN_WORDS: usize = 5;
+/// Windows in a row that tell something whatever is in them: 24 tokens.
+const MIN_RUN: usize = 12;
 
 /// Hashes of all windows of a set of benchmarks.
 #[derive(Default)]
@@ -83,15 +85,24 @@ impl Benchmarks {
         self.hashes.is_empty()
     }
 
-    /// The windows of `text` that occur in a benchmark, each once.
+    /// The windows of `text` that occur in a benchmark and tell something, alone or in a row, each once.
     pub fn hits(&self, text: &str) -> Vec<u64> {
         if self.is_empty() {
             return Vec::new();
         }
         let lower = text.to_lowercase();
         let tokens = tokens(&lower);
-        let telling = tokens.windows(WINDOW_TOKENS).filter(|window| is_telling(window));
-        let mut hits: Vec<u64> = telling.map(hash_window).filter(|hash| self.hashes.contains(hash)).collect();
+        let windows: Vec<u64> = tokens.windows(WINDOW_TOKENS).map(hash_window).collect();
+        let mut hits = Vec::new();
+        let mut begin = 0;
+        for run in windows.chunk_by(|a, b| self.hashes.contains(a) == self.hashes.contains(b)) {
+            let is_hit = run.first().is_some_and(|hash| self.hashes.contains(hash));
+            for (idx, hash) in run.iter().enumerate().filter(|_| is_hit) {
+                let window = &tokens[begin + idx..][..WINDOW_TOKENS];
+                hits.extend((run.len() >= MIN_RUN || is_telling(window)).then_some(*hash));
+            }
+            begin += run.len();
+        }
         hits.sort_unstable();
         hits.dedup();
         hits
@@ -162,13 +173,19 @@ mod tests {
     fn a_shared_passage_is_found_in_any_layout_and_case() {
         let dir = tempfile::tempdir().unwrap();
         let solution = "def weigh(left, right, factor): total = left + right; return total * factor";
-        let loops = "for (int i = 0; i < n; i++) { x[i] = 0; } for (int i = 0; i < n; i++) { y[i] = 0; }";
+        let loops = "for (i = 0; i < n; i++) { x[i] = 0; }";
         let record = serde_json::json!({"task": 1, "parts": [{"solution": solution}, loops]});
         fs::write(dir.path().join("x.jsonl"), format!("{record}\n")).unwrap();
         let benchmarks = Benchmarks::read(dir.path()).unwrap();
         let leaked = format!("import x\n{}", solution.replace(' ', "\n   ").to_uppercase());
         assert!(!benchmarks.hits(&leaked).is_empty());
         assert!(benchmarks.hits(loops).is_empty(), "loops are no passage");
+        let few_words = "def turn(s, d): t = s[d:] + s[0:d]; u = t[d:] + t[0:d]; return u";
+        assert!(benchmarks.hits(few_words).is_empty());
+        fs::write(dir.path().join("y.jsonl"), serde_json::json!({"code": few_words}).to_string()).unwrap();
+        let both = Benchmarks::read(dir.path()).unwrap();
+        assert!(!both.hits(&format!("x = 1\n{few_words}")).is_empty(), "a whole item of few words");
+        assert!(both.hits(&few_words[..few_words.len() / 2]).is_empty(), "half of it");
         assert!(benchmarks.hits("def sub(left, right):\n    return left - right\n").is_empty());
         fs::write(dir.path().join("x.jsonl"), "{").unwrap();
         assert!(Benchmarks::read(dir.path()).is_err());
