@@ -20,7 +20,7 @@ use super::walk::SourceFile;
 use super::{Error, Result, write_whole};
 
 /// Change this when a rule of filtering changes: everything staged is then done again.
-const RULES_VERSION: u32 = 5;
+const RULES_VERSION: u32 = 6;
 /// Files handled at once; between such blocks it is seen whether the input has given enough.
 const BLOCK_FILES: usize = 128;
 
