@@ -55,7 +55,7 @@ pub(super) fn minhash_bands() -> ScalarUDF {
         let mut lists = ListBuilder::new(UInt64Builder::new());
         for bytes in as_binary_view_array(&columns[0])? {
             let signature = bytes.map(signature).transpose()?;
-            lists.append_option(signature.map(|signature| signature.bands().map(Some).collect::<Vec<_>>()));
+            lists.append_option(signature.map(|signature| signature.bands().map(Some)));
         }
         Ok(Arc::new(lists.finish()))
     })
