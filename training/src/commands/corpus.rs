@@ -50,7 +50,7 @@ struct FetchArgs {
     /// Folder for the packages.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Versions to fetch while DIR has no corpus.lock [default: the manifest's name with .lock, if there is one].
+    /// Versions to fetch, before those of DIR/corpus.lock [default: the manifest's name with .lock, if there is one].
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
     /// Packages in flight at once.

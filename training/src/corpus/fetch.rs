@@ -26,7 +26,7 @@ mod client;
 pub struct FetchOptions {
     /// Folder for packages, private apt lists and the lock.
     pub out: PathBuf,
-    /// Lock to follow where `out` has none yet.
+    /// Lock of the manifest, which goes before the one that `out` has.
     pub lock: Option<PathBuf>,
     /// Packages in flight at once.
     pub n_jobs: usize,
@@ -77,10 +77,7 @@ pub fn fetched(out: &Path, source: Source, name: &str) -> Option<Locked> {
 pub fn fetch(manifest: &Manifest, options: &FetchOptions) -> Result<FetchReport> {
     fs::create_dir_all(&options.out).map_err(Error::io(&options.out))?;
     let lock_path = options.out.join(LOCK_NAME);
-    let old = match &options.lock {
-        Some(path) if !lock_path.exists() => Lock::read(path)?,
-        _ => Lock::read(&lock_path)?,
-    };
+    let old = versions(options)?;
     let packages: Vec<Package> = manifest.packages().into_iter().map(|listed| listed.package).collect();
     let mut report = FetchReport::default();
     let mut lock = Lock::default();
@@ -115,10 +112,20 @@ pub fn fetch(manifest: &Manifest, options: &FetchOptions) -> Result<FetchReport>
     Ok(report)
 }
 
-/// Whether the version that is there is the pinned one, else the one of the lock, if either says anything.
+/// The versions to fetch: those of the manifest's lock, and of packages that it lacks those that were fetched before.
+fn versions(options: &FetchOptions) -> Result<Lock> {
+    let mut lock = Lock::read(&options.out.join(LOCK_NAME))?;
+    if let Some(path) = &options.lock {
+        lock.extend(Lock::read(path)?);
+    }
+    Ok(lock)
+}
+
+/// Whether the version that is there is the pinned one, else the one of the lock or what was taken instead, if either says anything.
 fn is_wanted(present: &Locked, package: &Package, lock: &Lock) -> bool {
     let locked = || lock.get(package.source, &package.name).map(|locked| &locked.version);
-    package.version.as_ref().or_else(locked).is_none_or(|version| *version == present.version)
+    let wanted = package.version.as_ref().or_else(locked);
+    wanted.is_none_or(|version| *version == present.version || present.instead_of.as_ref() == Some(version))
 }
 
 /// The private lists; without them the other kinds of package are fetched all the same.
@@ -191,7 +198,8 @@ fn fetch_one(
                 Ok(found) => found,
                 Err(error) if package.version.is_some() => return Err(error),
                 Err(_) => {
-                    let found = download_and_unpack(&newest, options, apt)?;
+                    let mut found = download_and_unpack(&newest, options, apt)?;
+                    found.instead_of = Some(locked.version.clone());
                     warnings.push(format!(
                         "{}: locked version {} is not to be had; took {}",
                         label(package),
@@ -233,12 +241,25 @@ fn download_and_unpack(wanted: &Wanted<'_>, options: &FetchOptions, apt: Option<
         sha256: crate::data::shard::hex(&Sha256::digest(&bytes)),
         licence: licence::of_package(source, &tree).unwrap_or_default(),
         suite: archive.suite,
+        instead_of: None,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn locked(version: &str) -> Locked {
+        Locked {
+            source: Source::Npm,
+            name: "b".into(),
+            version: version.into(),
+            sha256: "00".into(),
+            licence: "MIT".into(),
+            suite: None,
+            instead_of: None,
+        }
+    }
 
     #[test]
     fn only_a_finished_package_counts() {
@@ -247,28 +268,13 @@ mod tests {
         assert!(folder.ends_with("packages/npm/@a+b"));
         fs::create_dir_all(folder.join("tree")).unwrap();
         assert!(fetched(dir.path(), Source::Npm, "@a/b").is_none());
-        let locked = Locked {
-            source: Source::Npm,
-            name: "@a/b".into(),
-            version: "1".into(),
-            sha256: "00".into(),
-            licence: "MIT".into(),
-            suite: None,
-        };
+        let locked = Locked { name: "@a/b".into(), ..locked("1") };
         fs::write(folder.join("done.json"), serde_json::to_vec(&locked).unwrap()).unwrap();
         assert_eq!(fetched(dir.path(), Source::Npm, "@a/b"), Some(locked));
     }
 
     #[test]
     fn a_present_package_of_another_version_is_not_taken() {
-        let locked = |version: &str| Locked {
-            source: Source::Npm,
-            name: "b".into(),
-            version: version.into(),
-            sha256: "00".into(),
-            licence: "MIT".into(),
-            suite: None,
-        };
         let package = |version: &str| -> Package {
             toml::from_str(&format!("source = \"npm\"\nname = \"b\"\nsplit = \"train\"\n{version}")).unwrap()
         };
@@ -279,5 +285,29 @@ mod tests {
         lock.insert(locked("3"));
         assert!(is_wanted(&locked("3"), &free, &lock) && !is_wanted(&locked("1"), &free, &lock));
         assert!(is_wanted(&locked("2"), &pinned, &lock), "the pin goes before the lock");
+        let replacement = Locked { instead_of: Some("3".into()), ..locked("4") };
+        assert!(is_wanted(&replacement, &free, &lock), "3 is not to be had any more");
+        assert!(!is_wanted(&replacement, &pinned, &lock));
+    }
+
+    #[test]
+    fn the_lock_of_the_manifest_goes_before_what_was_fetched() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, versions: &[(&str, &str)]| {
+            let mut lock = Lock::default();
+            versions.iter().for_each(|(name, version)| lock.insert(Locked { name: (*name).into(), ..locked(version) }));
+            lock.write(&dir.path().join(name)).unwrap();
+        };
+        write(LOCK_NAME, &[("a", "1"), ("b", "1")]);
+        write("manifest.lock", &[("b", "2"), ("c", "2")]);
+        let versions = |lock: Option<&str>| {
+            let options =
+                FetchOptions { out: dir.path().into(), lock: lock.map(|name| dir.path().join(name)), n_jobs: 1 };
+            let lock = versions(&options).unwrap();
+            ["a", "b", "c"].map(|name| lock.get(Source::Npm, name).map(|locked| locked.version.clone()))
+        };
+        let version = |text: &str| Some(text.to_owned());
+        assert_eq!(versions(Some("manifest.lock")), [version("1"), version("2"), version("2")]);
+        assert_eq!(versions(None), [version("1"), version("1"), None]);
     }
 }

@@ -24,6 +24,9 @@ pub struct Locked {
     /// Suite in which a Debian source package was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suite: Option<String>,
+    /// Version that was wanted and not to be had any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead_of: Option<String>,
 }
 
 /// All locked packages, by source and name.
@@ -74,6 +77,11 @@ impl Lock {
         self.packages.insert((locked.source, locked.name.clone()), locked);
     }
 
+    /// Adds or replaces the entries of another lock.
+    pub fn extend(&mut self, other: Lock) {
+        self.packages.extend(other.packages);
+    }
+
     /// Number of packages.
     pub fn len(&self) -> usize {
         self.packages.len()
@@ -105,6 +113,7 @@ mod tests {
                 sha256: "ab".repeat(32),
                 licence: "MIT OR Apache-2.0".into(),
                 suite,
+                instead_of: Some("1.1".to_owned()),
             });
         }
         lock.write(&path).unwrap();

@@ -1,7 +1,7 @@
 //! The report of a corpus as one HTML page with bars by language: `report.html`. No scripts, fonts or network are needed to show it.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::path::Path;
 
 use crate::corpus::filter::Drop;
@@ -27,8 +27,8 @@ h2 { margin-top: 2.2rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .15rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-td.bar { width: 60%; padding-right: 0; }
-.bar div { display: flex; height: 1.05rem; }
+td:has(.bar) { width: 60%; padding-right: 0; }
+.bar { display: flex; height: 1.05rem; }
 .bar i { display: block; height: 100%; }
 .tiles { display: flex; flex-wrap: wrap; gap: 2.5rem; margin: 1rem 0; }
 .tiles b { display: block; font-size: 1.7rem; }
@@ -96,11 +96,7 @@ fn kept(page: &mut String, report: &Report) {
             [2, 1, 0].map(|idx| (bytes(&Split::ALL[idx]), SPLIT_COLOURS[idx], Split::ALL[idx].name().to_owned()));
         let [train, valid, test] = parts.each_ref().map(|(bytes, _, _)| megabytes(*bytes));
         let bar = bar(&parts, most);
-        let _ = writeln!(
-            page,
-            "<tr><td>{name}<td class=\"bar\">{bar}<td>{train}<td>{valid}<td>{test}<td>{}</tr>",
-            count.files
-        );
+        table_row(page, &[name, &bar, &train, &valid, &test, &count.files]);
     }
     page.push_str("</table>\n");
 }
@@ -136,12 +132,7 @@ fn dropped(page: &mut String, report: &Report) {
             .collect();
         parts.push((kept, "transparent", "kept".to_owned()));
         let percent = gone.bytes as f64 * 100.0 / all.max(1) as f64;
-        let (bar, megabytes) = (bar(&parts, all), megabytes(gone.bytes));
-        let _ = writeln!(
-            page,
-            "<tr><td>{name}<td class=\"bar\">{bar}<td>{percent:.0} %<td>{megabytes}<td>{}</tr>",
-            gone.files
-        );
+        table_row(page, &[name, &bar(&parts, all), &format!("{percent:.0} %"), &megabytes(gone.bytes), &gone.files]);
     }
     page.push_str("</table>\n");
 }
@@ -149,7 +140,7 @@ fn dropped(page: &mut String, report: &Report) {
 fn reasons(page: &mut String, report: &Report) {
     page.push_str("<h2>Reasons</h2>\n<table><tr><th>dropped because<th>files<th>MB</tr>\n");
     for (reason, count) in reasons_in_colour(report) {
-        let _ = writeln!(page, "<tr><td>{}<td>{}<td>{}</tr>", reason.name(), count.files, megabytes(count.bytes));
+        table_row(page, &[&reason.name(), &count.files, &megabytes(count.bytes)]);
     }
     page.push_str("</table>\n");
 }
@@ -162,18 +153,10 @@ fn stage_table(page: &mut String, stages: &Stages) {
         stages.n_threads
     );
     for stage in &stages.stages {
-        let _ = writeln!(
-            page,
-            "<tr><td>{}<td>{:.1}<td>{}<td>{}<td>{}<td>{}<td>{:.1}<td>{}</tr>",
-            stage.name,
-            stage.seconds,
-            stage.n_done,
-            stage.n_reused,
-            megabytes(stage.read.bytes),
-            megabytes(stage.kept.bytes),
-            stage.mb_per_s(),
-            stage.peak_rss_bytes / 1_000_000
-        );
+        let (seconds, mb_per_s) = (format!("{:.1}", stage.seconds), format!("{:.1}", stage.mb_per_s()));
+        let (read, kept, peak) =
+            (megabytes(stage.read.bytes), megabytes(stage.kept.bytes), stage.peak_rss_bytes / 1_000_000);
+        table_row(page, &[&stage.name, &seconds, &stage.n_done, &stage.n_reused, &read, &kept, &mb_per_s, &peak]);
     }
     page.push_str("</table>\n");
 }
@@ -190,12 +173,8 @@ fn packages(page: &mut String, report: &Report) {
         languages.sort_unstable();
         languages.dedup();
         let (package, licence) = (escape(&line.package), escape(&line.licence));
-        let (splits, languages, megabytes) = (splits.join(", "), languages.join(", "), megabytes(count.bytes));
-        let _ = writeln!(
-            page,
-            "<tr><td>{package}<td>{}<td>{licence}<td>{splits}<td>{languages}<td>{megabytes}</tr>",
-            line.source
-        );
+        let (splits, languages) = (splits.join(", "), languages.join(", "));
+        table_row(page, &[&package, &line.source, &licence, &splits, &languages, &megabytes(count.bytes)]);
     }
     page.push_str("</table></details>\n");
 }
@@ -215,9 +194,17 @@ fn left_out(page: &mut String, report: &Report) {
     page.push_str("</ul>\n");
 }
 
+fn table_row(page: &mut String, cells: &[&dyn Display]) {
+    page.push_str("<tr>");
+    for cell in cells {
+        let _ = write!(page, "<td>{cell}");
+    }
+    page.push_str("</tr>\n");
+}
+
 /// Parts beside one another, `whole` being as wide as the column.
 fn bar(parts: &[(u64, &str, String)], whole: u64) -> String {
-    let mut bar = "<div>".to_owned();
+    let mut bar = "<div class=\"bar\">".to_owned();
     for (bytes, colour, name) in parts.iter().filter(|(bytes, ..)| *bytes > 0) {
         let width = *bytes as f64 * 100.0 / whole.max(1) as f64;
         let title = format!("{name}: {} MB", megabytes(*bytes));
