@@ -7,13 +7,15 @@
 # blanks are text. With each a model of PRESET (smoke) is trained for STEPS steps (400) once for each of SEEDS (1). A step is SEQUENCES
 # sequences (32) of SEQUENCE_BYTES bytes (480): the models see the same amount of text and as much of it at once, in fewer tokens where
 # a token has more bytes. All languages are drawn alike, as the average over them counts them. SAMPLE_BYTES (24000000) is what a
-# tokenizer learns from, EVAL_BYTES (200000) what is measured of a language of the valid split. MULTICODER names the program.
+# tokenizer learns from, EVAL_BYTES (200000) what is measured of a language of the valid split. MODEL_SHARDS (SHARDS) is what the models
+# learn from and are measured on: each tokenizer has to read it once. MULTICODER names the program.
 # What is in OUT already is not made again.
 set -euo pipefail
 [ $# = 2 ] || { sed -n 's/^#   //p' "$0" >&2; exit 2; }
 shards=$1 out=$2
 program=${MULTICODER:-multicoder} preset=${PRESET:-smoke} steps=${STEPS:-400} sequences=${SEQUENCES:-32} sequence_bytes=${SEQUENCE_BYTES:-480}
 sample_bytes=${SAMPLE_BYTES:-24000000} eval_bytes=${EVAL_BYTES:-200000}
+model_shards=${MODEL_SHARDS:-$shards}
 read -ra vocabs <<<"${VOCABS:-8192 16384 32768}"
 read -ra seeds <<<"${SEEDS:-1}"
 mkdir -p "$out"
@@ -60,12 +62,12 @@ for name in "${names[@]}"; do
         run=$out/$name-$seed
         if [ ! -e "$run.eval.json" ]; then
             rm -rf "$run"
-            quietly "$run.log" "$program" train --preset "$preset" --shards "$shards" --tokenizer "$out/$name.json" --out "$run" \
+            quietly "$run.log" "$program" train --preset "$preset" --shards "$model_shards" --tokenizer "$out/$name.json" --out "$run" \
                 --set "seed=$seed" --set "n_steps=$steps" --set max_hours=0 --set eval.every_steps=0 --set checkpoint.every_steps=0 \
                 --set "data.sequence_tokens=$length" --set "data.window_tokens=$((length > 24 ? length - 8 : 16))" \
                 --set "data.batch_tokens=$((length * sequences))" --set "data.micro_batch_tokens=$((length * sequences))" \
                 --set data.language_temperature=1e9 --set "model.context_tokens=$((length * 2))"
-            quietly "$run.eval.log" "$program" eval --model "$run" --shards "$shards" --split valid --ngram off --copy off --lines 0 \
+            quietly "$run.eval.log" "$program" eval --model "$run" --shards "$model_shards" --split valid --ngram off --copy off --lines 0 \
                 --max-bytes-per-language "$eval_bytes" --json "$run.eval.part"
             mv "$run.eval.part" "$run.eval.json"
         fi

@@ -79,7 +79,8 @@ pub struct DataConfig {
     pub fim_frac: f64,
     /// Largest share of a piece that a suffix may take, in bytes.
     pub fim_suffix_max_frac: f64,
-    /// Fraction of pieces that begin with snippets of other documents of their package, where any are alike.
+    /// Fraction of pieces for which documents of their package are searched for snippets to begin with. Three of four have any that
+    /// are alike, in the corpus of the project; the others begin without.
     #[serde(default)]
     pub snippet_frac: f64,
     /// Fraction of pieces without their language token.

@@ -235,7 +235,12 @@ mod tests {
 
     #[test]
     fn a_third_of_the_pieces_begin_with_snippets_that_do_not_count() {
-        let corpus = corpus(&["data.sequence_tokens=256", "data.window_tokens=250", "data.tag_dropout_frac=0"]);
+        let corpus = corpus(&[
+            "data.sequence_tokens=256",
+            "data.window_tokens=250",
+            "data.tag_dropout_frac=0",
+            "data.snippet_frac=0.33",
+        ]);
         let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
         let separator = corpus.tokenizer.special().file_sep.unwrap();
         let (mut n_pieces, mut n_with_snippets) = (0, 0);
