@@ -74,3 +74,22 @@ fn a_build_that_is_killed_in_any_stage_goes_on_to_the_same_bytes() -> Result<()>
     }
     Ok(())
 }
+
+#[test]
+fn one_s_own_shards_are_a_data_set_and_a_split_without_text_is_warned_of() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    let finished = run(&mut build(&first)?, DEADLINE)?;
+    ensure!(finished.code == Some(0) && !finished.stderr.contains("warning"), "{}", finished.stderr);
+    let mut again = Command::new(binary("multicoder")?);
+    let set = format!("again={}@test", first.join("train").display());
+    again.args(["corpus", "build", "--json", "--test-mb", "100", "--dataset", &set, "--out"]).arg(&second);
+    let finished = run(&mut again, DEADLINE)?;
+    ensure!(finished.code == Some(0), "{}", finished.stderr);
+    let json: serde_json::Value = serde_json::from_str(&finished.stdout).context("--json")?;
+    ensure!(json["report"]["kept"]["rust"]["test"]["files"].as_u64() > Some(100), "{}", finished.stdout);
+    for split in ["train", "valid"] {
+        ensure!(finished.stderr.contains(&format!("no text for {split}")), "{}", finished.stderr);
+    }
+    Ok(())
+}

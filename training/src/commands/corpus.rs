@@ -86,25 +86,25 @@ struct BuildArgs {
     #[arg(long = "dataset", value_name = "NAME=PATH")]
     datasets: Vec<String>,
     /// Columns of data sets, where their names are not the usual ones: text, path, package, language, licence.
-    #[arg(long, value_delimiter = ',', value_name = "FIELD=COLUMN,..")]
+    #[arg(long, value_delimiter = ',', value_name = "FIELD=COLUMN,..", requires = "datasets")]
     columns: Vec<String>,
     /// Languages taken from one's own code [default: those of the manifest; without one, all that have a grammar].
     #[arg(long, value_delimiter = ',', value_name = "NAME,..")]
     languages: Vec<String>,
-    /// Folder of benchmarks (.jsonl, .jsonl.gz, .u64le) whose passages must not be in the corpus.
-    #[arg(long, value_name = "DIR")]
+    /// Benchmarks (.jsonl, .jsonl.gz, .u64le), a file or a folder of them, whose passages must not be in the corpus.
+    #[arg(long, value_name = "PATH")]
     decontaminate: Option<PathBuf>,
     /// Licences (SPDX) that files may be under besides the permissive ones.
     #[arg(long, value_delimiter = ',', value_name = "SPDX,..")]
     allow_licences: Vec<String>,
     /// Most test text of a language, MB.
-    #[arg(long, value_name = "MB", default_value_t = 2.0)]
+    #[arg(long, value_name = "MB", default_value_t = 2.0, value_parser = megabytes)]
     test_mb: f64,
     /// Most validation text of a language, MB.
-    #[arg(long, value_name = "MB", default_value_t = 1.0)]
+    #[arg(long, value_name = "MB", default_value_t = 1.0, value_parser = megabytes)]
     valid_mb: f64,
-    /// Most training text of a language that no manifest caps, MB.
-    #[arg(long, value_name = "MB", default_value_t = 1000.0)]
+    /// Most training text of a language that no manifest caps, MB; one input gives half as much again at most.
+    #[arg(long, value_name = "MB", default_value_t = 1000.0, value_parser = megabytes)]
     train_mb: f64,
     /// Folder for what is kept between builds [default: OUT/stage].
     #[arg(long, value_name = "DIR")]
@@ -177,7 +177,7 @@ fn run_build(args: BuildArgs) -> anyhow::Result<()> {
         benchmarks: args.decontaminate.as_deref().map(Benchmarks::read).transpose()?.unwrap_or_default(),
     };
     let inputs = inputs(&args, manifest.as_ref(), &rules.allowed)?;
-    let bytes = |mb: f64| (mb.max(0.0) * 1e6) as u64;
+    let bytes = |mb: f64| (mb * 1e6) as u64;
     let options = BuildOptions {
         stage: args.stage.unwrap_or_else(|| args.out.join("stage")),
         out: args.out,
@@ -189,10 +189,21 @@ fn run_build(args: BuildArgs) -> anyhow::Result<()> {
     let (report, stages) = build(&inputs, manifest.as_ref(), &options).context("corpus build")?;
     corpus_page::write(&options.out, &report, Some(&stages))?;
     print_report(&report, Some(&stages), args.json)?;
+    for split in report.empty_splits() {
+        let name = split.name();
+        eprintln!(
+            "warning: no text for {name}: what is divided goes by whole folders or owners; give an input {name} as NAME=PATH@{name}"
+        );
+    }
     if !args.json {
         println!("shards, report.html and report.json are in {}", options.out.display());
     }
     Ok(())
+}
+
+fn megabytes(text: &str) -> Result<f64, String> {
+    let megabytes = text.parse().ok().filter(|mb: &f64| mb.is_finite() && *mb >= 0.0);
+    megabytes.ok_or_else(|| "expected a number of megabytes, 0 or more".to_owned())
 }
 
 /// Everything that the arguments name.

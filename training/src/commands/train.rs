@@ -131,7 +131,9 @@ fn base_config(args: &Args, checkpoint: Option<&Checkpoint>) -> Result<(Table, S
         (None, Some(path)) => Ok((config::read(path)?, path.display().to_string())),
         (None, None) => {
             let known = config::PRESETS.map(|(name, _)| name).join(", ");
-            bail!("expected --preset NAME ({known}) or --config FILE")
+            let nothing =
+                if args.resume { format!("{}: no run to resume; ", args.out.display()) } else { String::new() };
+            bail!("{nothing}expected --preset NAME ({known}) or --config FILE")
         }
     }
 }

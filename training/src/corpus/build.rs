@@ -71,7 +71,7 @@ pub fn build(inputs: &Inputs, manifest: Option<&Manifest>, options: &BuildOption
     })?;
     let report = report_of(inputs, &staged, &rows);
     if rows.iter().all(|row| row.drop.is_some()) {
-        return Err(Error::format(&options.out, "no file is left; expected some source in the listed languages"));
+        return Err(Error::format(&options.out, report.why_nothing_is_left()));
     }
     stages.time("write", |log| {
         log.kept = left(&rows, &staged);
@@ -100,8 +100,9 @@ fn stage_all(
     let limit = |budget: u64| (budget + options.test_bytes + options.valid_bytes).saturating_mul(3) / 2;
     let limits = budgets.iter().map(|(name, budget)| (name.clone(), limit(*budget))).collect();
     let default_limit = limit(options.default_train_bytes);
-    let stage_options = StageOptions { folder: &options.stage, limits: &limits, default_limit, rules: &options.rules };
     let bar = progress::bar(inputs.usable.len(), "filter");
+    let (folder, rules) = (&options.stage, &options.rules);
+    let stage_options = StageOptions { folder, limits: &limits, default_limit, rules, bar: &bar };
     let staged = progress::in_flight(&inputs.usable, |input: &Input| {
         bar.set_message(input.key.clone());
         let staged = stage::stage(input, &stage_options);

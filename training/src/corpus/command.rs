@@ -69,6 +69,7 @@ fn tail(stderr: &str, stdout: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let errors: Vec<&str> =
         lines.iter().copied().filter(|line| line.to_lowercase().contains("err") || line.starts_with("E:")).collect();
-    let chosen = if errors.is_empty() { &lines } else { &errors };
-    chosen[chosen.len().saturating_sub(2)..].join(" | ")
+    // A single one, as tar's, may only say that it ends; what was before it says why.
+    let chosen = if errors.len() < 2 { &lines } else { &errors };
+    chosen[chosen.len().saturating_sub(3)..].join(" | ")
 }

@@ -143,7 +143,7 @@ fn until_error(mut records: impl Iterator<Item = Result<Record>> + Send + 'stati
 
 fn record_of_json(path: &Path, line: usize, text: &str, columns: &Columns) -> Result<Record> {
     let wrong = |message: String| Error::format(path, format!("line {line}: {message}"));
-    let value: serde_json::Value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+    let value: serde_json::Value = serde_json::from_str(text).map_err(|error| wrong(lines::json_error(&error)))?;
     let Some(object) = value.as_object() else { return Err(wrong("expected a JSON object".to_owned())) };
     let names: Vec<&str> = object.keys().map(String::as_str).collect();
     let found = columns.find(path, &names).map_err(|error| match error {
@@ -151,7 +151,7 @@ fn record_of_json(path: &Path, line: usize, text: &str, columns: &Columns) -> Re
         other => other,
     })?;
     record_of(found, |idx| match &object[names[idx]] {
-        serde_json::Value::Null => Ok(String::new()),
+        serde_json::Value::Null if Some(idx) != found[0] => Ok(String::new()),
         serde_json::Value::String(text) => Ok(text.clone()),
         serde_json::Value::Array(values) => {
             Ok(values.iter().filter_map(|value| value.as_str()).collect::<Vec<_>>().join(" AND "))
@@ -175,7 +175,7 @@ fn parquet_records(path: &Path, columns: &Columns) -> Result<Records> {
         let fields: Vec<(&String, &Field)> = row.get_column_iter().collect();
         let found = columns.find(&path, &fields.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>())?;
         record_of(found, |idx| match fields[idx].1 {
-            Field::Null => Ok(String::new()),
+            Field::Null if Some(idx) != found[0] => Ok(String::new()),
             Field::Str(text) => Ok(text.clone()),
             Field::Bytes(bytes) => {
                 String::from_utf8(bytes.data().to_vec()).map_err(|error| wrong(format!("{}: {error}", fields[idx].0)))
@@ -269,6 +269,11 @@ mod tests {
         );
         let (_dir, path) = written("c.jsonl", "[1]\n");
         assert!(error_of(&path, &Columns::default()).ends_with("line 1: expected a JSON object"));
+        let (_dir, path) = written("g.jsonl", "{\"content\": \"x\"}\n{\"content\": null}\n");
+        assert!(error_of(&path, &Columns::default()).ends_with("line 2: content: expected text"));
+        let (_dir, path) = written("h.jsonl", "{\"content\": \"x\"}\n{content: 1}\n");
+        let error = error_of(&path, &Columns::default());
+        assert!(error.ends_with("h.jsonl: line 2: column 2: key must be a string"), "{error}");
         let (_dir, path) = written("d.jsonl.gz", "this is no gzip\n");
         assert!(error_of(&path, &Columns::default()).contains("expected a whole gzip file"));
         let (_dir, path) = written("e.parquet", "this is no Parquet\n");

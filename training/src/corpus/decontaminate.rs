@@ -24,28 +24,32 @@ pub struct Benchmarks {
 }
 
 impl Benchmarks {
-    /// Reads every `.jsonl`, `.jsonl.gz` (all strings of every record) and `.u64le` (ready hashes) file below `dir`.
+    /// Reads every `.jsonl`, `.jsonl.gz` (all strings of every record) and `.u64le` (ready hashes) file below `path`, or `path` itself.
     ///
     /// # Errors
     /// Unreadable or malformed files, or none at all.
-    pub fn read(dir: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self> {
         let mut benchmarks = Self::default();
         let mut n_files = 0;
-        for file in super::walk::files_of_folder(dir)? {
-            let name = file.inner.to_lowercase();
+        let files = match path.is_file() {
+            true => vec![path.to_owned()],
+            false => super::walk::files_of_folder(path)?.into_iter().map(|file| file.path).collect(),
+        };
+        for file in files {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
             if name.ends_with(".u64le") {
-                let bytes = fs::read(&file.path).map_err(Error::io(&file.path))?;
+                let bytes = fs::read(&file).map_err(Error::io(&file))?;
                 let words = bytes.chunks_exact(8).filter_map(|chunk| chunk.try_into().ok().map(u64::from_le_bytes));
                 benchmarks.hashes.extend(words);
             } else if name.ends_with(".jsonl") || name.ends_with(".jsonl.gz") {
-                benchmarks.add_records(&file.path)?;
+                benchmarks.add_records(&file)?;
             } else {
                 continue;
             }
             n_files += 1;
         }
         if n_files == 0 {
-            return Err(Error::format(dir, "no .jsonl, .jsonl.gz or .u64le file; expected benchmark files"));
+            return Err(Error::format(path, "no .jsonl, .jsonl.gz or .u64le file; expected benchmark files"));
         }
         Ok(benchmarks)
     }
@@ -53,8 +57,8 @@ impl Benchmarks {
     fn add_records(&mut self, path: &Path) -> Result<()> {
         for line in lines::open(path)? {
             let (number, line) = line?;
-            let record: serde_json::Value =
-                serde_json::from_str(&line).map_err(|e| Error::format(path, format!("line {number}: {e}")))?;
+            let wrong = |error| Error::format(path, format!("line {number}: {}", lines::json_error(&error)));
+            let record: serde_json::Value = serde_json::from_str(&line).map_err(wrong)?;
             self.add_value(&record);
         }
         Ok(())
@@ -182,6 +186,7 @@ mod tests {
         let record = serde_json::json!({"task": 1, "parts": [{"solution": solution}, loops]});
         fs::write(dir.path().join("x.jsonl"), format!("{record}\n")).unwrap();
         let benchmarks = Benchmarks::read(dir.path()).unwrap();
+        assert_eq!(Benchmarks::read(&dir.path().join("x.jsonl")).unwrap().fingerprint(), benchmarks.fingerprint());
         let leaked = format!("import x\n{}", solution.replace(' ', "\n   ").to_uppercase());
         assert!(!benchmarks.hits(&leaked).is_empty());
         assert!(benchmarks.hits(loops).is_empty(), "loops are no passage");

@@ -173,14 +173,19 @@ fn found(ranks: &[String], candidates: &[Candidate], removals: Vec<Option<Remova
 /// a list of what is gone. The same duplicates give the same bytes.
 ///
 /// # Errors
-/// Missing or broken shards; a row whose split or language is not that of its file; an `out` that has shards or cannot be written.
+/// Missing or broken shards; a row whose split or language is not that of its file; an `out` that has finished shards or cannot be
+/// written.
 pub fn write(dirs: &[PathBuf], out: &Path, duplicates: &Duplicates) -> Result<Counts> {
-    if let Some(old) = Split::ALL.iter().map(|split| out.join(split.name())).find(|path| path.exists()) {
-        return Err(Error::format(&old, "there are shards already; expected a folder without any"));
-    }
     let groups: Vec<Group> = shards_of(dirs)?.into_iter().flat_map(|(split, paths)| groups_of(split, paths)).collect();
-    fs::create_dir_all(out).map_err(Error::io(out))?;
     let marker = out.join(INCOMPLETE_NAME);
+    for old in Split::ALL.map(|split| out.join(split.name())).iter().filter(|path| path.exists()) {
+        if !marker.exists() {
+            return Err(Error::format(old, "there are shards already; expected a folder without any"));
+        }
+        // Of a removal that did not finish.
+        fs::remove_dir_all(old).map_err(Error::io(old))?;
+    }
+    fs::create_dir_all(out).map_err(Error::io(out))?;
     fs::write(&marker, "").map_err(Error::io(&marker))?;
     let written: Vec<Written> =
         groups.par_iter().with_max_len(1).map(|group| group.write(out, duplicates)).collect::<Result<_>>()?;

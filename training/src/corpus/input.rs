@@ -12,6 +12,11 @@ use super::manifest::{Manifest, PackageOfLanguages, PackageSplit};
 use super::walk::{SourceFile, files_of_folder, files_of_git};
 use super::{Error, Result, archive, fetch};
 
+/// What stands for the licence of one's own code.
+pub(super) const OWN_LICENCE: &str = "own";
+/// What stands for the licence of a row that has none.
+pub(super) const UNSTATED_LICENCE: &str = "not stated";
+
 /// One tree of source files.
 #[derive(Clone, Debug)]
 pub struct Input {
@@ -90,7 +95,7 @@ impl Inputs {
             package: name.to_owned(),
             source: source.to_owned(),
             columns: None,
-            licence: "own".to_owned(),
+            licence: OWN_LICENCE.to_owned(),
             split,
             root: root.to_owned(),
             include: Vec::new(),
@@ -117,7 +122,7 @@ impl Inputs {
                 package: name.to_owned(),
                 source: "dataset".to_owned(),
                 columns: Some(columns.clone()),
-                licence: "not stated".to_owned(),
+                licence: UNSTATED_LICENCE.to_owned(),
                 split,
                 include: Vec::new(),
                 languages: languages(names)?,

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::dataset::Record;
 use super::decontaminate::Benchmarks;
 use super::filter::{self, Drop};
-use super::input::Input;
+use super::input::{Input, OWN_LICENCE, UNSTATED_LICENCE};
 use super::licence::Allowed;
 use super::minhash::Signature;
 use super::stage::StagedFile;
@@ -91,7 +91,8 @@ pub(super) fn judge_record(input: &Input, row: usize, record: &Record, rules: &R
     if bytes > filter::MAX_FILE_BYTES {
         return dropped(Drop::TooLarge);
     }
-    if !record.licence.is_empty() && !rules.allowed.permits(&record.licence) {
+    // Shards of one's own code may be read again.
+    if !["", OWN_LICENCE, UNSTATED_LICENCE].contains(&&*record.licence) && !rules.allowed.permits(&record.licence) {
         return dropped(Drop::Licence);
     }
     let or = |value: &str, other: &str| if value.is_empty() { other.to_owned() } else { value.to_owned() };

@@ -23,6 +23,13 @@ pub fn open(path: &Path) -> Result<TextLines> {
     Ok(TextLines { path: path.to_owned(), text: output, n_lines: 0, gzip: Some(gzip) })
 }
 
+/// What is wrong in a line of JSON, with the column; its own number of the line would be 1.
+pub fn json_error(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+    if error.is_eof() { message.to_owned() } else { format!("column {}: {message}", error.column()) }
+}
+
 /// Lines with their numbers, from 1; empty ones are left out, and after an error nothing follows.
 pub struct TextLines {
     path: PathBuf,

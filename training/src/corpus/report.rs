@@ -43,6 +43,9 @@ pub struct Report {
     pub forbidden: Vec<(String, String)>,
     /// Files in which addresses or keys were masked.
     pub n_masked: u64,
+    /// Files in no language that is wanted.
+    #[serde(default)]
+    pub n_other: u64,
 }
 
 impl Report {
@@ -52,6 +55,7 @@ impl Report {
             Self { missing: inputs.missing.clone(), forbidden: inputs.forbidden.clone(), ..Self::default() };
         for staged in staged {
             report.n_masked += staged.n_masked;
+            report.n_other += staged.n_other;
             for (language, reasons) in &staged.drops {
                 for (reason, count) in reasons {
                     report.dropped.entry(language.clone()).or_default().entry(*reason).or_default().add_all(*count);
@@ -103,6 +107,35 @@ impl Report {
         self.kept.values().filter_map(|splits| splits.get(&Split::Train)).map(|count| count.bytes).sum()
     }
 
+    /// Splits without text, which training or evaluation will miss.
+    pub fn empty_splits(&self) -> Vec<Split> {
+        let has = |split: &Split| self.kept.values().any(|splits| splits.contains_key(split));
+        Split::ALL.into_iter().filter(|split| !has(split)).collect()
+    }
+
+    /// What became of everything, where nothing is kept.
+    pub fn why_nothing_is_left(&self) -> String {
+        let reasons = self.by_reason().into_iter().map(|(reason, count)| format!("{} {}", count.files, reason.name()));
+        let languages = (self.n_other > 0).then(|| format!("{} in other languages or none", self.n_other));
+        let forbidden = self.forbidden.iter().map(|(package, licence)| format!("{package} under {licence:?}"));
+        let all: Vec<String> = reasons.chain(languages).chain(forbidden).collect();
+        match all.is_empty() {
+            true => {
+                "no file is left: there were none (of a git repository, the tracked files of a checkout)".to_owned()
+            }
+            false => format!("no file is left: {}", all.join(", ")),
+        }
+    }
+
+    /// Everything that was dropped, by reason.
+    fn by_reason(&self) -> BTreeMap<Drop, Count> {
+        let mut by_reason: BTreeMap<Drop, Count> = BTreeMap::new();
+        for (reason, count) in self.dropped.values().flatten() {
+            by_reason.entry(*reason).or_default().add_all(*count);
+        }
+        by_reason
+    }
+
     /// The tables for the terminal.
     pub fn table(&self) -> String {
         let mut out = String::new();
@@ -115,7 +148,11 @@ impl Report {
         if !self.missing.is_empty() {
             let _ = writeln!(out, "not fetched: {}", self.missing.join(" "));
         }
-        let _ = writeln!(out, "addresses or keys masked in {} files", self.n_masked);
+        let _ = writeln!(
+            out,
+            "\nfiles in other languages or none: {}; with masked addresses or keys: {}",
+            self.n_other, self.n_masked
+        );
         out
     }
 
@@ -136,14 +173,29 @@ impl Report {
     }
 
     fn dropped_table(&self, out: &mut String) {
-        let mut by_reason: BTreeMap<Drop, Count> = BTreeMap::new();
-        for (reason, count) in self.dropped.values().flatten() {
-            by_reason.entry(*reason).or_default().add_all(*count);
-        }
         let _ = writeln!(out, "\n{:20} {:>8} {:>9}", "dropped because", "files", "MB");
-        for (reason, count) in by_reason {
+        for (reason, count) in self.by_reason() {
             let (name, megabytes) = (reason.name(), count.bytes as f64 / 1e6);
             let _ = writeln!(out, "{name:20} {:>8} {megabytes:>9.2}", count.files);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_corpus_says_why_it_is_empty() {
+        let mut report = Report { n_other: 3, ..Report::default() };
+        report.add_drop("python", Drop::TooShort, 10);
+        report.add_drop("lua", Drop::TooShort, 10);
+        report.add_drop("lua", Drop::Licence, 10);
+        report.forbidden.push(("npm/x".to_owned(), "GPL-3.0".to_owned()));
+        let why = report.why_nothing_is_left();
+        for part in ["2 too short", "1 licence", "3 in other languages", "npm/x under \"GPL-3.0\""] {
+            assert!(why.contains(part), "{why}");
+        }
+        assert!(Report::default().why_nothing_is_left().contains("there were none"));
     }
 }

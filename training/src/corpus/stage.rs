@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use xxhash_rust::xxh3::xxh3_64;
@@ -87,6 +88,9 @@ pub struct Staged {
     pub drops: Drops,
     /// Files in which something was masked.
     pub n_masked: u64,
+    /// Files in no language that is wanted.
+    #[serde(default)]
+    pub n_other: u64,
     /// Whether it was there already.
     #[serde(skip)]
     pub reused: bool,
@@ -109,6 +113,8 @@ pub struct StageOptions<'a> {
     pub default_limit: u64,
     /// What every file is held against.
     pub rules: &'a Rules,
+    /// Says what is being worked on.
+    pub bar: &'a ProgressBar,
 }
 
 impl StageOptions<'_> {
@@ -151,7 +157,8 @@ pub fn stage(input: &Input, options: &StageOptions<'_>) -> Result<Staged> {
         fs::remove_dir_all(&tree).map_err(Error::io(&tree))?;
     }
     let files = taken.spill.finish()?;
-    let staged = Staged { key, files, drops: taken.drops, n_masked: taken.n_masked, reused: false };
+    let Taken { drops, n_masked, n_other, .. } = taken;
+    let staged = Staged { key, files, drops, n_masked, n_other, reused: false };
     let bytes = serde_json::to_vec(&staged).map_err(|e| Error::format(&json, e.to_string()))?;
     write_whole(&json, &bytes)?;
     Ok(staged)
@@ -183,6 +190,8 @@ struct Taken {
     bytes_by_language: BTreeMap<String, u64>,
     drops: Drops,
     n_masked: u64,
+    n_other: u64,
+    n_seen: usize,
 }
 
 /// Takes the rows of a data set in their order, until every language has given as much as it may.
@@ -195,6 +204,7 @@ fn take_rows(input: &Input, columns: &Columns, options: &StageOptions<'_>, taken
             break;
         }
         taken.add_block(&block, |(row, record)| Ok(judge_record(input, *row, record, options.rules)), options)?;
+        taken.tell(input, options.bar);
     }
     Ok(())
 }
@@ -207,6 +217,7 @@ fn take_files(input: &Input, mut files: Vec<SourceFile>, options: &StageOptions<
             break;
         }
         taken.add_block(block, |file| judge(input, file, options.rules), options)?;
+        taken.tell(input, options.bar);
     }
     Ok(())
 }
@@ -214,7 +225,7 @@ fn take_files(input: &Input, mut files: Vec<SourceFile>, options: &StageOptions<
 impl Taken {
     fn new(parquet: &Path) -> Self {
         let spill = Spill::new(parquet, HELD_BYTES);
-        Self { spill, bytes_by_language: BTreeMap::new(), drops: Drops::new(), n_masked: 0 }
+        Self { spill, bytes_by_language: BTreeMap::new(), drops: Drops::new(), n_masked: 0, n_other: 0, n_seen: 0 }
     }
 
     fn is_full(&self, input: &Input, options: &StageOptions<'_>) -> bool {
@@ -230,12 +241,13 @@ impl Taken {
         options: &StageOptions<'_>,
     ) -> Result<()> {
         let judged: Vec<Judged> = block.par_iter().map(&judge).collect::<Result<_>>()?;
+        self.n_seen += block.len();
         judged.into_iter().try_for_each(|judged| self.add(judged, options))
     }
 
     fn add(&mut self, judged: Judged, options: &StageOptions<'_>) -> Result<()> {
         match judged {
-            Judged::OtherLanguage => {}
+            Judged::OtherLanguage => self.n_other += 1,
             Judged::Dropped { language, reason, bytes } => self.count(language, reason, bytes),
             Judged::Kept(kept) => {
                 let taken = self.bytes_by_language.entry(kept.file.language.clone()).or_default();
@@ -249,6 +261,10 @@ impl Taken {
             }
         }
         Ok(())
+    }
+
+    fn tell(&self, input: &Input, bar: &ProgressBar) {
+        bar.set_message(format!("{}: {} files", input.key, self.n_seen));
     }
 
     fn count(&mut self, language: String, reason: Drop, bytes: u64) {

@@ -74,6 +74,7 @@ fn tiles(page: &mut String, report: &Report) {
         (report.kept.len().to_string(), "languages".to_owned()),
         (report.packages.len().to_string(), "packages".to_owned()),
         (megabytes(gone.bytes), format!("MB dropped, {} files", gone.files)),
+        (report.n_other.to_string(), "files in other languages or none".to_owned()),
         (report.n_masked.to_string(), "files with masked addresses or keys".to_owned()),
     ];
     page.push_str("<div class=\"tiles\">");

@@ -122,6 +122,19 @@ fn what_is_written_has_no_duplicates_and_the_counts_add_up() {
 }
 
 #[test]
+fn a_removal_that_was_ended_by_force_is_done_again() {
+    let root = tempfile::tempdir().unwrap();
+    let (dirs, out) = (planted(root.path()), root.path().join("out"));
+    let duplicates = find(&dirs).unwrap();
+    let counts = write(&dirs, &out, &duplicates).unwrap();
+    let expected = rows_of(std::slice::from_ref(&out));
+    fs::write(out.join(INCOMPLETE_NAME), "").unwrap();
+    fs::write(out.join("train/rust-0000.parquet"), "the beginning of a shard").unwrap();
+    assert_eq!(write(&dirs, &out, &duplicates).unwrap(), counts);
+    assert_eq!(rows_of(&[out]), expected);
+}
+
+#[test]
 fn what_is_no_such_shard_is_named() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("in");
