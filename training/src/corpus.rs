@@ -72,9 +72,36 @@ impl Error {
     }
 }
 
+/// Holds `dir` for one process until the file is closed, also by force; file systems without locks let everyone in.
+pub(crate) fn hold(dir: &Path) -> Result<std::fs::File> {
+    let path = dir.join("in-use");
+    let file = std::fs::File::create(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Error::format(dir, "another process works in this folder; wait for it, or name another folder"))
+        }
+        _ => Ok(file),
+    }
+}
+
 /// Writes `bytes` beside `path` and renames, so that the file is whole or absent.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let part = path.with_extension("part");
     std::fs::write(&part, bytes).map_err(Error::io(&part))?;
     std::fs::rename(&part, path).map_err(Error::io(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_held_by_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = hold(dir.path()).unwrap();
+        let error = hold(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("another process works in this folder"), "{error}");
+        drop(first);
+        hold(dir.path()).unwrap();
+    }
 }

@@ -16,7 +16,7 @@ use super::report::Report;
 use super::stage::{self, Count, StageOptions, Staged};
 use super::stages::{Stage, Stages};
 use super::write::{Contents, write};
-use super::{Error, Result};
+use super::{Error, Result, hold};
 
 /// What a build is asked for.
 pub struct BuildOptions {
@@ -54,6 +54,7 @@ pub(super) struct Row {
 /// Unreadable inputs, folders not writable, nothing left to write.
 pub fn build(inputs: &Inputs, manifest: Option<&Manifest>, options: &BuildOptions) -> Result<(Report, Stages)> {
     fs::create_dir_all(&options.stage).map_err(Error::io(&options.stage))?;
+    let _held = hold(&options.stage)?;
     let budgets: BTreeMap<String, u64> = manifest
         .map(|m| m.language.iter().map(|(name, s)| (name.clone(), (s.budget_mb * 1e6) as u64)).collect())
         .unwrap_or_default();

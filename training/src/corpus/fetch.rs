@@ -17,7 +17,7 @@ use self::client::Wanted;
 use super::licence;
 use super::lock::{Lock, Locked};
 use super::manifest::{Manifest, Package, Source};
-use super::{Error, Result, write_whole};
+use super::{Error, Result, hold, write_whole};
 
 mod apt;
 mod client;
@@ -76,6 +76,7 @@ pub fn fetched(out: &Path, source: Source, name: &str) -> Option<Locked> {
 /// Only when nothing can be done at all (folder not writable, lock malformed); a package that fails is in the report.
 pub fn fetch(manifest: &Manifest, options: &FetchOptions) -> Result<FetchReport> {
     fs::create_dir_all(&options.out).map_err(Error::io(&options.out))?;
+    let _held = hold(&options.out)?;
     let lock_path = options.out.join(LOCK_NAME);
     let old = versions(options)?;
     let packages: Vec<Package> = manifest.packages().into_iter().map(|listed| listed.package).collect();
