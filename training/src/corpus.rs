@@ -72,15 +72,25 @@ impl Error {
     }
 }
 
-/// Holds `dir` for one process until the file is closed, also by force; file systems without locks let everyone in.
-pub(crate) fn hold(dir: &Path) -> Result<std::fs::File> {
+/// A folder that this process holds; one that is ended by force holds none.
+pub(crate) struct Held(std::fs::File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that is about to start has the file open for a moment, too.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Holds `dir` for one build or fetch at a time; file systems without locks let everyone in.
+pub(crate) fn hold(dir: &Path) -> Result<Held> {
     let path = dir.join("in-use");
     let file = std::fs::File::create(&path).map_err(Error::io(&path))?;
     match file.try_lock() {
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(Error::format(dir, "another process works in this folder; wait for it, or name another folder"))
         }
-        _ => Ok(file),
+        _ => Ok(Held(file)),
     }
 }
 
@@ -99,7 +109,7 @@ mod tests {
     fn a_folder_is_held_by_one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let first = hold(dir.path()).unwrap();
-        let error = hold(dir.path()).unwrap_err().to_string();
+        let error = hold(dir.path()).err().unwrap().to_string();
         assert!(error.contains("another process works in this folder"), "{error}");
         drop(first);
         hold(dir.path()).unwrap();
