@@ -9,7 +9,7 @@
 # a token has more bytes. All languages are drawn alike, as the average over them counts them. SAMPLE_BYTES (24000000) is what a
 # tokenizer learns from, EVAL_BYTES (200000) what is measured of a language of the valid split. MODEL_SHARDS (SHARDS) is what the models
 # learn from and are measured on: each tokenizer has to read it once. MULTICODER names the program.
-# What is in OUT already is not made again.
+# What is in OUT already is not made again; a model whose training was ended goes on.
 set -euo pipefail
 [ $# = 2 ] || { sed -n 's/^#   //p' "$0" >&2; exit 2; }
 shards=$1 out=$2
@@ -61,9 +61,10 @@ for name in "${names[@]}"; do
     for seed in "${seeds[@]}"; do
         run=$out/$name-$seed
         if [ ! -e "$run.eval.json" ]; then
-            rm -rf "$run"
-            quietly "$run.log" "$program" train --preset "$preset" --shards "$model_shards" --tokenizer "$out/$name.json" --out "$run" \
-                --set "seed=$seed" --set "n_steps=$steps" --set max_hours=0 --set eval.every_steps=0 --set checkpoint.every_steps=0 \
+            resume=()
+            [ ! -e "$run/checkpoints" ] || resume=(--resume)
+            quietly "$run.log" "$program" train --preset "$preset" "${resume[@]}" --shards "$model_shards" --tokenizer "$out/$name.json" --out "$run" \
+                --set "seed=$seed" --set "n_steps=$steps" --set max_hours=0 --set eval.every_steps=0 --set checkpoint.every_steps=200 \
                 --set "data.sequence_tokens=$length" --set "data.window_tokens=$((length > 24 ? length - 8 : 16))" \
                 --set "data.batch_tokens=$((length * sequences))" --set "data.micro_batch_tokens=$((length * sequences))" \
                 --set data.language_temperature=1e9 --set "model.context_tokens=$((length * 2))"
