@@ -9,10 +9,13 @@
 //! - [`lexical`]: the same questions answered from one line alone.
 //! - [`scope`]: names that are visible at a caret.
 //! - [`regions`]: stretches of a file that are in another language.
+//! - [`definitions`]: names that other files can use.
+//! - [`similar`]: stretches of other texts that resemble a query.
 //! - [`docs`]: the table as `docs/languages.md`.
 //!
 //! No tensors and no protocol types are named here; nothing is read from disk.
 
+pub mod definitions;
 pub mod detect;
 pub mod docs;
 pub mod language;
@@ -20,6 +23,7 @@ pub mod lexical;
 pub mod regions;
 pub mod relatives;
 pub mod scope;
+pub mod similar;
 pub mod syntax;
 pub mod table;
 

@@ -106,7 +106,7 @@ impl Completer for ModelCompleter {
         let (lm, tokenizer) = (&self.bundle.lm, &self.bundle.tokenizer);
         let context_tokens = lm.config().context_tokens;
         let max_new_tokens = ask.max_new_tokens.min(context_tokens / 4);
-        let budget = prompt_budget(context_tokens - max_new_tokens);
+        let budget = PromptBudget::of(MAX_PROMPT_TOKENS.min(context_tokens - max_new_tokens));
         let prompt = fim::prompt(tokenizer, ask.language, &[], ask.prefix, ask.suffix, &budget).map_err(failed)?;
         let n_healed = prompt.heal.len();
         let mut stop = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| !new.is_empty() && enough(new));
@@ -138,12 +138,6 @@ impl Completer for ModelCompleter {
             }
         }
     }
-}
-
-/// How many tokens what stands around the caret may have, where the model could read `max_tokens` before it writes.
-fn prompt_budget(max_tokens: usize) -> PromptBudget {
-    let max_tokens = max_tokens.min(MAX_PROMPT_TOKENS);
-    PromptBudget { max_tokens, suffix_tokens: max_tokens / 4, snippet_tokens: max_tokens / 4 }
 }
 
 fn failed(error: Error) -> CompleterError {

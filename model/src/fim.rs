@@ -26,6 +26,13 @@ pub struct PromptBudget {
     pub snippet_tokens: usize,
 }
 
+impl PromptBudget {
+    /// The shares of a prompt of `max_tokens` in an editor: a quarter at most for the suffix, one for snippets, the rest for the prefix.
+    pub fn of(max_tokens: usize) -> PromptBudget {
+        PromptBudget { max_tokens, suffix_tokens: max_tokens / 4, snippet_tokens: max_tokens / 4 }
+    }
+}
+
 /// A piece of another file of the same project.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Snippet<'a> {

@@ -13,4 +13,5 @@ mod replay;
 mod server;
 mod session;
 mod shell;
+mod suites;
 mod training;

@@ -29,13 +29,13 @@ const TINY: &[&str] = &[
     "model.moe.d_ff_shared=32",
 ];
 
-fn multicoder(arguments: &[&str]) -> Result<Command> {
+pub(super) fn multicoder(arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary("multicoder")?);
     command.args(arguments);
     Ok(command)
 }
 
-fn succeed(command: &mut Command) -> Result<Finished> {
+pub(super) fn succeed(command: &mut Command) -> Result<Finished> {
     let finished = run(command, DEADLINE)?;
     ensure!(finished.code == Some(0), "{command:?}: {:?}\n{}{}", finished.code, finished.stdout, finished.stderr);
     Ok(finished)

@@ -28,3 +28,4 @@ pub mod bench;
 pub mod evaluate;
 pub mod ngram;
 pub mod report;
+pub mod suites;

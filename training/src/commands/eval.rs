@@ -1,72 +1,84 @@
-//! `multicoder eval`: bits per byte, token accuracy and line completion by language, beside an n-gram model with an in-file cache.
+//! `multicoder eval`: a model through one benchmark suite, by language.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use multicoder_model::{Bundle, Tokenizer};
+use clap::builder::PossibleValue;
+use multicoder_model::Bundle;
+use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::checkpoint;
 use crate::device::{self, DeviceKind};
-use crate::evaluate::{self, Candidate, EvalOptions, Evaluation, ModelInfo};
-use crate::report::table;
+use crate::evaluate::ModelInfo;
+use crate::suites::answer::{Answerer, Local, Truth};
+use crate::suites::http::Http;
+use crate::suites::{SUITES, Suite};
+
+mod packages;
+mod questions;
+
+/// The suite that is measured where none is named, and its line of help.
+const PACKAGES: (&str, &str) =
+    ("packages", "whole packages of a corpus that training never saw: bits per byte, tokens, lines");
+/// What a model may be called instead of by its path: the one in this repository.
+const STARTER: (&str, &str) = ("starter", "lsp/model/starter.gguf");
+
+/// What the right answers are called as a model.
+const TRUTH: &str = "truth";
 
 /// Arguments of `multicoder eval`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A checkpoint folder, a run folder (its newest checkpoint) or a .gguf file; without it only the n-gram baseline is measured.
-    #[arg(long, value_name = "PATH", required_unless_present = "tokenizer")]
+    /// What is measured.
+    #[arg(default_value = PACKAGES.0, value_parser = suite_names())]
+    suite: String,
+    /// A checkpoint folder, a run folder (its newest checkpoint), a .gguf file or, in a clone of the repository, `starter`; for suites of
+    /// questions also the address of a llama.cpp- or OpenAI-compatible server (http://127.0.0.1:8080), or `truth`, the right answers.
+    #[arg(long, value_name = "PATH|URL")]
     model: Option<PathBuf>,
-    /// The tokenizer.json of the baseline when no model is given.
-    #[arg(long, value_name = "FILE", conflicts_with = "model")]
-    tokenizer: Option<PathBuf>,
-    /// Folder of Parquet shards (multicoder corpus build).
-    #[arg(long, value_name = "DIR")]
-    shards: PathBuf,
-    /// Which split is measured: whole packages that training never saw.
-    #[arg(long, default_value = "test")]
-    split: String,
-    /// Only these languages [default: all of the split].
-    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
-    languages: Vec<String>,
-    /// Text scored per language, in bytes; a file takes at most a quarter of it.
-    #[arg(long, value_name = "N", default_value_t = 200_000)]
-    max_bytes_per_language: usize,
-    /// Line completions per language.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    lines: usize,
-    /// Longest line completion, in tokens.
-    #[arg(long, value_name = "N", default_value_t = 48)]
-    max_line_tokens: usize,
-    /// Of a completion's prompt, tokens of the text after the line.
-    #[arg(long, value_name = "N", default_value_t = 96)]
-    suffix_tokens: usize,
-    /// Whether the n-gram baseline is measured too.
-    #[arg(long, value_enum, default_value_t = Switch::On)]
-    ngram: Switch,
-    /// Longest n-gram of the baseline, in tokens.
-    #[arg(long, value_name = "N", default_value_t = 6)]
-    ngram_order: usize,
-    /// Where the baseline keeps its tokens and scores [default: SHARDS/ngram].
-    #[arg(long, value_name = "DIR")]
-    ngram_cache: Option<PathBuf>,
-    /// Seed of the sample of files, lines and carets.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// Bootstrap resamples behind the intervals.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    resamples: usize,
     /// Whether the model's copy component counts, if it has one.
     #[arg(long, value_enum, default_value_t = Switch::On)]
     copy: Switch,
     /// Where the model runs [default: cuda in a program that was built for it, else cpu].
     #[arg(long, value_enum)]
     device: Option<DeviceKind>,
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    packages: packages::Args,
+    #[command(flatten)]
+    questions: questions::Args,
+}
+
+/// What every suite asks for.
+#[derive(clap::Args)]
+struct Common {
+    /// Folder of Parquet shards (multicoder corpus build), for the suites that are made of packages.
+    #[arg(long, value_name = "DIR")]
+    shards: Option<PathBuf>,
+    /// Which split of them is measured: whole packages that training never saw.
+    #[arg(long, default_value = "test")]
+    split: String,
+    /// Only these languages [default: all that the suite has].
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
+    languages: Vec<String>,
+    /// Seed of the sample of files, lines and questions.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
     /// Write everything, settings and checksum included, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+impl Common {
+    fn write_json(&self, value: &impl Serialize) -> Result<()> {
+        let Some(path) = &self.json else { return Ok(()) };
+        let text = serde_json::to_string_pretty(value)? + "\n";
+        fs::write(path, text).with_context(|| path.display().to_string())
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -75,33 +87,63 @@ enum Switch {
     Off,
 }
 
+fn suite_names() -> Vec<PossibleValue> {
+    let rows = SUITES.iter().map(|suite| (suite.name, suite.about));
+    std::iter::once(PACKAGES).chain(rows).map(|(name, about)| PossibleValue::new(name).help(about)).collect()
+}
+
 /// Runs `multicoder eval`.
 ///
 /// # Errors
 /// What the user has to know, in one line.
 pub fn run(args: Args) -> Result<()> {
-    let options = options(&args);
-    let evaluation = match (&args.model, &args.tokenizer) {
-        (Some(path), _) => {
-            let device = device::open(args.device)?;
-            let path = newest_model(path)?;
-            let mut bundle = Bundle::load(&path, &device)?;
-            if args.copy == Switch::Off {
-                bundle.lm.set_copy(None)?;
-            }
-            let info = model_info(&path, &bundle)?;
-            let candidate = Candidate { lm: &bundle.lm, info: &info };
-            evaluate::evaluate(Some(candidate), &bundle.tokenizer, &options)?
-        }
-        (None, Some(path)) => evaluate::evaluate(None, &Tokenizer::from_file(path)?, &options)?,
-        (None, None) => anyhow::bail!("--model PATH or --tokenizer FILE: expected one of them"),
+    let Some(suite) = Suite::by_name(&args.suite) else {
+        let loaded = args.model.as_ref().map(|path| load(path, &args)).transpose()?;
+        return packages::run(&args.packages, &args.common, loaded.as_ref().map(|(info, bundle)| (info, bundle)));
     };
-    print(&evaluation);
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&evaluation)? + "\n";
-        fs::write(path, text).with_context(|| path.display().to_string())?;
+    let model = args.model.as_ref().context("--model PATH|URL: expected the model that answers")?;
+    let run = |info: &ModelInfo, answerer: &mut dyn Answerer| {
+        questions::run(suite, &args.questions, &args.common, info, answerer)
+    };
+    match model.to_str() {
+        Some(TRUTH) if !model.exists() => run(&named(TRUTH, TRUTH), &mut Truth),
+        Some(address) if address.starts_with("http://") || address.starts_with("https://") => {
+            let mut http = Http::connect(address)?;
+            run(&named(&http.model.clone(), address), &mut http)
+        }
+        _ => {
+            let (info, bundle) = load(model, &args)?;
+            run(&info, &mut Local::new(&bundle)?)
+        }
     }
-    Ok(())
+}
+
+/// What is known of a model that is not in this process.
+fn named(name: &str, path: &str) -> ModelInfo {
+    ModelInfo {
+        name: name.to_owned(),
+        path: path.to_owned(),
+        checksum: format!("{name} at {path}"),
+        ..ModelInfo::default()
+    }
+}
+
+fn load(path: &Path, args: &Args) -> Result<(ModelInfo, Bundle)> {
+    let device = device::open(args.device)?;
+    let path = if path == Path::new(STARTER.0) && !path.exists() { starter()? } else { newest_model(path)? };
+    let mut bundle = Bundle::load(&path, &device)?;
+    if args.copy == Switch::Off {
+        bundle.lm.set_copy(None)?;
+    }
+    let info = model_info(&path, &bundle)?;
+    Ok((info, bundle))
+}
+
+/// The model of the repository around the working folder.
+fn starter() -> Result<PathBuf> {
+    let here = std::env::current_dir()?;
+    let found = here.ancestors().map(|dir| dir.join(STARTER.1)).find(|path| path.exists());
+    found.with_context(|| format!("--model starter: no {} in {} or above it", STARTER.1, here.display()))
 }
 
 /// `path` itself, or the newest intact checkpoint when it is the folder of a run; damaged ones are named on standard error.
@@ -114,23 +156,6 @@ pub(super) fn newest_model(path: &Path) -> Result<PathBuf> {
     }
     let newest = checkpoint::newest_intact(path, &mut |message| eprintln!("{message}"))?;
     Ok(newest.unwrap_or_else(|| path.to_owned()))
-}
-
-fn options(args: &Args) -> EvalOptions {
-    EvalOptions {
-        shards: args.shards.clone(),
-        split: args.split.clone(),
-        languages: args.languages.clone(),
-        max_bytes_per_language: args.max_bytes_per_language,
-        n_lines: args.lines,
-        max_line_tokens: args.max_line_tokens,
-        suffix_tokens: args.suffix_tokens,
-        seed: args.seed,
-        n_resamples: args.resamples,
-        ngram: args.ngram == Switch::On,
-        ngram_order: args.ngram_order,
-        ngram_cache: args.ngram_cache.clone().unwrap_or_else(|| args.shards.join("ngram")),
-    }
 }
 
 fn model_info(path: &Path, bundle: &Bundle) -> Result<ModelInfo> {
@@ -154,26 +179,19 @@ fn model_info(path: &Path, bundle: &Bundle) -> Result<ModelInfo> {
     })
 }
 
-fn print(evaluation: &Evaluation) {
-    if let Some(model) = &evaluation.model {
-        println!(
-            "{}: {} parameters ({} active), {}, {} tokens of context, copy component {}, checksum {}",
-            model.name,
-            model.n_parameters,
-            model.n_active_parameters,
-            model.quantization,
-            model.context_tokens,
-            if model.copy { "on" } else { "off" },
-            model.checksum
-        );
+fn print_model(model: &ModelInfo) {
+    if model.n_parameters == 0 {
+        println!("{}", model.checksum);
+        return;
     }
-    if let Some(ngram) = &evaluation.ngram {
-        let (order, n_tokens, n_ngrams) = (ngram.order, ngram.n_train_tokens, ngram.n_ngrams_all);
-        println!("n-gram: order {order}, {n_tokens} training tokens, {n_ngrams} n-grams; {}", ngram.method);
-    }
-    println!("split {}, seed {}\n", evaluation.options.split, evaluation.options.seed);
-    print!("{}", table::plain(&table::evaluation_cells(evaluation)));
-    println!();
-    table::evaluation_notes(evaluation).iter().for_each(|note| println!("{note}"));
-    println!("{:.0} s", evaluation.elapsed_s);
+    println!(
+        "{}: {} parameters ({} active), {}, {} tokens of context, copy component {}, checksum {}",
+        model.name,
+        model.n_parameters,
+        model.n_active_parameters,
+        model.quantization,
+        model.context_tokens,
+        if model.copy { "on" } else { "off" },
+        model.checksum
+    );
 }

@@ -136,7 +136,8 @@ fn draw_lines(sample: &LanguageSample, options: &SampleOptions<'_>) -> Vec<LineC
     cases.into_iter().take(options.n_lines).map(|(_, case)| case).collect()
 }
 
-fn is_code(line: &str, comment: Option<&str>) -> bool {
+/// Whether a line is long enough, short enough and code enough to be asked for; `comment` begins a comment in its language.
+pub fn is_code(line: &str, comment: Option<&str>) -> bool {
     let code = line.trim();
     let in_comment = comment.is_some_and(|comment| code.starts_with(comment));
     line.len() <= MAX_LINE_BYTES

@@ -1,7 +1,7 @@
-//! The report of a corpus as one HTML page with bars by language: `report.html`. No scripts, fonts or network are needed to show it.
+//! The report of a corpus as one HTML page with bars by language: `report.html`.
 
 use std::collections::BTreeMap;
-use std::fmt::{Display, Write as _};
+use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::corpus::filter::Drop;
@@ -10,33 +10,13 @@ use crate::corpus::report::{PackageLine, Report};
 use crate::corpus::stage::Count;
 use crate::corpus::stages::Stages;
 use crate::corpus::{Error, Result};
+use crate::report::html::{self, COLOURS, Part, escape, legend, table_row};
 
 /// Name of the page in the folder of shards.
 pub const PAGE_NAME: &str = "report.html";
 
 /// Colours of the splits in bars, of [`Split::ALL`].
 const SPLIT_COLOURS: [&str; 3] = ["#D55E00", "#E69F00", "#0072B2"];
-/// Okabe and Ito's colours, told apart by everybody, then lighter ones for what is rarer.
-const REASON_COLOURS: [&str; 10] =
-    ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#7B68A6", "#A0A0A0", "#5F9EA0"];
-
-const STYLE: &str = "
-:root { color-scheme: light dark; --line: #8884; --soft: #888; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { margin-top: 2.2rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .15rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-td:has(.bar) { width: 60%; padding-right: 0; }
-.bar { display: flex; height: 1.05rem; }
-.bar i { display: block; height: 100%; }
-.tiles { display: flex; flex-wrap: wrap; gap: 2.5rem; margin: 1rem 0; }
-.tiles b { display: block; font-size: 1.7rem; }
-.legend span { margin-right: 1.1rem; white-space: nowrap; }
-.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; }
-small, .legend { color: var(--soft); }
-";
-
 /// Writes `dir/report.html`.
 ///
 /// # Errors
@@ -48,10 +28,7 @@ pub fn write(dir: &Path, report: &Report, stages: Option<&Stages>) -> Result<()>
 
 /// The page.
 pub fn render(report: &Report, stages: Option<&Stages>) -> String {
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Corpus</title>\n\
-         <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style></head><body>\n<h1>Corpus</h1>\n"
-    );
+    let mut page = String::new();
     tiles(&mut page, report);
     kept(&mut page, report);
     dropped(&mut page, report);
@@ -61,8 +38,7 @@ pub fn render(report: &Report, stages: Option<&Stages>) -> String {
     }
     packages(&mut page, report);
     left_out(&mut page, report);
-    page.push_str("</body></html>\n");
-    page
+    html::page("Corpus", &page)
 }
 
 fn tiles(page: &mut String, report: &Report) {
@@ -77,11 +53,7 @@ fn tiles(page: &mut String, report: &Report) {
         (report.n_other.to_string(), "files in other languages or none".to_owned()),
         (report.n_masked.to_string(), "files with masked addresses or keys".to_owned()),
     ];
-    page.push_str("<div class=\"tiles\">");
-    for (number, name) in tiles {
-        let _ = write!(page, "<div><b>{number}</b>{name}</div>");
-    }
-    page.push_str("</div>\n");
+    html::tiles(page, &tiles);
 }
 
 fn kept(page: &mut String, report: &Report) {
@@ -118,10 +90,10 @@ fn dropped(page: &mut String, report: &Report) {
     let reasons = reasons_in_colour(report);
     let colour_of = |reason: Drop| {
         let place = reasons.iter().position(|(other, _)| *other == reason).unwrap_or(0);
-        REASON_COLOURS[place.min(REASON_COLOURS.len() - 1)]
+        COLOURS[place.min(COLOURS.len() - 1)]
     };
-    let named = reasons.iter().take(REASON_COLOURS.len() - 1).map(|(reason, _)| (reason.name(), colour_of(*reason)));
-    legend(page, named.chain([("others".to_owned(), REASON_COLOURS[REASON_COLOURS.len() - 1])]));
+    let named = reasons.iter().take(COLOURS.len() - 1).map(|(reason, _)| (reason.name(), colour_of(*reason)));
+    legend(page, named.chain([("others".to_owned(), COLOURS[COLOURS.len() - 1])]));
     page.push_str("<table><tr><th>language<th><th>dropped<th>MB<th>files</tr>\n");
     for (name, drops) in report.dropped.iter().filter(|(name, _)| !name.is_empty()) {
         let gone = total(drops.values());
@@ -195,31 +167,17 @@ fn left_out(page: &mut String, report: &Report) {
     page.push_str("</ul>\n");
 }
 
-fn table_row(page: &mut String, cells: &[&dyn Display]) {
-    page.push_str("<tr>");
-    for cell in cells {
-        let _ = write!(page, "<td>{cell}");
-    }
-    page.push_str("</tr>\n");
-}
-
-/// Parts beside one another, `whole` being as wide as the column.
+/// Parts of `whole` bytes beside one another, `whole` being as wide as the column.
 fn bar(parts: &[(u64, &str, String)], whole: u64) -> String {
-    let mut bar = "<div class=\"bar\">".to_owned();
-    for (bytes, colour, name) in parts.iter().filter(|(bytes, ..)| *bytes > 0) {
-        let width = *bytes as f64 * 100.0 / whole.max(1) as f64;
-        let title = format!("{name}: {} MB", megabytes(*bytes));
-        let _ = write!(bar, "<i style=\"width:{width:.2}%;background:{colour}\" title=\"{title}\"></i>");
-    }
-    bar + "</div>"
-}
-
-fn legend<'a>(page: &mut String, entries: impl Iterator<Item = (String, &'a str)>) {
-    page.push_str("<p class=\"legend\">");
-    for (name, colour) in entries {
-        let _ = write!(page, "<span><i style=\"background:{colour}\"></i>{name}</span>");
-    }
-    page.push_str("</p>\n");
+    let parts: Vec<Part<'_>> = parts
+        .iter()
+        .map(|(bytes, colour, name)| Part {
+            width: *bytes as f64 * 100.0 / whole.max(1) as f64,
+            colour,
+            title: format!("{name}: {} MB", megabytes(*bytes)),
+        })
+        .collect();
+    html::bar(&parts)
 }
 
 fn total<'a>(counts: impl Iterator<Item = &'a Count>) -> Count {
@@ -231,10 +189,6 @@ fn total<'a>(counts: impl Iterator<Item = &'a Count>) -> Count {
 fn megabytes(bytes: u64) -> String {
     let megabytes = bytes as f64 / 1e6;
     if megabytes < 10.0 { format!("{megabytes:.2}") } else { format!("{megabytes:.1}") }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]

@@ -1,0 +1,93 @@
+//! The suite `packages`: bits per byte, token accuracy and line completion by language, beside an n-gram model with an in-file cache.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use multicoder_model::{Bundle, Tokenizer};
+
+use super::{Common, Switch, print_model};
+use crate::evaluate::{self, Candidate, EvalOptions, Evaluation, ModelInfo};
+use crate::report::table;
+
+/// Arguments of this suite alone.
+#[derive(clap::Args)]
+#[command(next_help_heading = "The suite packages")]
+pub(super) struct Args {
+    /// The tokenizer.json of the baseline when no model is given.
+    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    tokenizer: Option<PathBuf>,
+    /// Text scored per language, in bytes; a file takes at most a quarter of it.
+    #[arg(long, value_name = "N", default_value_t = 200_000)]
+    max_bytes_per_language: usize,
+    /// Line completions per language.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    lines: usize,
+    /// Longest line completion, in tokens.
+    #[arg(long, value_name = "N", default_value_t = 48)]
+    max_line_tokens: usize,
+    /// Of a completion's prompt, tokens of the text after the line.
+    #[arg(long, value_name = "N", default_value_t = 96)]
+    suffix_tokens: usize,
+    /// Whether the n-gram baseline is measured too.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    ngram: Switch,
+    /// Longest n-gram of the baseline, in tokens.
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    ngram_order: usize,
+    /// Where the baseline keeps its tokens and scores [default: SHARDS/ngram].
+    #[arg(long, value_name = "DIR")]
+    ngram_cache: Option<PathBuf>,
+    /// Bootstrap resamples behind the intervals.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    resamples: usize,
+}
+
+/// Measures `model`, or without one the n-gram baseline alone.
+///
+/// # Errors
+/// What the user has to know, in one line.
+pub(super) fn run(args: &Args, common: &Common, model: Option<(&ModelInfo, &Bundle)>) -> Result<()> {
+    let shards =
+        common.shards.as_ref().context("--shards DIR: the suite packages needs a corpus (multicoder corpus build)")?;
+    let options = options(args, common, shards);
+    let evaluation = match (model, &args.tokenizer) {
+        (Some((info, bundle)), _) => {
+            let candidate = Candidate { lm: &bundle.lm, info };
+            evaluate::evaluate(Some(candidate), &bundle.tokenizer, &options)?
+        }
+        (None, Some(path)) => evaluate::evaluate(None, &Tokenizer::from_file(path)?, &options)?,
+        (None, None) => anyhow::bail!("--model PATH or --tokenizer FILE: expected one of them"),
+    };
+    print(&evaluation);
+    common.write_json(&evaluation)
+}
+
+fn options(args: &Args, common: &Common, shards: &Path) -> EvalOptions {
+    EvalOptions {
+        shards: shards.to_owned(),
+        split: common.split.clone(),
+        languages: common.languages.clone(),
+        max_bytes_per_language: args.max_bytes_per_language,
+        n_lines: args.lines,
+        max_line_tokens: args.max_line_tokens,
+        suffix_tokens: args.suffix_tokens,
+        seed: common.seed,
+        n_resamples: args.resamples,
+        ngram: args.ngram == Switch::On,
+        ngram_order: args.ngram_order,
+        ngram_cache: args.ngram_cache.clone().unwrap_or_else(|| shards.join("ngram")),
+    }
+}
+
+fn print(evaluation: &Evaluation) {
+    evaluation.model.iter().for_each(print_model);
+    if let Some(ngram) = &evaluation.ngram {
+        let (order, n_tokens, n_ngrams) = (ngram.order, ngram.n_train_tokens, ngram.n_ngrams_all);
+        println!("n-gram: order {order}, {n_tokens} training tokens, {n_ngrams} n-grams; {}", ngram.method);
+    }
+    println!("split {}, seed {}\n", evaluation.options.split, evaluation.options.seed);
+    print!("{}", table::plain(&table::evaluation_cells(evaluation)));
+    println!();
+    table::evaluation_notes(evaluation).iter().for_each(|note| println!("{note}"));
+    println!("{:.0} s", evaluation.elapsed_s);
+}

@@ -1,0 +1,166 @@
+//! The suites of questions: a model's answers, scored by setting and language, beside what was measured before.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::{Common, Switch, print_model};
+use crate::evaluate::ModelInfo;
+use crate::report::suite_page;
+use crate::report::table::{self, Cells};
+use crate::suites::answer::Answerer;
+use crate::suites::calibrate::{self, COVERAGES, Calibration};
+use crate::suites::check::Checker;
+use crate::suites::question::Question;
+use crate::suites::record::{self, Record};
+use crate::suites::run::{Run, run as ask};
+use crate::suites::score::{self, Row};
+use crate::suites::{Draw, Suite};
+
+/// Arguments of these suites alone.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Suites of questions")]
+pub(super) struct Args {
+    /// Folder of the benchmarks, each in a folder of its name.
+    #[arg(long, value_name = "DIR", env = "MULTICODER_BENCH", default_value = "bench")]
+    bench: PathBuf,
+    /// At most this many questions of each language in each setting, drawn by the seed [default: all].
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Longest answer, in tokens.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_new_tokens: usize,
+    /// Whether answers are run with the tests of their programs, in a sandbox, where the suite has tests.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    execute: Switch,
+    /// Keep every answer here, a line of JSON each; a run that was stopped goes on from there.
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
+    /// Write the results as a page with bars by language and the reliability curve.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Put the results into this CSV file, in place of the model's earlier ones, and say what changed.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Say what is otherwise than in this CSV file, and leave it as it is.
+    #[arg(long, value_name = "FILE", conflicts_with = "csv")]
+    against: Option<PathBuf>,
+}
+
+/// What `--json` writes.
+#[derive(Serialize)]
+struct Results<'a> {
+    suite: &'static str,
+    model: &'a ModelInfo,
+    seed: u64,
+    limit: Option<usize>,
+    max_new_tokens: usize,
+    elapsed_s: f64,
+    rows: &'a [Row],
+    calibrations: &'a [Calibration],
+}
+
+pub(super) fn run(
+    suite: &Suite,
+    args: &Args,
+    common: &Common,
+    info: &ModelInfo,
+    answerer: &mut dyn Answerer,
+) -> Result<()> {
+    let started = Instant::now();
+    ensure!(args.limit != Some(0), "--limit 0: expected at least one question of each language");
+    let questions = suite.draw(&Draw {
+        bench: &args.bench,
+        shards: common.shards.as_deref(),
+        split: &common.split,
+        languages: &common.languages,
+        limit: args.limit,
+        seed: common.seed,
+    })?;
+    let without_copy = info.n_parameters > 0 && !info.copy;
+    let identity = format!("{}{}", info.checksum, if without_copy { " without copy" } else { "" });
+    let asking = Run { suite, model: &identity, max_new_tokens: args.max_new_tokens, answers: args.answers.as_deref() };
+    let mut checker = checker(args, &questions);
+    let answers = ask(&asking, &questions, answerer, checker.as_mut())?;
+    let (rows, calibrations) = (score::rows(&questions, &answers), calibrate::calibrations(&questions, &answers));
+    print_model(info);
+    println!("{}: {} questions, {}\n", suite.name, questions.len(), suite.about);
+    print!("{}", table::plain(&cells(&rows)));
+    println!();
+    if let Some(missing) = checker.map(|checker| checker.missing()).filter(|missing| !missing.is_empty()) {
+        println!("not run, for want of a toolchain: {}", missing.join(", "));
+    }
+    calibrations.iter().for_each(print_calibration);
+    println!("{:.0} s", started.elapsed().as_secs_f64());
+    let records: Vec<Record> = rows.iter().map(|row| Record::of(&info.name, &identity, row)).collect();
+    if let Some(path) = args.csv.as_ref().or(args.against.as_ref()) {
+        print_differences(path, &records)?;
+    }
+    if let Some(path) = &args.csv {
+        record::replace(path, &records)?;
+    }
+    if let Some(path) = &args.html {
+        let page = suite_page::render(suite, info, &rows, &calibrations);
+        fs::write(path, page).with_context(|| path.display().to_string())?;
+    }
+    common.write_json(&Results {
+        suite: suite.name,
+        model: info,
+        seed: common.seed,
+        limit: args.limit,
+        max_new_tokens: args.max_new_tokens,
+        elapsed_s: started.elapsed().as_secs_f64(),
+        rows: &rows,
+        calibrations: &calibrations,
+    })
+}
+
+/// None where nothing is to be run, or nothing can be; then standard error says why.
+fn checker(args: &Args, questions: &[Question]) -> Option<Checker> {
+    if args.execute == Switch::Off || questions.iter().all(|question| question.tests.is_none()) {
+        return None;
+    }
+    Checker::open().map_err(|error| eprintln!("warning: no answer is run: {error:#}")).ok()
+}
+
+fn cells(rows: &[Row]) -> Cells {
+    let heading = ["setting", "language", "questions", "EM", "±", "ES", "id EM", "id F1", "pass@1", "run", "ms"];
+    let mut cells = vec![heading.map(str::to_owned).to_vec()];
+    for row in rows {
+        let figures = [
+            Some(row.exact_match),
+            Some(row.exact_match_margin),
+            Some(row.edit_similarity),
+            Some(row.identifier_exact_match),
+            Some(row.identifier_f1),
+            row.pass_at_1,
+        ];
+        let figures = figures.map(|value| value.map_or("-".to_owned(), |value| format!("{value:.1}")));
+        let names = [row.setting.clone(), row.language.clone(), row.n.to_string()];
+        let rest = [row.n_run.to_string(), format!("{:.1}", row.median_ms)];
+        cells.push(names.into_iter().chain(figures).chain(rest).collect());
+    }
+    cells
+}
+
+fn print_calibration(of: &Calibration) {
+    let shares = COVERAGES.map(|coverage| format!("{:.0}", 100.0 * coverage)).join(", ");
+    let precisions = of.precision_at.map(|precision| format!("{precision:.1}")).join(", ");
+    println!(
+        "{}: calibration error {:.3}; of the likeliest {shares} % {precisions} % are exact",
+        of.setting, of.expected_error
+    );
+}
+
+fn print_differences(path: &Path, records: &[Record]) -> Result<()> {
+    let differences = record::differences(&record::read(path)?, records);
+    if differences.len() == 1 {
+        println!("nothing otherwise than in {}", path.display());
+    } else {
+        println!("otherwise than in {}:\n{}", path.display(), table::plain(&differences));
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! Whether an answer works: the program around it is run with its tests.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::question::Question;
+use super::sandbox::{Limits, Outcome, Sandbox};
+use super::toolchain::Toolchain;
+
+/// Runs answers, and the right ones to know that the tests work here.
+pub struct Checker {
+    sandbox: Sandbox,
+    limits: Limits,
+    /// By language: whether its programs can be run.
+    is_there: BTreeMap<&'static str, bool>,
+    /// By hash of a program: whether it passed.
+    known: BTreeMap<u64, bool>,
+}
+
+impl Checker {
+    /// # Errors
+    /// As of [`Sandbox::open`].
+    pub fn open() -> Result<Checker> {
+        let (is_there, known) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Checker { sandbox: Sandbox::open()?, limits: Limits::default(), is_there, known })
+    }
+
+    /// Whether the program with `answer` passes its tests; none for a question without tests, a language whose toolchain is not here, and a
+    /// program that does not pass with the right answer either.
+    ///
+    /// # Errors
+    /// A program that cannot be started.
+    pub fn passes(&mut self, question: &Question, answer: &str) -> Result<Option<bool>> {
+        let Some(tests) = &question.tests else { return Ok(None) };
+        let Some(toolchain) = Toolchain::of(question.language) else { return Ok(None) };
+        if !self.is_there(toolchain)? || !self.runs(toolchain, question, tests, &question.truth)? {
+            return Ok(None);
+        }
+        self.runs(toolchain, question, tests, answer).map(Some)
+    }
+
+    /// Languages among those asked for whose toolchain is missing.
+    pub fn missing(&self) -> Vec<&'static str> {
+        self.is_there.iter().filter(|(_, there)| !**there).map(|(language, _)| *language).collect()
+    }
+
+    fn is_there(&mut self, toolchain: &Toolchain) -> Result<bool> {
+        if let Some(&there) = self.is_there.get(toolchain.language) {
+            return Ok(there);
+        }
+        let there = self.sandbox.run(&[], &toolchain.probe(), &self.limits)? == Outcome::Passed;
+        self.is_there.insert(toolchain.language, there);
+        Ok(there)
+    }
+
+    fn runs(&mut self, toolchain: &Toolchain, question: &Question, tests: &str, answer: &str) -> Result<bool> {
+        // What the cut at a line's end took away.
+        let newline = if question.truth.ends_with('\n') && !answer.ends_with('\n') { "\n" } else { "" };
+        let Question { prefix, suffix, .. } = question;
+        let program = format!("{}{prefix}{answer}{newline}{suffix}{tests}", toolchain.prelude);
+        let hash = xxh3_64(format!("{}\0{program}", toolchain.language).as_bytes());
+        if let Some(&passed) = self.known.get(&hash) {
+            return Ok(passed);
+        }
+        let outcome = self.sandbox.run(&[(toolchain.file, &program)], toolchain.script, &self.limits)?;
+        self.known.insert(hash, outcome == Outcome::Passed);
+        Ok(outcome == Outcome::Passed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::question::tests::question;
+    use super::super::sandbox::tests::sandbox_or_skip;
+    use super::*;
+
+    #[test]
+    fn an_answer_passes_where_its_program_does_and_counts_where_the_right_one_would() {
+        if sandbox_or_skip().is_none() {
+            return;
+        }
+        let mut checker = Checker::open().unwrap();
+        let mut asked = question("1", "python", "single line");
+        asked.prefix = "def f(x):\n".to_owned();
+        (asked.truth, asked.suffix) = ("    y = x + 1\n".to_owned(), "    return y\n".to_owned());
+        assert_eq!(checker.passes(&asked, "    y = x + 1").unwrap(), None);
+        asked.tests = Some("\nassert f(1) == 2\n".to_owned());
+        assert_eq!(checker.passes(&asked, "    y = 1 + x").unwrap(), Some(true));
+        assert_eq!(checker.passes(&asked, "    y = x").unwrap(), Some(false));
+        assert_eq!(checker.passes(&asked, "    y = (").unwrap(), Some(false));
+        asked.tests = Some("\nassert f(1) == 3\n".to_owned());
+        assert_eq!(checker.passes(&asked, "    y = x + 2").unwrap(), None);
+        asked.language = "cobol";
+        assert_eq!(checker.passes(&asked, "    y = x + 2").unwrap(), None);
+    }
+
+    #[test]
+    fn failed_assertions_fail_in_every_language_that_is_here() {
+        if sandbox_or_skip().is_none() {
+            return;
+        }
+        let mut checker = Checker::open().unwrap();
+        for (language, right, wrong) in [
+            ("bash", "[[ 1 == 1 ]] || exit 1", "[[ 1 == 2 ]] || exit 1"),
+            (
+                "c",
+                "#include <assert.h>\nint main() { assert(1 == 1); }",
+                "#include <assert.h>\nint main() { assert(1 == 2); }",
+            ),
+            (
+                "cpp",
+                "#include <cassert>\nint main() { assert(1 == 1); }",
+                "#include <cassert>\nint main() { assert(1 == 2); }",
+            ),
+            ("javascript", "console.assert(1 === 1)", "console.assert(1 === 2)"),
+            (
+                "java",
+                "class Main { public static void main(String[] a) { assert 1 == 1; } }",
+                "class Main { public static void main(String[] a) { assert 1 == 2; } }",
+            ),
+            ("perl", "die unless 1 == 1;", "die unless 1 == 2;"),
+        ] {
+            let mut asked = question(language, language, "whole");
+            asked.prefix.clear();
+            (asked.truth, asked.tests) = (right.to_owned(), Some("\n".to_owned()));
+            if let Some(passed) = checker.passes(&asked, wrong).unwrap() {
+                assert!(!passed, "{language}");
+            } else {
+                assert!(checker.missing().contains(&language), "{language}: the right program fails");
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The results that are kept beside the code: one CSV file a suite, a row for each model, setting and language.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
+
+use super::score::Row;
+use crate::report::table::Cells;
+
+/// A row of the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Name of the model.
+    pub model: String,
+    /// Identity of its weights.
+    pub checksum: String,
+    /// The suite's way of asking.
+    pub setting: String,
+    /// Name of the language, or of the average over them.
+    pub language: String,
+    /// Questions.
+    pub n: usize,
+    /// Percent, to two decimals like all that follow.
+    pub exact_match: f64,
+    /// 0 to 100.
+    pub edit_similarity: f64,
+    /// Percent.
+    pub identifier_exact_match: f64,
+    /// Percent.
+    pub identifier_f1: f64,
+    /// Percent; empty where nothing was run.
+    pub pass_at_1: Option<f64>,
+}
+
+impl Record {
+    /// The record of a row of scores.
+    pub fn of(model: &str, checksum: &str, row: &Row) -> Record {
+        let rounded = |value: f64| (100.0 * value).round() / 100.0;
+        Record {
+            model: model.to_owned(),
+            checksum: checksum.to_owned(),
+            setting: row.setting.clone(),
+            language: row.language.clone(),
+            n: row.n,
+            exact_match: rounded(row.exact_match),
+            edit_similarity: rounded(row.edit_similarity),
+            identifier_exact_match: rounded(row.identifier_exact_match),
+            identifier_f1: rounded(row.identifier_f1),
+            pass_at_1: row.pass_at_1.map(rounded),
+        }
+    }
+
+    fn key(&self) -> (&str, &str, &str) {
+        (&self.model, &self.setting, &self.language)
+    }
+}
+
+/// The rows of `path`; none where there is no such file.
+///
+/// # Errors
+/// A file that cannot be read or has other columns.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let mut reader = csv::Reader::from_path(path).with_context(|| path.display().to_string())?;
+    reader.deserialize().map(|row| row.map_err(|error| anyhow!("{}: {error}", path.display()))).collect()
+}
+
+/// Writes `rows` into `path` in place of all rows of their models; those of other models stay.
+///
+/// # Errors
+/// As of [`read`]; a file that cannot be written.
+pub fn replace(path: &Path, rows: &[Record]) -> Result<()> {
+    let mut kept = read(path)?;
+    kept.retain(|old| rows.iter().all(|new| new.model != old.model));
+    kept.extend_from_slice(rows);
+    // Settings stay in the order of the suite.
+    kept.sort_by(|a, b| a.model.cmp(&b.model));
+    let part = path.with_extension("csv.part");
+    let mut writer = csv::Writer::from_path(&part).with_context(|| part.display().to_string())?;
+    for row in &kept {
+        writer.serialize(row).with_context(|| part.display().to_string())?;
+    }
+    writer.flush().with_context(|| part.display().to_string())?;
+    fs::rename(&part, path).with_context(|| path.display().to_string())
+}
+
+/// What `now` says otherwise than `before`, as a table; rows that only one of them has are left out, and of two that differ in their number
+/// of questions nothing but that is said.
+pub fn differences(before: &[Record], now: &[Record]) -> Cells {
+    let mut cells = vec![
+        ["setting", "language", "questions", "EM", "was", "ES", "was", "pass@1", "was"].map(str::to_owned).to_vec(),
+    ];
+    for row in now {
+        let Some(old) = before.iter().find(|old| old.key() == row.key()) else { continue };
+        let figures = |row: &Record| (row.exact_match, row.edit_similarity, row.pass_at_1);
+        let (now, was) = (figures(row), figures(old));
+        if row.n == old.n && now == was {
+            continue;
+        }
+        let questions = if row.n == old.n { row.n.to_string() } else { format!("{}, was {}", row.n, old.n) };
+        let figures = [Some(now.0), Some(was.0), Some(now.1), Some(was.1), now.2, was.2]
+            .map(|value| value.map_or("-".to_owned(), |value| format!("{value:.2}")));
+        cells.push([row.setting.clone(), row.language.clone(), questions].into_iter().chain(figures).collect());
+    }
+    cells
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(model: &str, language: &str, exact_match: f64) -> Record {
+        let row = Row {
+            setting: "retrieved, infill".to_owned(),
+            language: language.to_owned(),
+            n: 10,
+            exact_match,
+            exact_match_margin: 1.0,
+            edit_similarity: 50.126,
+            identifier_exact_match: 1.0,
+            identifier_f1: 2.0,
+            pass_at_1: Some(30.0),
+            n_run: 10,
+            median_ms: 3.0,
+        };
+        Record::of(model, "0f", &row)
+    }
+
+    #[test]
+    fn rows_of_a_model_are_replaced_and_those_of_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("suite.csv");
+        let other = record("other", "lua", 1.0);
+        replace(&path, &[record("ours", "lua", 10.0), record("ours", "gone", 0.0)]).unwrap();
+        replace(&path, std::slice::from_ref(&other)).unwrap();
+        let ours = record("ours", "lua", 20.0);
+        replace(&path, std::slice::from_ref(&ours)).unwrap();
+        assert_eq!(read(&path).unwrap(), [other, ours]);
+        assert_eq!(read(&path).unwrap()[0].edit_similarity, 50.13);
+        fs::write(&path, "model,checksum\na,b\n").unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("suite.csv") && error.contains("setting"), "{error}");
+    }
+
+    #[test]
+    fn only_what_changed_is_told() {
+        let before = [record("ours", "lua", 10.0), record("ours", "r", 5.0), record("other", "lua", 9.0)];
+        let now = [record("ours", "lua", 12.5), record("ours", "r", 5.0), record("ours", "new", 1.0)];
+        let cells = differences(&before, &now);
+        assert_eq!(cells.len(), 2);
+        assert_eq!(cells[1], ["retrieved, infill", "lua", "10", "12.50", "10.00", "50.13", "50.13", "30.00", "30.00"]);
+    }
+}

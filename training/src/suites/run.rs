@@ -1,0 +1,190 @@
+//! Puts the questions of a suite to one answerer and keeps every answer, so that a run that was stopped goes on.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
+
+use super::Suite;
+use super::answer::{Answer, Answerer};
+use super::check::Checker;
+use super::question::Question;
+use super::score::{self, Score};
+use crate::corpus::lines;
+use crate::evaluate::progress_bar;
+
+/// One line of the file of answers.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    suite: String,
+    /// Which weights answered.
+    model: String,
+    setting: String,
+    id: String,
+    max_new_tokens: usize,
+    /// For the reader; not read back.
+    truth: String,
+    #[serde(flatten)]
+    answer: Answer,
+    #[serde(flatten)]
+    score: Score,
+}
+
+/// What tells one run of a suite from another.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// What is asked.
+    pub suite: &'a Suite,
+    /// Identity of the weights.
+    pub model: &'a str,
+    /// Longest answer, in tokens.
+    pub max_new_tokens: usize,
+    /// Where answers are kept and looked up; none keeps nothing.
+    pub answers: Option<&'a Path>,
+}
+
+/// Answers and their scores, one a question, in order.
+///
+/// # Errors
+/// Those of the answerer and of `checker`, which runs answers where there are tests; a file of answers that cannot be read or written.
+pub fn run(
+    run: &Run<'_>,
+    questions: &[Question],
+    answerer: &mut dyn Answerer,
+    mut checker: Option<&mut Checker>,
+) -> Result<Vec<(Answer, Score)>> {
+    let (mut file, kept) = match run.answers {
+        Some(path) => {
+            let file = open(path).with_context(|| path.display().to_string())?;
+            (Some(BufWriter::new(file)), read(path, run)?)
+        }
+        None => (None, Answers::new()),
+    };
+    let bar = progress_bar(questions.len() as u64, "questions");
+    let mut answers = Vec::with_capacity(questions.len());
+    for question in questions {
+        let known = kept.get(&(question.setting.to_owned(), question.id.clone()));
+        let answer = match known {
+            Some(answer) => answer.clone(),
+            None => {
+                bar.set_message(format!("{}, {}", question.language, question.setting));
+                answerer.answer(question, run.max_new_tokens).with_context(|| format!("question `{}`", question.id))?
+            }
+        };
+        let mut score = score::score(question, &answer.text, run.suite.is_exact);
+        if let Some(checker) = &mut checker {
+            score.is_passing = checker.passes(question, &answer.text)?;
+        }
+        if let (None, Some(file), Some(path)) = (known, &mut file, run.answers) {
+            write(file, run, question, &answer, score).with_context(|| path.display().to_string())?;
+        }
+        answers.push((answer, score));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(answers)
+}
+
+/// By setting and id.
+type Answers = BTreeMap<(String, String), Answer>;
+
+/// The answers of an earlier run like this one.
+fn read(path: &Path, run: &Run<'_>) -> Result<Answers> {
+    let mut answers = Answers::new();
+    for line in lines::open(path).map_err(|error| anyhow!("{error}"))? {
+        let (n, text) = line.map_err(|error| anyhow!("{error}"))?;
+        let kept: Kept = serde_json::from_str(&text).map_err(|error| {
+            anyhow!("{}: line {n}: expected an answer: {}", path.display(), lines::json_error(&error))
+        })?;
+        let is_like_this = kept.suite == run.suite.name && kept.model == run.model;
+        if is_like_this && kept.max_new_tokens == run.max_new_tokens {
+            answers.insert((kept.setting, kept.id), kept.answer);
+        }
+    }
+    Ok(answers)
+}
+
+/// Opens for more, without the end of a line that was cut off when an earlier run was killed.
+fn open(path: &Path) -> Result<File> {
+    let text = if path.exists() { std::fs::read(path)? } else { Vec::new() };
+    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    let file = OpenOptions::new().create(true).append(true).open(path)?;
+    file.set_len(whole as u64)?;
+    Ok(file)
+}
+
+fn write(file: &mut BufWriter<File>, run: &Run<'_>, question: &Question, answer: &Answer, score: Score) -> Result<()> {
+    let kept = Kept {
+        suite: run.suite.name.to_owned(),
+        model: run.model.to_owned(),
+        setting: question.setting.to_owned(),
+        id: question.id.clone(),
+        max_new_tokens: run.max_new_tokens,
+        truth: question.truth.clone(),
+        answer: answer.clone(),
+        score,
+    };
+    serde_json::to_writer(&mut *file, &kept)?;
+    file.write_all(b"\n")?;
+    Ok(file.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SUITES;
+    use super::super::question::tests::question;
+    use super::*;
+
+    /// Says its number, and fails at one of its answers.
+    struct Counting {
+        n: usize,
+        fails_at: usize,
+    }
+
+    impl Answerer for Counting {
+        fn answer(&mut self, _: &Question, _: usize) -> Result<Answer> {
+            self.n += 1;
+            anyhow::ensure!(self.n != self.fails_at, "pulled the plug");
+            Ok(Answer { text: self.n.to_string(), ..Answer::default() })
+        }
+    }
+
+    #[test]
+    fn a_run_that_was_stopped_goes_on_and_asks_nothing_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("answers.jsonl");
+        let questions: Vec<Question> = (0..5).map(|n| question(&n.to_string(), "lua", "infill")).collect();
+        let first = Run { suite: &SUITES[0], model: "a", max_new_tokens: 9, answers: Some(&path) };
+        let error = run(&first, &questions, &mut Counting { n: 0, fails_at: 4 }, None).unwrap_err();
+        assert!(format!("{error:#}").contains("question `3`: pulled the plug"), "{error:#}");
+        // Killed within a line.
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 3);
+        text.truncate(text.len() - 5);
+        std::fs::write(&path, text).unwrap();
+        let mut rest = Counting { n: 100, fails_at: 0 };
+        let answers = run(&first, &questions, &mut rest, None).unwrap();
+        let texts: Vec<&str> = answers.iter().map(|(answer, _)| answer.text.as_str()).collect();
+        assert_eq!(texts, ["1", "2", "101", "102", "103"]);
+        assert_eq!(answers.iter().filter(|(_, score)| score.is_exact).count(), 1);
+        // Other weights and other settings answer for themselves.
+        for other in [Run { model: "b", ..first }, Run { max_new_tokens: 8, ..first }] {
+            let mut asked = Counting { n: 0, fails_at: 0 };
+            run(&other, &questions, &mut asked, None).unwrap();
+            assert_eq!(asked.n, 5);
+        }
+    }
+
+    #[test]
+    fn a_file_that_holds_no_answers_is_an_error_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("answers.jsonl");
+        std::fs::write(&path, "{\"suite\": 3}\n").unwrap();
+        let stale = Run { suite: &SUITES[0], model: "a", max_new_tokens: 9, answers: Some(&path) };
+        let error = run(&stale, &[], &mut Counting { n: 0, fails_at: 0 }, None).unwrap_err().to_string();
+        assert!(error.contains("answers.jsonl: line 1: expected an answer"), "{error}");
+    }
+}

@@ -1,0 +1,54 @@
+//! How a program in each language is built and run: one row a language.
+
+/// One language's row.
+pub struct Toolchain {
+    /// Name as in `multicoder_grammars::LANGUAGES`.
+    pub language: &'static str,
+    /// Name of the file that holds the program.
+    pub file: &'static str,
+    /// For `sh`, which succeeds where every one of these programs is found.
+    pub needs: &'static [&'static str],
+    /// For `sh`: builds and runs the file, which lies in `/tmp/src`, from `/tmp`.
+    pub script: &'static str,
+    /// Stands before every program, so that a failed assertion ends it.
+    pub prelude: &'static str,
+}
+
+const fn row(
+    language: &'static str,
+    file: &'static str,
+    needs: &'static [&'static str],
+    script: &'static str,
+    prelude: &'static str,
+) -> Toolchain {
+    Toolchain { language, file, needs, script, prelude }
+}
+
+/// Every language whose programs can be run, by name.
+#[rustfmt::skip]
+pub static TOOLCHAINS: &[Toolchain] = &[
+    row("bash",       "main.sh",   &["bash"],          "bash src/main.sh", ""),
+    row("c",          "main.c",    &["cc"],            "cc -o main src/main.c -lm && ./main", ""),
+    row("cpp",        "main.cpp",  &["c++"],           "c++ -std=c++17 -o main src/main.cpp && ./main", ""),
+    row("java",       "Main.java", &["javac", "java"], "javac -d . src/Main.java && java -ea -XX:+UseSerialGC -cp . $(ls *.class | grep -qx Main.class && echo Main || echo Solution)", ""),
+    row("javascript", "main.js",   &["node"],          "node src/main.js", "console.assert = (holds) => { if (!holds) process.exit(1); };\n"),
+    row("lua",        "main.lua",  &["lua"],           "lua src/main.lua", ""),
+    row("perl",       "main.pl",   &["perl"],          "perl src/main.pl", ""),
+    row("php",        "main.php",  &["php"],           "php -d zend.assertions=1 -d assert.exception=1 src/main.php", ""),
+    row("python",     "main.py",   &["python3"],       "python3 src/main.py", ""),
+    row("r",          "main.R",    &["Rscript"],       "Rscript src/main.R", ""),
+    row("ruby",       "main.rb",   &["ruby"],          "ruby src/main.rb", ""),
+    row("tcl",        "main.tcl",  &["tclsh"],         "tclsh src/main.tcl", ""),
+];
+
+impl Toolchain {
+    /// The row of a language.
+    pub fn of(language: &str) -> Option<&'static Toolchain> {
+        TOOLCHAINS.iter().find(|row| row.language == language)
+    }
+
+    /// For `sh`: whether everything is there.
+    pub fn probe(&self) -> String {
+        self.needs.iter().map(|program| format!("command -v {program}")).collect::<Vec<_>>().join(" && ")
+    }
+}
