@@ -25,7 +25,7 @@ const DEFINING: &[&str] = &[
 ];
 /// Parts of the kinds of nodes that use one of these words and define nothing that another file sees.
 const NOT_DEFINING: &[&str] =
-    &["parameter", "argument", "import", "use_", "call", "invocation", "body", "list", "package"];
+    &["parameter", "argument", "import", "use_", "call", "invocation", "body", "list", "package", "expression"];
 /// How far below its node a name may stand: in C it is in a declarator of a declarator.
 const MAX_DECLARATORS: usize = 4;
 
@@ -43,8 +43,11 @@ impl SyntaxTree {
             if node.start_byte() < inside_until || !is_defining(&node) {
                 continue;
             }
-            if let Some(name) = name_of(&node) {
-                definitions.push((name.byte_range(), node.byte_range()));
+            // The declarators in a declaration name the same thing again.
+            let name = name_of(&node).map(|name| name.byte_range());
+            let known = definitions.last().map(|(last, _): &(Range<usize>, Range<usize>)| last.clone());
+            if let Some(name) = name.filter(|name| known.as_ref() != Some(name)) {
+                definitions.push((name, node.byte_range()));
             }
             if is_function(&node) {
                 inside_until = node.end_byte();
@@ -57,7 +60,9 @@ impl SyntaxTree {
 fn is_defining(node: &Node) -> bool {
     let kind = node.kind();
     let has = |words: &[&str]| words.iter().any(|word| kind.contains(word));
-    node.is_named() && has(DEFINING) && !has(NOT_DEFINING)
+    // C: `struct point *p` names a type that `struct point { ... }` defines.
+    let is_mention = kind.ends_with("_specifier") && node.child_by_field_name("body").is_none();
+    node.is_named() && has(DEFINING) && !has(NOT_DEFINING) && !is_mention
 }
 
 /// The leaf that a definition's name is.
@@ -101,6 +106,8 @@ mod tests {
                 vec!["S", "a", "new", "m"],
             ),
             ("c", "static int *f(int x) { int y; return 0; }\n", vec!["f"]),
+            ("c", "struct point { int x; };\nstruct other *g(void);\n", vec!["point", "x", "g"]),
+            ("rust", "static A: S = S { a: 1 };\n", vec!["A"]),
             ("go", "package p\nimport \"fmt\"\nfunc (t *T) Run(n int) {}\nfunc Go() {}\n", vec!["Run", "Go"]),
             ("java", "class A { int f(int x) { return x; } interface B { void g(); } }\n", vec!["A", "f", "B", "g"]),
             ("javascript", "function f(x) { const y = 1; }\nclass A { m() {} }\n", vec!["f", "A", "m"]),

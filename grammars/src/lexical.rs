@@ -1,6 +1,7 @@
 //! What a caret stands in, judged from its line alone: for languages without a tree and for lines that do not parse yet.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use crate::language::LanguageId;
 
@@ -71,7 +72,13 @@ pub fn identifiers(language: LanguageId, text: &str) -> Vec<&str> {
 }
 
 /// The words that a language's grammar has as fixed tokens.
-fn keywords(language: LanguageId) -> BTreeSet<String> {
+fn keywords(language: LanguageId) -> &'static BTreeSet<String> {
+    static ALL: LazyLock<BTreeMap<&str, BTreeSet<String>>> =
+        LazyLock::new(|| LanguageId::all().map(|language| (language.name(), read_keywords(language))).collect());
+    &ALL[language.name()]
+}
+
+fn read_keywords(language: LanguageId) -> BTreeSet<String> {
     let Some(grammar) = language.row().grammar else { return BTreeSet::new() };
     let grammar = grammar();
     let fixed = (0..grammar.node_kind_count() as u16).filter(|&id| !grammar.node_kind_is_named(id));

@@ -48,7 +48,10 @@ pub struct Golden {
 
 impl BundleInfo {
     pub(crate) fn new(config: &ModelConfig, origin: &str, quantization: &str) -> BundleInfo {
-        let name = Path::new(origin).file_stem().map_or(String::new(), |name| name.to_string_lossy().into_owned());
+        // A dot in the name of a folder (`Qwen2.5`) begins no file's ending.
+        let path = Path::new(origin);
+        let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+        let name = name.map_or(String::new(), |name| name.to_string_lossy().into_owned());
         BundleInfo {
             name,
             origin: origin.to_string(),

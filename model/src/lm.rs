@@ -177,6 +177,14 @@ impl CodeLm {
         Ok(linear(&x_LD, self.head())?)
     }
 
+    /// Share of the assignments that each expert has in each layer with experts, over the positions of one sequence.
+    pub fn expert_loads(&self, ids: &[u32], language: u32) -> Result<Vec<Vec<f32>>> {
+        let x_1L = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
+        let language_N = vec![language; ids.len()];
+        let (_, reports) = self.hidden(&x_1L, TokenContext { language_N: &language_N, start_BL: None })?;
+        Ok(reports.into_iter().map(|report| report.load_E).collect())
+    }
+
     /// Logits after the last of `ids`, which follow what `cache` holds; asks `cancelled` before every layer.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ mod bad_input;
 mod bench;
 mod clients;
 mod corpus;
+mod lab;
 mod neovim;
 mod replay;
 mod server;

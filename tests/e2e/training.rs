@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A model so small that twenty steps take seconds: the `smoke` preset, cut down.
-const TINY: &[&str] = &[
+pub(super) const TINY: &[&str] = &[
     "n_steps=20",
     "data.sequence_tokens=64",
     "data.batch_tokens=512",
@@ -42,12 +42,12 @@ pub(super) fn succeed(command: &mut Command) -> Result<Finished> {
 }
 
 /// A folder with `shards/` and `tokenizer.json` made by the binary.
-struct Workshop {
+pub(super) struct Workshop {
     folder: tempfile::TempDir,
 }
 
 impl Workshop {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let workshop = Self { folder: tempfile::tempdir()? };
         let root = repository_root();
         let folder = |name: &str, path: &str| format!("{name}={}", root.join(path).display());
@@ -67,7 +67,7 @@ impl Workshop {
         Ok(workshop)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -104,7 +104,7 @@ impl Workshop {
 }
 
 /// Starts training and kills it (SIGKILL) as soon as `reached` holds.
-fn kill_when(command: &mut Command, mut reached: impl FnMut() -> bool) -> Result<()> {
+pub(super) fn kill_when(command: &mut Command, mut reached: impl FnMut() -> bool) -> Result<()> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     wait_until(&mut child, &mut reached)?;
     kill(&mut child)

@@ -12,6 +12,13 @@ fn routers_document_is_current() {
     expect_file!["../../docs/routers.md"].assert_eq(&multicoder_model::router::table_markdown());
 }
 
+#[test]
+fn suites_document_has_the_table_of_suites() {
+    let page = std::fs::read_to_string(repository_root().join("docs/suites.md")).unwrap();
+    let table = multicoder_training::suites::table_markdown();
+    assert!(page.contains(&table), "docs/suites.md: expected this table:\n{table}");
+}
+
 /// Targets of `[text](target)` in a line that are files, without the `#section`.
 fn link_targets(line: &str) -> impl Iterator<Item = &str> {
     let targets = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());

@@ -18,7 +18,8 @@ use crate::config::{self, RunConfig};
 use crate::data::packer::Cursor;
 use crate::optimizer::{Optimizer, OptimizerState};
 
-const FOLDER: &str = "checkpoints";
+/// The folder of the checkpoints, in that of a run.
+pub const FOLDER: &str = "checkpoints";
 const STATE: &str = "state.json";
 const CONFIG: &str = "run.toml";
 const WEIGHTS: &str = "model.safetensors";

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod corpus;
 pub mod eval;
+pub mod lab;
 pub mod pack;
 pub mod tokenizer;
 pub mod train;

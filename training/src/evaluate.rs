@@ -40,6 +40,9 @@ pub struct EvalOptions {
     pub max_line_tokens: usize,
     /// Of a line completion's prompt, tokens of the text after the line.
     pub suffix_tokens: usize,
+    /// Whether the model is told the language by its token.
+    #[serde(default = "yes")]
+    pub tag: bool,
     /// Of the sample and the bootstrap.
     pub seed: u64,
     /// Resamples behind each interval.
@@ -52,6 +55,10 @@ pub struct EvalOptions {
     pub ngram_cache: PathBuf,
 }
 
+fn yes() -> bool {
+    true
+}
+
 /// What one system scored on one language, unit by unit, in the order of the sample.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SystemOutput {
@@ -61,6 +68,9 @@ pub struct SystemOutput {
     pub lines: Vec<LineScore>,
     /// One a line, with the text after the line; empty for a system that cannot use it.
     pub lines_with_suffix: Vec<LineScore>,
+    /// By layer with experts, the share of the tokens that each has; empty for a system without experts.
+    #[serde(default)]
+    pub expert_load: Vec<Vec<f32>>,
 }
 
 /// A model to be measured.
@@ -208,6 +218,7 @@ pub(crate) mod tests {
             n_lines: 10,
             max_line_tokens: 24,
             suffix_tokens: 32,
+            tag: true,
             seed: 1,
             n_resamples: 200,
             ngram: true,

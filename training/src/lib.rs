@@ -26,6 +26,7 @@ pub mod weights;
 
 pub mod bench;
 pub mod evaluate;
+pub mod lab;
 pub mod ngram;
 pub mod report;
 pub mod suites;

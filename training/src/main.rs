@@ -22,8 +22,10 @@ enum Command {
     Tokenizer(commands::tokenizer::Args),
     /// Train a model; resume, dry run, warm start.
     Train(commands::train::Args),
-    /// Measure a model by language on text it never saw, beside an n-gram model.
+    /// Put a model through a benchmark suite, by language.
     Eval(commands::eval::Args),
+    /// Compare variants of a model at equal compute, over seeds.
+    Lab(commands::lab::Args),
     /// Pack a checkpoint into the one file that is served, and write its model card.
     Pack(commands::pack::Args),
     /// Measure the training step, beside PyTorch.
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Tokenizer(args) => commands::tokenizer::run(args),
         Command::Train(args) => commands::train::run(args),
         Command::Eval(args) => commands::eval::run(args),
+        Command::Lab(args) => commands::lab::run(args),
         Command::Pack(args) => commands::pack::run(args),
         Command::Bench(args) => commands::bench::run(args),
         Command::Completions { shell } => {

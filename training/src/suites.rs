@@ -46,8 +46,17 @@ pub struct Packages<'a> {
     pub shards: &'a Path,
     /// Split of them.
     pub split: &'a str,
+    /// Only these languages; empty for all.
+    pub languages: &'a [String],
     /// Of what is drawn from large ones.
     pub seed: u64,
+}
+
+impl Packages<'_> {
+    /// Whether a language is asked about.
+    pub fn wants(&self, language: &str) -> bool {
+        self.languages.is_empty() || self.languages.iter().any(|wanted| wanted == language)
+    }
 }
 
 /// What to draw from, and how much.
@@ -164,7 +173,8 @@ impl Suite {
             Data::Packages(questions) => {
                 let shards =
                     draw.shards.with_context(|| format!("--shards DIR: {name} is made of the packages of a corpus"))?;
-                let found = questions(&Packages { shards, split: draw.split, seed: draw.seed })?;
+                let found =
+                    questions(&Packages { shards, split: draw.split, languages: draw.languages, seed: draw.seed })?;
                 ensure!(
                     !found.is_empty(),
                     "{}/{}: no question can be made of these packages",

@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use multicoder_model::Bundle;
 use serde::Serialize;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::checkpoint;
 use crate::device::{self, DeviceKind};
@@ -98,16 +98,25 @@ fn suite_names() -> Vec<PossibleValue> {
 /// What the user has to know, in one line.
 pub fn run(args: Args) -> Result<()> {
     let Some(suite) = Suite::by_name(&args.suite) else {
+        args.questions.refuse_any()?;
+        let is_elsewhere =
+            |path: &PathBuf| path.to_str().is_some_and(|text| text == TRUTH && !path.exists() || is_address(text));
+        let elsewhere = args.model.as_ref().filter(|path| is_elsewhere(path));
+        ensure!(
+            elsewhere.is_none(),
+            "--model: the suite packages needs every token's probability; expected a model of ours"
+        );
         let loaded = args.model.as_ref().map(|path| load(path, &args)).transpose()?;
         return packages::run(&args.packages, &args.common, loaded.as_ref().map(|(info, bundle)| (info, bundle)));
     };
+    args.packages.refuse_any(suite.name)?;
     let model = args.model.as_ref().context("--model PATH|URL: expected the model that answers")?;
     let run = |info: &ModelInfo, answerer: &mut dyn Answerer| {
         questions::run(suite, &args.questions, &args.common, info, answerer)
     };
     match model.to_str() {
         Some(TRUTH) if !model.exists() => run(&named(TRUTH, TRUTH), &mut Truth),
-        Some(address) if address.starts_with("http://") || address.starts_with("https://") => {
+        Some(address) if is_address(address) => {
             let mut http = Http::connect(address)?;
             run(&named(&http.model.clone(), address), &mut http)
         }
@@ -116,6 +125,10 @@ pub fn run(args: Args) -> Result<()> {
             run(&info, &mut Local::new(&bundle)?)
         }
     }
+}
+
+fn is_address(model: &str) -> bool {
+    model.starts_with("http://") || model.starts_with("https://")
 }
 
 /// What is known of a model that is not in this process.
@@ -161,13 +174,10 @@ pub(super) fn newest_model(path: &Path) -> Result<PathBuf> {
 fn model_info(path: &Path, bundle: &Bundle) -> Result<ModelInfo> {
     let mut checksum = bundle.info.checksum.clone();
     if checksum.is_empty() {
-        let weights = path.join("model.safetensors");
-        // Weights in several files are told apart by their index.
-        let file = if weights.exists() { weights } else { path.join("model.safetensors.index.json") };
-        checksum = format!("{:016x}", xxh3_64(&fs::read(&file).with_context(|| file.display().to_string())?));
+        checksum = weights_checksum(path)?;
     }
     Ok(ModelInfo {
-        name: bundle.info.name.clone(),
+        name: run_name(path).unwrap_or_else(|| bundle.info.name.clone()),
         path: path.display().to_string(),
         checksum,
         n_parameters: bundle.info.n_parameters,
@@ -177,6 +187,27 @@ fn model_info(path: &Path, bundle: &Bundle) -> Result<ModelInfo> {
         copy: bundle.lm.config().copy.is_some(),
         languages: bundle.info.languages.clone(),
     })
+}
+
+/// Of a checkpoint in a run's folder the name of the run: its own is a number of steps.
+fn run_name(path: &Path) -> Option<String> {
+    let checkpoints = path.parent().filter(|parent| parent.ends_with(checkpoint::FOLDER))?;
+    let run = fs::canonicalize(checkpoints.parent()?).ok()?;
+    run.file_name().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// Over all files of weights in a folder, by name.
+fn weights_checksum(dir: &Path) -> Result<String> {
+    let entries = fs::read_dir(dir).with_context(|| dir.display().to_string())?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
+    files.retain(|path| path.file_stem().is_none_or(|name| name != "optimizer"));
+    files.sort();
+    let mut hash = Xxh3::new();
+    for path in &files {
+        hash.update(&fs::read(path).with_context(|| path.display().to_string())?);
+    }
+    Ok(format!("{:016x}", hash.digest()))
 }
 
 fn print_model(model: &ModelInfo) {

@@ -181,7 +181,12 @@ impl Scorer<'_> {
             let (before, truth, _) = sample.parts(case);
             self.line(before, truth, &vocabulary, options.max_line_tokens)
         });
-        Ok(SystemOutput { texts, lines: lines.collect::<Result<_>>()?, lines_with_suffix: Vec::new() })
+        Ok(SystemOutput {
+            texts,
+            lines: lines.collect::<Result<_>>()?,
+            lines_with_suffix: Vec::new(),
+            expert_load: Vec::new(),
+        })
     }
 
     fn text_score(&self, text: &str) -> Result<TextScore> {

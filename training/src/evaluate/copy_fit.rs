@@ -30,7 +30,7 @@ pub fn fit(lm: &CodeLm, tokenizer: &Tokenizer, samples: &[LanguageSample], bar: 
     let mut cases = Vec::new();
     for (sample, text) in samples.iter().flat_map(|sample| sample.texts.iter().map(move |text| (sample, text))) {
         let ids = tokenizer.encode(text)?;
-        each_token(lm, tokenizer, &sample.language, &ids, &mut |at, logits_V| {
+        each_token(lm, tokenizer, (&sample.language, true), &ids, &mut |at, logits_V| {
             cases.extend(case(logits_V, &ids[..at], ids[at]));
         })?;
         bar.inc(1);
@@ -98,7 +98,7 @@ mod tests {
         let ids = tokenizer.encode(&text).unwrap();
         let bits = |lm: &CodeLm| {
             let mut bits = 0.0;
-            each_token(lm, &tokenizer, "lua", &ids, &mut |at, logits_V| {
+            each_token(lm, &tokenizer, ("lua", true), &ids, &mut |at, logits_V| {
                 let probs_V = next_token_probs(logits_V, &ids[..at], lm.config().copy.as_ref());
                 bits -= f64::from(probs_V[ids[at] as usize]).log2();
             })

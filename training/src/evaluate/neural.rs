@@ -11,6 +11,9 @@ use super::metric::{TextScore, line_score};
 use super::sample::LanguageSample;
 use super::{EvalOptions, SystemOutput};
 
+/// Files of a language of which the experts' loads are told.
+const LOAD_FILES: usize = 8;
+
 /// Scores the model on one language's sample; `bar` is moved by one a file and one a completion.
 ///
 /// # Errors
@@ -22,7 +25,7 @@ pub fn score(
     options: &EvalOptions,
     bar: &ProgressBar,
 ) -> Result<SystemOutput> {
-    let texts = score_texts(lm, tokenizer, sample, bar)?;
+    let texts = score_texts(lm, tokenizer, sample, options.tag, bar)?;
     let mut completer =
         Completer { lm, tokenizer, language: &sample.language, generator: Generator::new(lm)?, options };
     let mut lines = Vec::new();
@@ -33,20 +36,42 @@ pub fn score(
         lines_with_suffix.push(line_score(&completer.line(before, after)?, truth));
         bar.inc(2);
     }
-    Ok(SystemOutput { texts, lines, lines_with_suffix })
+    let expert_load = expert_load(lm, tokenizer, sample)?;
+    Ok(SystemOutput { texts, lines, lines_with_suffix, expert_load })
+}
+
+/// Over the first window of each of some files.
+fn expert_load(lm: &CodeLm, tokenizer: &Tokenizer, sample: &LanguageSample) -> Result<Vec<Vec<f32>>> {
+    let language = lm.config().language_index(Some(&sample.language));
+    let mut sums: Vec<Vec<f32>> = Vec::new();
+    let mut n_tokens = 0.0;
+    for text in sample.texts.iter().filter(|text| !text.is_empty()).take(LOAD_FILES) {
+        let mut ids = tokenizer.encode(text)?;
+        ids.truncate(lm.config().context_tokens);
+        let loads = lm.expert_loads(&ids, language)?;
+        sums.resize_with(loads.len(), Vec::new);
+        for (sum_E, load_E) in sums.iter_mut().zip(loads) {
+            sum_E.resize(load_E.len(), 0.0);
+            sum_E.iter_mut().zip(load_E).for_each(|(sum, load)| *sum += load * ids.len() as f32);
+        }
+        n_tokens += ids.len() as f32;
+    }
+    sums.iter_mut().flatten().for_each(|sum| *sum /= n_tokens);
+    Ok(sums)
 }
 
 fn score_texts(
     lm: &CodeLm,
     tokenizer: &Tokenizer,
     sample: &LanguageSample,
+    tag: bool,
     bar: &ProgressBar,
 ) -> Result<Vec<TextScore>> {
     let mut scores = Vec::new();
     for text in &sample.texts {
         let ids = tokenizer.encode(text)?;
         let mut score = TextScore { n_bytes: text.len() as u64, n_tokens: ids.len() as u64, ..TextScore::default() };
-        each_token(lm, tokenizer, &sample.language, &ids, &mut |at, logits_V| {
+        each_token(lm, tokenizer, (&sample.language, tag), &ids, &mut |at, logits_V| {
             let probs_V = next_token_probs(logits_V, &ids[..at], lm.config().copy.as_ref());
             let p = probs_V[ids[at] as usize];
             score.bits -= f64::from(p.max(f32::MIN_POSITIVE)).log2();
@@ -58,18 +83,19 @@ fn score_texts(
     Ok(scores)
 }
 
-/// Calls `visit` with each position of one file, in order, and the network's logits for the token there.
+/// Calls `visit` with each position of one file, in order, and the network's logits for the token there. With `tag` the network is told the
+/// language by its token; the expert is the language's in either case.
 ///
 /// # Errors
 /// Errors of the model.
 pub fn each_token(
     lm: &CodeLm,
     tokenizer: &Tokenizer,
-    language: &str,
+    (language, tag): (&str, bool),
     ids: &[u32],
     visit: &mut dyn FnMut(usize, &[f32]),
 ) -> Result<()> {
-    let first = tokenizer.language_token(language).unwrap_or(tokenizer.special().end_of_text);
+    let first = tokenizer.language_token(language).filter(|_| tag).unwrap_or(tokenizer.special().end_of_text);
     let language = lm.config().language_index(Some(language));
     for window in windows(ids.len(), lm.config().context_tokens) {
         let mut x = vec![first];
@@ -120,7 +146,8 @@ impl Completer<'_> {
         let max_tokens = self.lm.config().context_tokens.saturating_sub(max_new_tokens).max(1);
         let suffix_tokens = if after.is_empty() { 0 } else { self.options.suffix_tokens.min(max_tokens / 2) };
         let budget = PromptBudget { max_tokens, suffix_tokens, snippet_tokens: 0 };
-        let prompt = fim::prompt(self.tokenizer, Some(self.language), &[], before, after, &budget)?;
+        let tag = Some(self.language).filter(|_| self.options.tag);
+        let prompt = fim::prompt(self.tokenizer, tag, &[], before, after, &budget)?;
         let n_healed = prompt.heal.len();
         let options = GenerateOptions { max_new_tokens };
         let mut at_line_end = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| new.contains(&b'\n'));

@@ -71,6 +71,9 @@ pub struct LanguageRow {
     pub ngram: Option<SystemRow>,
     /// Model minus baseline.
     pub difference: Option<Differences>,
+    /// By layer with experts of the model, the share of the tokens that each has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expert_load: Vec<Vec<f32>>,
 }
 
 /// One system's figures. Absent where there was nothing to measure.
@@ -129,6 +132,7 @@ pub(super) fn summarise(
         model: mean_row(languages.iter().map(|row| row.model)),
         ngram: mean_row(languages.iter().map(|row| row.ngram)),
         difference: None,
+        expert_load: Vec::new(),
     };
     macro_average.difference = differences(&pairs, options);
     let n_languages_fewer_bits = (model.is_some() && baseline.is_some()).then(|| {
@@ -165,6 +169,7 @@ fn language_row(sample: &LanguageSample, pair: &Pair<'_>, options: &EvalOptions)
         model: pair.model.map(system_row),
         ngram: pair.ngram.map(system_row),
         difference: differences(&[*pair], options),
+        expert_load: pair.model.map_or_else(Vec::new, |model| model.expert_load.clone()),
     }
 }
 
@@ -246,7 +251,12 @@ mod tests {
         let text = TextScore { n_bytes: 100, n_tokens: 30, bits, n_correct: 15 };
         let line =
             |&exact_match: &bool| LineScore { exact_match, edit_similarity: if exact_match { 100.0 } else { 40.0 } };
-        SystemOutput { texts: vec![text; 4], lines: matches.iter().map(line).collect(), lines_with_suffix: vec![] }
+        SystemOutput {
+            texts: vec![text; 4],
+            lines: matches.iter().map(line).collect(),
+            lines_with_suffix: vec![],
+            expert_load: vec![],
+        }
     }
 
     #[test]

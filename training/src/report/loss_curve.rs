@@ -17,7 +17,7 @@ const BOTTOM: f64 = 44.0;
 /// Points drawn of one curve; more are averaged.
 const MAX_POINTS: usize = 400;
 /// Okabe and Ito's colours, told apart by everybody.
-const COLOURS: [&str; 8] = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00"];
+pub const COLOURS: [&str; 8] = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00"];
 
 /// The numbers of a run that the picture and the model card show.
 #[derive(Clone, Debug, Default)]
@@ -70,11 +70,16 @@ impl RunCurves {
     }
 }
 
-struct Curve<'a> {
-    label: String,
-    points: Vec<(f64, f64)>,
-    colour: &'a str,
-    width: f64,
+/// One line of the picture.
+pub struct Curve<'a> {
+    /// Beside the picture.
+    pub label: String,
+    /// Tokens seen, and loss in nats a token.
+    pub points: Vec<(f64, f64)>,
+    /// A colour of SVG.
+    pub colour: &'a str,
+    /// Of the line.
+    pub width: f64,
 }
 
 /// The picture: training loss, validation loss (macro average), and the languages with the highest and the lowest final loss.
@@ -100,7 +105,8 @@ pub fn svg(curves: &RunCurves) -> String {
     draw(&drawn)
 }
 
-fn averaged(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+/// The mean of each of at most 400 stretches.
+pub fn averaged(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let n = points.len().div_ceil(MAX_POINTS).max(1);
     let mean = |chunk: &[(f64, f64)]| {
         let sum = chunk.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
@@ -109,7 +115,8 @@ fn averaged(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(n).map(mean).collect()
 }
 
-fn draw(curves: &[Curve<'_>]) -> String {
+/// The picture of these curves.
+pub fn draw(curves: &[Curve<'_>]) -> String {
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let x_max = points().map(|point| point.0).fold(1.0, f64::max);
     let y_min = points().map(|point| point.1).fold(f64::INFINITY, f64::min);

@@ -36,7 +36,10 @@ fn bars(page: &mut String, setting: &str, rows: &[Row]) {
     let _ = writeln!(page, "<h2>{}</h2>", escape(setting));
     let named = [("exact match", COLOURS[0]), ("edit similarity beyond it", "#0072B255")];
     legend(page, named.into_iter().map(|(name, colour)| (name.to_owned(), colour)));
-    page.push_str("<table><tr><th>language<th><th>exact %<th>±<th>similarity<th>pass@1<th>questions<th>ms</tr>\n");
+    let is_run = rows.iter().any(|row| row.pass_at_1.is_some());
+    let heading = if is_run { "<th>pass@1 %<th>run" } else { "" };
+    let _ =
+        writeln!(page, "<table><tr><th>language<th><th>exact %<th>±<th>similarity{heading}<th>questions<th>ms</tr>");
     for row in rows {
         let parts = [
             Part { width: row.exact_match, colour: COLOURS[0], title: format!("exact match {:.1} %", row.exact_match) },
@@ -50,8 +53,13 @@ fn bars(page: &mut String, setting: &str, rows: &[Row]) {
             [row.exact_match, row.exact_match_margin, row.edit_similarity, row.median_ms]
                 .map(|value| format!("{value:.1}"));
         let language = escape(&row.language);
-        let passing = row.pass_at_1.map_or(String::new(), |value| format!("{value:.1}"));
-        table_row(page, &[&language, &html::bar(&parts), &exact, &margin, &similarity, &passing, &row.n, &ms]);
+        let passing = row.pass_at_1.map_or("-".to_owned(), |value| format!("{value:.1}"));
+        let run = if is_run { format!("{passing}<td>{}", row.n_run) } else { String::new() };
+        let bar = html::bar(&parts);
+        match is_run {
+            true => table_row(page, &[&language, &bar, &exact, &margin, &similarity, &run, &row.n, &ms]),
+            false => table_row(page, &[&language, &bar, &exact, &margin, &similarity, &row.n, &ms]),
+        }
     }
     page.push_str("</table>\n");
 }

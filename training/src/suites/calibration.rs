@@ -18,7 +18,7 @@ const BYTES_PER_LANGUAGE: usize = 400_000;
 /// Missing or broken shards.
 pub fn questions(packages: &Packages<'_>) -> Result<Vec<Question>> {
     let options = SampleOptions {
-        languages: &[],
+        languages: packages.languages,
         max_bytes_per_language: BYTES_PER_LANGUAGE,
         n_lines: LINES_PER_LANGUAGE,
         seed: packages.seed,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::question::Question;
+use super::question::{Ending, Question, Tests};
 use super::sandbox::{Limits, Outcome, Sandbox};
 use super::toolchain::Toolchain;
 
@@ -15,6 +15,7 @@ pub struct Checker {
     limits: Limits,
     /// By language: whether its programs can be run.
     is_there: BTreeMap<&'static str, bool>,
+    unfit: BTreeMap<&'static str, usize>,
     /// By hash of a program: whether it passed.
     known: BTreeMap<u64, bool>,
 }
@@ -23,22 +24,33 @@ impl Checker {
     /// # Errors
     /// As of [`Sandbox::open`].
     pub fn open() -> Result<Checker> {
-        let (is_there, known) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Checker { sandbox: Sandbox::open()?, limits: Limits::default(), is_there, known })
+        let (is_there, unfit, known) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(Checker { sandbox: Sandbox::open()?, limits: Limits::default(), is_there, unfit, known })
     }
 
-    /// Whether the program with `answer` passes its tests; none for a question without tests, a language whose toolchain is not here, and a
-    /// program that does not pass with the right answer either.
+    /// Whether the program with `answer` passes its tests; none for a question without tests, a language whose toolchain is not here, and
+    /// tests that fail with the right answer too or pass without any.
     ///
     /// # Errors
     /// A program that cannot be started.
     pub fn passes(&mut self, question: &Question, answer: &str) -> Result<Option<bool>> {
         let Some(tests) = &question.tests else { return Ok(None) };
         let Some(toolchain) = Toolchain::of(question.language) else { return Ok(None) };
-        if !self.is_there(toolchain)? || !self.runs(toolchain, question, tests, &question.truth)? {
+        if !self.is_there(toolchain)? {
             return Ok(None);
         }
-        self.runs(toolchain, question, tests, answer).map(Some)
+        let tests_nothing =
+            tests.empty.as_deref().map(|program| self.runs(toolchain, program)).transpose()? == Some(true);
+        if tests_nothing || !self.runs(toolchain, &program(question, tests, &question.truth))? {
+            *self.unfit.entry(question.language).or_default() += 1;
+            return Ok(None);
+        }
+        self.runs(toolchain, &program(question, tests, answer)).map(Some)
+    }
+
+    /// Questions by language that do not count: their tests fail with the right answer, or pass without one.
+    pub fn unfit(&self) -> &BTreeMap<&'static str, usize> {
+        &self.unfit
     }
 
     /// Languages among those asked for whose toolchain is missing.
@@ -55,19 +67,26 @@ impl Checker {
         Ok(there)
     }
 
-    fn runs(&mut self, toolchain: &Toolchain, question: &Question, tests: &str, answer: &str) -> Result<bool> {
-        // What the cut at a line's end took away.
-        let newline = if question.truth.ends_with('\n') && !answer.ends_with('\n') { "\n" } else { "" };
-        let Question { prefix, suffix, .. } = question;
-        let program = format!("{}{prefix}{answer}{newline}{suffix}{tests}", toolchain.prelude);
+    fn runs(&mut self, toolchain: &Toolchain, program: &str) -> Result<bool> {
+        let program = format!("{}{program}", toolchain.prelude);
         let hash = xxh3_64(format!("{}\0{program}", toolchain.language).as_bytes());
         if let Some(&passed) = self.known.get(&hash) {
             return Ok(passed);
         }
-        let outcome = self.sandbox.run(&[(toolchain.file, &program)], toolchain.script, &self.limits)?;
+        let address_mb = self.limits.address_mb.filter(|_| !toolchain.is_reserving());
+        let limits = Limits { address_mb, ..self.limits };
+        let outcome = self.sandbox.run(&[(toolchain.file, &program)], toolchain.script, &limits)?;
         self.known.insert(hash, outcome == Outcome::Passed);
         Ok(outcome == Outcome::Passed)
     }
+}
+
+fn program(question: &Question, tests: &Tests, answer: &str) -> String {
+    let Question { prefix, suffix, truth, .. } = question;
+    // What the cut at a line's end took away.
+    let was_cut = question.ending != Ending::Text && truth.ends_with('\n') && !answer.ends_with('\n');
+    let newline = if was_cut { "\n" } else { "" };
+    format!("{prefix}{answer}{newline}{suffix}{}", tests.text)
 }
 
 #[cfg(test)]
@@ -86,12 +105,17 @@ mod tests {
         asked.prefix = "def f(x):\n".to_owned();
         (asked.truth, asked.suffix) = ("    y = x + 1\n".to_owned(), "    return y\n".to_owned());
         assert_eq!(checker.passes(&asked, "    y = x + 1").unwrap(), None);
-        asked.tests = Some("\nassert f(1) == 2\n".to_owned());
+        let tests = |text: &str| Some(Tests { text: text.to_owned(), empty: Some(format!("def f(x): pass\n{text}")) });
+        asked.tests = tests("\nassert f(1) == 2\n");
         assert_eq!(checker.passes(&asked, "    y = 1 + x").unwrap(), Some(true));
         assert_eq!(checker.passes(&asked, "    y = x").unwrap(), Some(false));
         assert_eq!(checker.passes(&asked, "    y = (").unwrap(), Some(false));
-        asked.tests = Some("\nassert f(1) == 3\n".to_owned());
+        assert!(checker.unfit().is_empty());
+        asked.tests = tests("\ndef test(): assert f(1) == 2\n");
         assert_eq!(checker.passes(&asked, "    y = x + 2").unwrap(), None);
+        asked.tests = tests("\nassert f(1) == 3\n");
+        assert_eq!(checker.passes(&asked, "    y = x + 2").unwrap(), None);
+        assert_eq!(checker.unfit()["python"], 2);
         asked.language = "cobol";
         assert_eq!(checker.passes(&asked, "    y = x + 2").unwrap(), None);
     }
@@ -124,7 +148,7 @@ mod tests {
         ] {
             let mut asked = question(language, language, "whole");
             asked.prefix.clear();
-            (asked.truth, asked.tests) = (right.to_owned(), Some("\n".to_owned()));
+            (asked.truth, asked.tests) = (right.to_owned(), Some(Tests { text: "\n".to_owned(), empty: None }));
             if let Some(passed) = checker.passes(&asked, wrong).unwrap() {
                 assert!(!passed, "{language}");
             } else {

@@ -1,7 +1,7 @@
 //! Lines of held-out packages that use a name which only another file of the package defines, in CrossCodeEval's way (Ding et al. 2023,
 //! arXiv 2310.11248, §2.2), for every language whose grammar tells where definitions are.
 //!
-//! The caret stands before the name, which occurs nowhere before it in its file. Settings: `in file`, with the text after the line;
+//! The caret stands before the name, which occurs nowhere before it in its file and not soon after its line. Settings: `in file`, with the text after the line;
 //! `retrieved`, also with the stretches of other files that resemble the lines before the caret; `oracle`, with the definition instead.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::Packages;
 use super::question::{Ending, Fragment, Question};
 use crate::data::shard;
+use crate::evaluate::progress_bar;
 use crate::evaluate::sample::is_code;
 
 /// Questions of one package, so that one large package is not all of a language.
@@ -26,6 +27,8 @@ const MAX_FILE_BYTES: usize = 100_000;
 const MIN_NAME_BYTES: usize = 5;
 /// Lines before the caret that other files are searched for.
 const QUERY_LINES: usize = 20;
+/// Text after the line that a prompt may show, in bytes.
+const SHOWN_BYTES: usize = 2000;
 /// Stretches shown.
 const N_RETRIEVED: usize = 3;
 /// First words of lines that bring names from elsewhere.
@@ -67,15 +70,19 @@ pub fn questions(packages: &Packages<'_>) -> Result<Vec<Question>> {
     for document in shard::read_split(packages.shards, packages.split)? {
         let document = document?;
         let language = LanguageId::by_name(&document.language).filter(|language| language.has_grammar());
+        let language = language.filter(|language| packages.wants(language.name()));
         if let Some(language) = language.filter(|_| document.text.len() <= MAX_FILE_BYTES) {
             by_package.entry((language, document.package)).or_default().push((document.path, document.text));
         }
     }
+    let bar = progress_bar(by_package.len() as u64, "packages");
     let mut questions = Vec::new();
     for ((language, package), texts) in by_package {
+        bar.inc(1);
         let files = files(language, &package, texts, packages.seed);
         questions.extend(of_package(language, &package, &files, packages.seed));
     }
+    bar.finish_and_clear();
     Ok(questions)
 }
 
@@ -137,7 +144,14 @@ fn uses_in(language: LanguageId, files: &[File], at: usize, defined: &BTreeMap<&
                 let whole = files[defined_in].definitions.iter().find(|(other, _)| other == name);
                 if let Some((_, definition)) = whole {
                     let rest = caret..start + body.len();
-                    uses.push(Use { file: at, rest, defined_in, definition: definition.clone() });
+                    let is_told = || {
+                        words(&file.text[start..caret])
+                            .chain(words(shown(&file.text[rest.end..])))
+                            .any(|word| word == name)
+                    };
+                    if !is_told() {
+                        uses.push(Use { file: at, rest, defined_in, definition: definition.clone() });
+                    }
                 }
             }
         }
@@ -150,6 +164,12 @@ fn uses_in(language: LanguageId, files: &[File], at: usize, defined: &BTreeMap<&
 /// Every word of a line, in strings and comments too: what was read there can be copied.
 fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
+}
+
+/// What of the text after the line may be shown.
+fn shown(after: &str) -> &str {
+    let end = (0..=after.len().min(SHOWN_BYTES)).rev().find(|&at| after.is_char_boundary(at)).unwrap_or(0);
+    &after[..end]
 }
 
 fn is_import(line: &str) -> bool {
@@ -214,7 +234,7 @@ mod tests {
     fn a_name_is_asked_for_where_only_another_file_defines_it_and_nothing_before_says_it() {
         let tools = "import os\n\ndef frobnicate(x):\n    return x + 1\n\ndef other_tool(x):\n    return x\n";
         let own = "from tools import other_tool\n\ndef local_helper(y):\n    return y\n\n\
-                   value = local_helper(1) + other_tool(2)\nresult = value + frobnicate(value)\nagain = frobnicate(result) + 1\n";
+                   value = local_helper(1) + other_tool(2)\nresult = value + frobnicate(value)\nagain = other_tool(result) + 1\n";
         let questions = package(&[("tools.py", tools), ("own.py", own)]);
         let asked: Vec<(&str, &str)> = questions.iter().map(|of| (of.setting, of.truth.as_str())).collect();
         let truth = "frobnicate(value)";
@@ -233,6 +253,10 @@ mod tests {
         let user = "result = other + frobnicate(other)\n";
         assert_eq!(package(&[("a.py", tool), ("b.py", tool), ("c.py", user)]), []);
         assert_eq!(package(&[("a.py", tool), ("c.py", &format!("from a import frobnicate\n{user}"))]), []);
+        // Nor what the text around it says.
+        assert_eq!(package(&[("a.py", tool), ("c.py", &format!("{user}{user}"))]), []);
+        assert_eq!(package(&[("a.py", tool), ("c.py", "log(\"frobnicate\", frobnicate(x))\n")]), []);
+        assert_eq!(package(&[("a.py", tool), ("c.py", user)]).len(), 3);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use multicoder_grammars::LanguageId;
 
-use super::question::{Ending, Question};
+use super::question::{Ending, Question, Tests};
 use crate::evaluate::sample::is_code;
 use crate::rng::Rng;
 
@@ -21,7 +21,7 @@ pub struct Solution {
     pub prompt: String,
     /// The right text after the prompt.
     pub text: String,
-    /// As of [`Question::tests`].
+    /// Text after the solution that makes it a program which fails if it is wrong.
     pub tests: Option<String>,
 }
 
@@ -55,7 +55,10 @@ pub fn lines(language: LanguageId, solution: &Solution, n: usize) -> Vec<Questio
             truth: text[line.clone()].to_owned(),
             ending: Ending::FirstLine,
             // Without the text after it a line is no program.
-            tests: tests.clone().filter(|_| setting == SINGLE_LINE),
+            tests: tests
+                .as_ref()
+                .filter(|_| setting == SINGLE_LINE)
+                .map(|tests| Tests { text: tests.clone(), empty: Some(format!("{prompt}{tests}")) }),
         })
     };
     lines.into_iter().flat_map(of_line).collect()

@@ -101,8 +101,11 @@ impl Answerer for Http {
             }
         };
         let text = text.as_str().ok_or_else(|| anyhow!("{url}: expected a text, got {reply}"))?;
+        let answer = question.ending.cut(text);
+        // Of tokens beyond the end of the answer nothing is to be said.
+        let logprobs = logprobs.filter(|_| answer.len() == text.len());
         let probability = logprobs.map(|logprobs| logprobs.iter().sum::<f64>().exp());
-        Ok(Answer { text: question.ending.cut(text).to_owned(), probability, elapsed_ms })
+        Ok(Answer { text: answer.to_owned(), probability, elapsed_ms })
     }
 }
 

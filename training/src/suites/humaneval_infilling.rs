@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Deserialize;
 
-use super::question::{Ending, Question};
+use super::question::{Ending, Question, Tests};
 use super::read;
 
 /// Each file, its name as a setting, and where its answers end.
@@ -41,7 +41,7 @@ pub fn questions(dir: &Path) -> Result<Vec<Question>> {
                 fragments: Vec::new(),
                 truth: record.canonical_solution,
                 ending,
-                tests: Some(format!("\n{}\ncheck({})\n", record.test, record.entry_point)),
+                tests: Some(Tests { text: format!("\n{}\ncheck({})\n", record.test, record.entry_point), empty: None }),
             });
         }
     }

@@ -14,6 +14,8 @@ use super::read;
 struct Record {
     task_id: String,
     prompt: String,
+    /// With what the prompt lacks in some languages: imports and the head of the function.
+    declaration: String,
     canonical_solution: String,
     test: String,
 }
@@ -28,10 +30,30 @@ pub fn questions(dir: &Path) -> Result<Vec<Question>> {
         let language = name.strip_prefix("humaneval_").and_then(LanguageId::by_lsp_id);
         let language = language.ok_or_else(|| anyhow!("{}: expected humaneval_LANGUAGE", path.display()))?;
         for (_, record) in read::records::<Record>(&path)? {
-            let Record { task_id: id, prompt, canonical_solution: text, test } = record;
+            let Record { task_id: id, prompt, declaration, canonical_solution: text, test } = record;
+            let prompt = with_head(prompt, &declaration);
             let tests = Some(format!("\n{test}"));
             questions.extend(derive::lines(language, &Solution { id, prompt, text, tests }, LINES_PER_SOLUTION));
         }
     }
     Ok(questions)
+}
+
+/// The prompt, and after it the declaration where the prompt does not hold the last line of it, the head of the function.
+fn with_head(prompt: String, declaration: &str) -> String {
+    let head = declaration.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    if prompt.contains(head) { prompt } else { prompt + declaration }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_without_the_head_of_its_function_gets_it() {
+        let rust = with_head("/* Adds. */\n".to_owned(), "use md5;\n\nfn add(a: u8) -> u8 {\n\n");
+        assert_eq!(rust, "/* Adds. */\nuse md5;\n\nfn add(a: u8) -> u8 {\n\n");
+        let python = "import os\n\ndef add(a):\n    \"\"\" Adds. \"\"\"\n";
+        assert_eq!(with_head(python.to_owned(), "import os\n\ndef add(a):\n"), python);
+    }
 }

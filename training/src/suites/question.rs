@@ -32,8 +32,17 @@ pub struct Question {
     pub truth: String,
     /// Where an answer ends.
     pub ending: Ending,
-    /// Text that makes prefix, answer and suffix a program which fails if the answer is wrong; none where there is no such text.
-    pub tests: Option<String>,
+    /// What makes a program of it; none where there is nothing.
+    pub tests: Option<Tests>,
+}
+
+/// Tests of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tests {
+    /// Text after the suffix, with which the program fails if the answer is wrong.
+    pub text: String,
+    /// A program without a solution; where it passes, the tests test nothing.
+    pub empty: Option<String>,
 }
 
 /// Where an answer ends; the same for every model.

@@ -88,8 +88,8 @@ pub fn replace(path: &Path, rows: &[Record]) -> Result<()> {
     fs::rename(&part, path).with_context(|| path.display().to_string())
 }
 
-/// What `now` says otherwise than `before`, as a table; rows that only one of them has are left out, and of two that differ in their number
-/// of questions nothing but that is said.
+/// What `now` says otherwise than `before`, as a table; rows that only one of them has are left out, and where the number of
+/// questions differs, both are said.
 pub fn differences(before: &[Record], now: &[Record]) -> Cells {
     let mut cells = vec![
         ["setting", "language", "questions", "EM", "was", "ES", "was", "pass@1", "was"].map(str::to_owned).to_vec(),

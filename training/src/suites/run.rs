@@ -1,12 +1,13 @@
 //! Puts the questions of a suite to one answerer and keeps every answer, so that a run that was stopped goes on.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::Suite;
 use super::answer::{Answer, Answerer};
@@ -24,6 +25,8 @@ struct Kept {
     model: String,
     setting: String,
     id: String,
+    /// Hash of all that was asked.
+    question: String,
     max_new_tokens: usize,
     /// For the reader; not read back.
     truth: String,
@@ -58,17 +61,18 @@ pub fn run(
 ) -> Result<Vec<(Answer, Score)>> {
     let (mut file, kept) = match run.answers {
         Some(path) => {
-            let file = open(path).with_context(|| path.display().to_string())?;
-            (Some(BufWriter::new(file)), read(path, run)?)
+            let kept = read(path, run)?;
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            (Some(BufWriter::new(file.with_context(|| path.display().to_string())?)), kept)
         }
         None => (None, Answers::new()),
     };
     let bar = progress_bar(questions.len() as u64, "questions");
     let mut answers = Vec::with_capacity(questions.len());
     for question in questions {
-        let known = kept.get(&(question.setting.to_owned(), question.id.clone()));
+        let known = kept.get(&identity(question));
         let answer = match known {
-            Some(answer) => answer.clone(),
+            Some((answer, _)) => answer.clone(),
             None => {
                 bar.set_message(format!("{}, {}", question.language, question.setting));
                 answerer.answer(question, run.max_new_tokens).with_context(|| format!("question `{}`", question.id))?
@@ -76,7 +80,8 @@ pub fn run(
         };
         let mut score = score::score(question, &answer.text, run.suite.is_exact);
         if let Some(checker) = &mut checker {
-            score.is_passing = checker.passes(question, &answer.text)?;
+            let known = known.and_then(|(_, is_passing)| *is_passing);
+            score.is_passing = known.map_or_else(|| checker.passes(question, &answer.text), |known| Ok(Some(known)))?;
         }
         if let (None, Some(file), Some(path)) = (known, &mut file, run.answers) {
             write(file, run, question, &answer, score).with_context(|| path.display().to_string())?;
@@ -88,32 +93,39 @@ pub fn run(
     Ok(answers)
 }
 
-/// By setting and id.
-type Answers = BTreeMap<(String, String), Answer>;
+/// Answers, and whether their programs passed where they were run, by the identity of their questions.
+type Answers = BTreeMap<String, (Answer, Option<bool>)>;
 
-/// The answers of an earlier run like this one.
+/// Hash of all that a question asks.
+fn identity(question: &Question) -> String {
+    format!("{:032x}", xxh3_128(format!("{question:?}").as_bytes()))
+}
+
+/// The answers of an earlier run like this one. The end of a line that was cut off when that run was killed is removed from the file, once
+/// all lines before it have been found to be answers.
 fn read(path: &Path, run: &Run<'_>) -> Result<Answers> {
     let mut answers = Answers::new();
-    for line in lines::open(path).map_err(|error| anyhow!("{error}"))? {
-        let (n, text) = line.map_err(|error| anyhow!("{error}"))?;
-        let kept: Kept = serde_json::from_str(&text).map_err(|error| {
-            anyhow!("{}: line {n}: expected an answer: {}", path.display(), lines::json_error(&error))
+    if !path.exists() {
+        return Ok(answers);
+    }
+    let name = || path.display().to_string();
+    let bytes = fs::read(path).with_context(name)?;
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    for (at, line) in bytes[..whole].split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+        let kept: Kept = serde_json::from_slice(line).map_err(|error| {
+            anyhow!("{}: line {}: expected an answer: {}", name(), at + 1, lines::json_error(&error))
         })?;
         let is_like_this = kept.suite == run.suite.name && kept.model == run.model;
         if is_like_this && kept.max_new_tokens == run.max_new_tokens {
-            answers.insert((kept.setting, kept.id), kept.answer);
+            answers.insert(kept.question, (kept.answer, kept.score.is_passing));
         }
     }
+    if whole < bytes.len() {
+        let has_answers = whole > 0 || bytes.starts_with(b"{\"suite\"");
+        ensure!(has_answers, "{}: line 1: expected an answer", name());
+        OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(whole as u64)).with_context(name)?;
+    }
     Ok(answers)
-}
-
-/// Opens for more, without the end of a line that was cut off when an earlier run was killed.
-fn open(path: &Path) -> Result<File> {
-    let text = if path.exists() { std::fs::read(path)? } else { Vec::new() };
-    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-    let file = OpenOptions::new().create(true).append(true).open(path)?;
-    file.set_len(whole as u64)?;
-    Ok(file)
 }
 
 fn write(file: &mut BufWriter<File>, run: &Run<'_>, question: &Question, answer: &Answer, score: Score) -> Result<()> {
@@ -122,6 +134,7 @@ fn write(file: &mut BufWriter<File>, run: &Run<'_>, question: &Question, answer:
         model: run.model.to_owned(),
         setting: question.setting.to_owned(),
         id: question.id.clone(),
+        question: identity(question),
         max_new_tokens: run.max_new_tokens,
         truth: question.truth.clone(),
         answer: answer.clone(),
@@ -170,6 +183,12 @@ mod tests {
         let texts: Vec<&str> = answers.iter().map(|(answer, _)| answer.text.as_str()).collect();
         assert_eq!(texts, ["1", "2", "101", "102", "103"]);
         assert_eq!(answers.iter().filter(|(_, score)| score.is_exact).count(), 1);
+        // The same id may ask something else.
+        let mut other = questions.clone();
+        other[0].prefix += "y + ";
+        let mut asked = Counting { n: 0, fails_at: 0 };
+        run(&first, &other, &mut asked, None).unwrap();
+        assert_eq!(asked.n, 1);
         // Other weights and other settings answer for themselves.
         for other in [Run { model: "b", ..first }, Run { max_new_tokens: 8, ..first }] {
             let mut asked = Counting { n: 0, fails_at: 0 };
@@ -182,9 +201,12 @@ mod tests {
     fn a_file_that_holds_no_answers_is_an_error_with_its_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("answers.jsonl");
-        std::fs::write(&path, "{\"suite\": 3}\n").unwrap();
         let stale = Run { suite: &SUITES[0], model: "a", max_new_tokens: 9, answers: Some(&path) };
-        let error = run(&stale, &[], &mut Counting { n: 0, fails_at: 0 }, None).unwrap_err().to_string();
-        assert!(error.contains("answers.jsonl: line 1: expected an answer"), "{error}");
+        for text in ["{\"suite\": 3}\n", "weights without a line end", "one line\nand the beginning of another"] {
+            std::fs::write(&path, text).unwrap();
+            let error = run(&stale, &[], &mut Counting { n: 0, fails_at: 0 }, None).unwrap_err().to_string();
+            assert!(error.contains("answers.jsonl: line 1: expected an answer"), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "it is left as it was");
+        }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The walls are bubblewrap's (namespaces of users, processes, mounts and networks), the bounds `prlimit`'s. Root's processes are not
 //! counted by the kernel, so that as root the program becomes another user first (`setpriv`). It can read the machine's files, as that user,
-//! and tell nobody.
+//! but not `/run` and `/var`, where the sockets of services are, and tell nobody.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -26,8 +26,10 @@ pub struct Limits {
     pub wall: Duration,
     /// Of one process.
     pub cpu_s: u64,
-    /// Memory that one process can write to.
+    /// Memory of one process that is its own.
     pub data_mb: u64,
+    /// Addresses of one process, which bounds what it shares too; none for programs that reserve more than they use.
+    pub address_mb: Option<u64>,
     /// Size of the disk in memory.
     pub disk_mb: u64,
     /// Processes and threads.
@@ -37,7 +39,14 @@ pub struct Limits {
 impl Default for Limits {
     /// Enough to compile and run the tests of a function.
     fn default() -> Limits {
-        Limits { wall: Duration::from_secs(20), cpu_s: 15, data_mb: 2048, disk_mb: 128, n_processes: 128 }
+        Limits {
+            wall: Duration::from_secs(20),
+            cpu_s: 15,
+            data_mb: 2048,
+            address_mb: Some(4096),
+            disk_mb: 128,
+            n_processes: 128,
+        }
     }
 }
 
@@ -108,14 +117,17 @@ impl Sandbox {
         let mut command = Command::new(&self.launcher[0]);
         command.args(&self.launcher[1..]).args(["--unshare-all", "--die-with-parent", "--new-session"]);
         command.args(["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]);
-        for folder in ["/tmp", "/dev/shm"] {
+        // Sockets of services lie in /run and /var.
+        for folder in ["/tmp", "/dev/shm", "/run", "/var"] {
             command.args(["--size", &(limits.disk_mb << 20).to_string(), "--tmpfs", folder]);
         }
+        command.args(["--remount-ro", "/dev", "--remount-ro", "/run", "--remount-ro", "/var"]);
         command.arg("--ro-bind").arg(sources).arg(SOURCES);
         command.args(["--chdir", "/tmp", "--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "LC_ALL", "C.UTF-8"]);
         command.arg("--setenv").arg("PATH").arg(std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
         command.args(["--", "prlimit", "--core=0"]);
         command.arg(format!("--cpu={}", limits.cpu_s)).arg(format!("--data={}", limits.data_mb << 20));
+        command.args(limits.address_mb.map(|address_mb| format!("--as={}", address_mb << 20)));
         command.arg(format!("--nproc={}", limits.n_processes)).arg(format!("--fsize={}", limits.disk_mb << 20));
         command.args(["sh", "-c", script]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
@@ -143,7 +155,14 @@ pub(super) mod tests {
     }
 
     fn python(sandbox: &Sandbox, program: &str) -> Outcome {
-        let limits = Limits { wall: Duration::from_secs(10), cpu_s: 2, data_mb: 256, disk_mb: 8, n_processes: 32 };
+        let limits = Limits {
+            wall: Duration::from_secs(10),
+            cpu_s: 2,
+            data_mb: 256,
+            address_mb: Some(512),
+            disk_mb: 8,
+            n_processes: 32,
+        };
         sandbox.run(&[("main.py", program)], "python3 /tmp/src/main.py", &limits).unwrap()
     }
 
@@ -189,6 +208,7 @@ pub(super) mod tests {
     fn memory_disk_and_processes_have_bounds() {
         let Some(sandbox) = sandbox_or_skip() else { return };
         assert_eq!(python(&sandbox, "x = bytearray(1 << 30)"), Outcome::Failed);
+        assert_eq!(python(&sandbox, "import mmap; mmap.mmap(-1, 1 << 30)"), Outcome::Failed);
         for folder in [".", "/dev/shm"] {
             // Many files, so that it is not the bound of one that holds.
             let fill = format!("for n in range(64): open(f'{folder}/{{n}}', 'wb').write(bytes(1 << 20))");
@@ -204,7 +224,7 @@ pub(super) mod tests {
         let Some(sandbox) = sandbox_or_skip() else { return };
         let outside = tempfile::tempdir().unwrap();
         fs::set_permissions(outside.path(), Permissions::from_mode(0o777)).unwrap();
-        for folder in [outside.path().to_str().unwrap(), "/var", SOURCES, "."] {
+        for folder in [outside.path().to_str().unwrap(), "/var", "/run", "/dev", SOURCES, "."] {
             let expected = if folder == "." { Outcome::Passed } else { Outcome::Failed };
             assert_eq!(python(&sandbox, &format!("open('{folder}/mine', 'w').write('x')")), expected, "{folder}");
         }
@@ -220,6 +240,8 @@ pub(super) mod tests {
         BufReader::new(server.stdout.take().unwrap()).read_line(&mut port).unwrap();
         let connect = format!("import socket\nsocket.create_connection(('127.0.0.1', {}), 2)", port.trim());
         assert_eq!(python(&sandbox, &connect), Outcome::Failed);
+        // Nor are there sockets of services to be found.
+        assert_eq!(python(&sandbox, "import os; assert not os.listdir('/run') + os.listdir('/var')"), Outcome::Passed);
         // The same program, outside, gets through: it is the wall that stops it.
         let outside = Command::new("python3").args(["-c", &connect]).status().unwrap();
         assert!(outside.success() && server.wait().unwrap().success());

@@ -14,6 +14,9 @@ pub struct Toolchain {
     pub prelude: &'static str,
 }
 
+/// Languages whose programs reserve far more memory than they use.
+const RESERVING: [&str; 2] = ["java", "javascript"];
+
 const fn row(
     language: &'static str,
     file: &'static str,
@@ -45,6 +48,11 @@ impl Toolchain {
     /// The row of a language.
     pub fn of(language: &str) -> Option<&'static Toolchain> {
         TOOLCHAINS.iter().find(|row| row.language == language)
+    }
+
+    /// Whether its programs reserve far more memory than they use.
+    pub fn is_reserving(&self) -> bool {
+        RESERVING.contains(&self.language)
     }
 
     /// For `sh`: whether everything is there.

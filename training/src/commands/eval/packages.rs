@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// Of a completion's prompt, tokens of the text after the line.
     #[arg(long, value_name = "N", default_value_t = 96)]
     suffix_tokens: usize,
+    /// Whether the model is told the language by its token: off for one that was trained without.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    tag: Switch,
     /// Whether the n-gram baseline is measured too.
     #[arg(long, value_enum, default_value_t = Switch::On)]
     ngram: Switch,
@@ -40,6 +43,18 @@ pub(super) struct Args {
     /// Bootstrap resamples behind the intervals.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     resamples: usize,
+}
+
+impl Args {
+    /// # Errors
+    /// An argument that would do nothing in another suite.
+    pub(super) fn refuse_any(&self, suite: &str) -> Result<()> {
+        let given = [("--tokenizer", self.tokenizer.is_some()), ("--ngram-cache", self.ngram_cache.is_some())];
+        match given.iter().find(|(_, is_given)| *is_given) {
+            Some((name, _)) => anyhow::bail!("{name}: {suite} has no n-gram baseline; expected the suite packages"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Measures `model`, or without one the n-gram baseline alone.
@@ -71,6 +86,7 @@ fn options(args: &Args, common: &Common, shards: &Path) -> EvalOptions {
         n_lines: args.lines,
         max_line_tokens: args.max_line_tokens,
         suffix_tokens: args.suffix_tokens,
+        tag: args.tag == Switch::On,
         seed: common.seed,
         n_resamples: args.resamples,
         ngram: args.ngram == Switch::On,

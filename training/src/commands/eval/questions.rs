@@ -63,6 +63,26 @@ struct Results<'a> {
     calibrations: &'a [Calibration],
 }
 
+impl Args {
+    /// # Errors
+    /// An argument that would do nothing in the suite `packages`.
+    pub(super) fn refuse_any(&self) -> Result<()> {
+        let given = [
+            ("--limit", self.limit.is_some()),
+            ("--answers", self.answers.is_some()),
+            ("--html", self.html.is_some()),
+            ("--csv", self.csv.is_some()),
+            ("--against", self.against.is_some()),
+        ];
+        match given.iter().find(|(_, is_given)| *is_given) {
+            Some((name, _)) => {
+                anyhow::bail!("{name}: the suite packages has none; expected a suite of questions (docs/suites.md)")
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 pub(super) fn run(
     suite: &Suite,
     args: &Args,
@@ -90,9 +110,7 @@ pub(super) fn run(
     println!("{}: {} questions, {}\n", suite.name, questions.len(), suite.about);
     print!("{}", table::plain(&cells(&rows)));
     println!();
-    if let Some(missing) = checker.map(|checker| checker.missing()).filter(|missing| !missing.is_empty()) {
-        println!("not run, for want of a toolchain: {}", missing.join(", "));
-    }
+    checker.iter().for_each(print_not_run);
     calibrations.iter().for_each(print_calibration);
     println!("{:.0} s", started.elapsed().as_secs_f64());
     let records: Vec<Record> = rows.iter().map(|row| Record::of(&info.name, &identity, row)).collect();
@@ -127,23 +145,38 @@ fn checker(args: &Args, questions: &[Question]) -> Option<Checker> {
 }
 
 fn cells(rows: &[Row]) -> Cells {
-    let heading = ["setting", "language", "questions", "EM", "±", "ES", "id EM", "id F1", "pass@1", "run", "ms"];
-    let mut cells = vec![heading.map(str::to_owned).to_vec()];
+    let is_run = rows.iter().any(|row| row.n_run > 0);
+    let mut heading = vec!["setting", "language", "questions", "EM", "±", "ES", "id EM", "id F1"];
+    heading.extend(is_run.then_some(["pass@1", "run"]).into_iter().flatten());
+    heading.push("ms");
+    let mut cells = vec![heading.into_iter().map(str::to_owned).collect()];
     for row in rows {
-        let figures = [
-            Some(row.exact_match),
-            Some(row.exact_match_margin),
-            Some(row.edit_similarity),
-            Some(row.identifier_exact_match),
-            Some(row.identifier_f1),
-            row.pass_at_1,
-        ];
-        let figures = figures.map(|value| value.map_or("-".to_owned(), |value| format!("{value:.1}")));
-        let names = [row.setting.clone(), row.language.clone(), row.n.to_string()];
-        let rest = [row.n_run.to_string(), format!("{:.1}", row.median_ms)];
-        cells.push(names.into_iter().chain(figures).chain(rest).collect());
+        let mut line = vec![row.setting.clone(), row.language.clone(), row.n.to_string()];
+        let figures = [row.exact_match, row.exact_match_margin, row.edit_similarity];
+        let figures = figures.into_iter().chain([row.identifier_exact_match, row.identifier_f1]);
+        line.extend(figures.map(|value| format!("{value:.1}")));
+        if is_run {
+            line.push(row.pass_at_1.map_or("-".to_owned(), |value| format!("{value:.1}")));
+            line.push(row.n_run.to_string());
+        }
+        line.push(format!("{:.1}", row.median_ms));
+        cells.push(line);
     }
     cells
+}
+
+fn print_not_run(checker: &Checker) {
+    let missing = checker.missing();
+    if !missing.is_empty() {
+        println!("not run, for want of a toolchain: {}", missing.join(", "));
+    }
+    let unfit: Vec<String> = checker.unfit().iter().map(|(language, n)| format!("{language} {n}")).collect();
+    if !unfit.is_empty() {
+        println!(
+            "not counted, because their tests fail with the right answer here or pass without any: {}",
+            unfit.join(", ")
+        );
+    }
 }
 
 fn print_calibration(of: &Calibration) {
@@ -156,8 +189,11 @@ fn print_calibration(of: &Calibration) {
 }
 
 fn print_differences(path: &Path, records: &[Record]) -> Result<()> {
-    let differences = record::differences(&record::read(path)?, records);
-    if differences.len() == 1 {
+    let before = record::read(path)?;
+    let differences = record::differences(&before, records);
+    if !before.iter().any(|old| records.iter().any(|new| old.model == new.model)) {
+        println!("{}: nothing was recorded of this model", path.display());
+    } else if differences.len() == 1 {
         println!("nothing otherwise than in {}", path.display());
     } else {
         println!("otherwise than in {}:\n{}", path.display(), table::plain(&differences));

@@ -1,0 +1,111 @@
+//! What trials measured: one CSV file, a row for each language of each trial. A trial that stands in it is not run again.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
+
+/// One language in one trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrialRow {
+    /// Name of the study.
+    pub study: String,
+    /// Of its budgets.
+    pub budget: String,
+    /// Name of the variant.
+    pub variant: String,
+    /// Of weights and data.
+    pub seed: u64,
+    /// Hash of corpus and tokenizer.
+    pub data: String,
+    /// Hash of all that the row depends on: these, the trial's configurations, and what was measured.
+    pub identity: String,
+    /// Name of the language.
+    pub language: String,
+    /// Less is better.
+    pub bits_per_byte: f64,
+    /// Percent of tokens predicted right.
+    pub token_accuracy: f64,
+    /// Percent, from the text before the caret; empty where no line was completed.
+    pub line_exact_match: Option<f64>,
+    /// 0 to 100, likewise.
+    pub line_edit_similarity: Option<f64>,
+    /// Parameters of the trial's models.
+    pub n_parameters: usize,
+    /// Tokens that they were trained on.
+    pub n_train_tokens: u64,
+    /// Seconds of training.
+    pub train_s: f64,
+}
+
+impl TrialRow {
+    /// Whether this row is of that trial.
+    pub fn is_of(&self, study: &str, budget: &str, variant: &str, seed: u64) -> bool {
+        (self.study.as_str(), self.budget.as_str(), self.variant.as_str(), self.seed) == (study, budget, variant, seed)
+    }
+}
+
+/// The rows of `path`; none where there is no such file.
+///
+/// # Errors
+/// A file that cannot be read or has other columns.
+pub fn read(path: &Path) -> Result<Vec<TrialRow>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let mut reader = csv::Reader::from_path(path).with_context(|| path.display().to_string())?;
+    reader.deserialize().map(|row| row.map_err(|error| anyhow!("{}: {error}", path.display()))).collect()
+}
+
+/// Adds the rows of one trial, in place of those of an earlier one of the same variant and seed.
+///
+/// # Errors
+/// As of [`read`]; a file that cannot be written.
+pub fn add(path: &Path, rows: &[TrialRow]) -> Result<()> {
+    let mut all = read(path)?;
+    all.retain(|old| !rows.iter().any(|new| old.is_of(&new.study, &new.budget, &new.variant, new.seed)));
+    all.extend_from_slice(rows);
+    let part = path.with_extension("csv.part");
+    let mut writer = csv::Writer::from_path(&part).with_context(|| part.display().to_string())?;
+    for row in &all {
+        writer.serialize(row).with_context(|| part.display().to_string())?;
+    }
+    writer.flush().with_context(|| part.display().to_string())?;
+    fs::rename(&part, path).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::lab) fn row(variant: &str, seed: u64, language: &str, bits_per_byte: f64) -> TrialRow {
+        TrialRow {
+            study: "s".to_owned(),
+            budget: "small".to_owned(),
+            variant: variant.to_owned(),
+            seed,
+            data: "0e".to_owned(),
+            identity: "0f".to_owned(),
+            language: language.to_owned(),
+            bits_per_byte,
+            token_accuracy: 50.0,
+            line_exact_match: None,
+            line_edit_similarity: Some(40.0),
+            n_parameters: 10,
+            n_train_tokens: 20,
+            train_s: 3.0,
+        }
+    }
+
+    #[test]
+    fn a_trial_that_is_run_again_takes_the_place_of_its_earlier_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trials.csv");
+        add(&path, &[row("dense", 1, "lua", 2.0), row("dense", 1, "r", 2.5)]).unwrap();
+        add(&path, &[row("dense", 2, "lua", 2.1)]).unwrap();
+        let again = [row("dense", 1, "lua", 1.9)];
+        add(&path, &again).unwrap();
+        assert_eq!(read(&path).unwrap(), [row("dense", 2, "lua", 2.1), again[0].clone()]);
+    }
+}
