@@ -67,7 +67,7 @@ for name in "${names[@]}"; do
                 --set "seed=$seed" --set "n_steps=$steps" --set max_hours=0 --set eval.every_steps=0 --set checkpoint.every_steps=200 \
                 --set "data.sequence_tokens=$length" --set "data.window_tokens=$((length > 24 ? length - 8 : 16))" \
                 --set "data.batch_tokens=$((length * sequences))" --set "data.micro_batch_tokens=$((length * sequences))" \
-                --set data.language_temperature=1e9 --set "model.context_tokens=$((length * 2))"
+                --set data.language_temperature=1e9 --set "model.context_tokens=$length"
             quietly "$run.eval.log" "$program" eval --model "$run" --shards "$model_shards" --split valid --ngram off --copy off --lines 0 \
                 --max-bytes-per-language "$eval_bytes" --json "$run.eval.part"
             mv "$run.eval.part" "$run.eval.json"

@@ -158,7 +158,7 @@ fn report(args: &Args, (name, study): (&str, &Study), rows: &[TrialRow], picture
     if let Some(path) = args.html.clone().or(default_page) {
         fs::write(&path, study_page::render(name, study, &cells, pictured))
             .with_context(|| path.display().to_string())?;
-        println!("{} shows it with curves and loads", path.display());
+        eprintln!("{} shows it with curves and loads", path.display());
     }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&summaries)? + "\n";

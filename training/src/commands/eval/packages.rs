@@ -102,7 +102,7 @@ fn print(evaluation: &Evaluation) {
         println!("n-gram: order {order}, {n_tokens} training tokens, {n_ngrams} n-grams; {}", ngram.method);
     }
     println!("split {}, seed {}\n", evaluation.options.split, evaluation.options.seed);
-    print!("{}", table::plain(&table::evaluation_cells(evaluation)));
+    print!("{}", table::plain_with_total(&table::evaluation_cells(evaluation)));
     println!();
     table::evaluation_notes(evaluation).iter().for_each(|note| println!("{note}"));
     println!("{:.0} s", evaluation.elapsed_s);

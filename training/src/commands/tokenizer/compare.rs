@@ -76,7 +76,7 @@ pub(super) fn run(args: CompareArgs) -> Result<()> {
     let comparison = Comparison { split: args.split, max_bytes_per_language, tokenizers };
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&comparison)?),
-        false => print!("bytes of a token\n\n{}", table::plain(&cells(&comparison.tokenizers))),
+        false => print!("bytes of a token\n\n{}", table::plain_with_total(&cells(&comparison.tokenizers))),
     }
     Ok(())
 }
