@@ -37,11 +37,11 @@ tokenizer() {
         --sample-bytes "$sample_bytes" --out "$out/$name.json" "$@"
 }
 for vocab in "${vocabs[@]}"; do
-    tokenizer "$vocab-across" "$vocab"
-    tokenizer "$vocab-within" "$vocab" --within-words
+    tokenizer "$vocab-across" "$vocab" --across-spaces
+    tokenizer "$vocab-within" "$vocab"
 done
 middle=${vocabs[${#vocabs[@]} / 2]}
-tokenizer "$middle-across-blanks-as-text" "$middle" --no-blank-runs
+tokenizer "$middle-across-blanks-as-text" "$middle" --across-spaces --no-blank-runs
 
 files=("${names[@]/%/.json}")
 "$program" tokenizer compare --shards "$shards" --max-bytes-per-language "$eval_bytes" --json "${files[@]/#/$out/}" >"$out/compare.json"

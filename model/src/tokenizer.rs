@@ -45,7 +45,7 @@ pub struct TokenizerOptions {
 
 impl Default for TokenizerOptions {
     fn default() -> Self {
-        let merges = Merges::AcrossSpaces;
+        let merges = Merges::WithinWords;
         TokenizerOptions { vocab_size: 8192, languages: Vec::new(), min_frequency: 4, merges, blank_runs: true }
     }
 }

@@ -54,9 +54,9 @@ pub struct TrainArgs {
     /// Pairs seen less often are not merged.
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub min_frequency: u64,
-    /// A token is at most a word with the space before it; otherwise merges cross single spaces, and a phrase may be a token.
+    /// Merges cross single spaces, and a phrase may be a token; otherwise a token is at most a word with the space before it.
     #[arg(long)]
-    pub within_words: bool,
+    pub across_spaces: bool,
     /// Blanks are merged as any text; otherwise every run of 2 to 32 spaces and of 1 to 8 tabs is one token.
     #[arg(long)]
     pub no_blank_runs: bool,
@@ -89,7 +89,7 @@ fn train(args: TrainArgs) -> Result<()> {
         vocab_size: args.vocab_size,
         languages,
         min_frequency: args.min_frequency,
-        merges: if args.within_words { Merges::WithinWords } else { Merges::AcrossSpaces },
+        merges: if args.across_spaces { Merges::AcrossSpaces } else { Merges::WithinWords },
         blank_runs: !args.no_blank_runs,
     };
     let tokenizer = Tokenizer::train(sample.iter(), &options)?;
