@@ -39,7 +39,7 @@ fn rounds_go_on_where_a_file_has_them() -> Result<()> {
     let bench = |rounds: &str, steps: &str| -> Result<_> {
         let mut command = Command::new(binary("multicoder")?);
         command.args(["bench", "train", "--preset", "smoke", "--compute", "f32", "--rounds", rounds, "--steps", steps]);
-        command.args(["--set", "data.batch_tokens=128", "--set", "data.micro_batch_tokens=128", "--out"]).arg(&out);
+        command.args(["--set", "data.batch_tokens=256", "--set", "data.micro_batch_tokens=256", "--out"]).arg(&out);
         run(&mut command, DEADLINE)
     };
     let rounds = |stderr: &str| stderr.lines().filter_map(|line| line.split(':').next().map(str::to_owned)).collect();
