@@ -160,15 +160,16 @@ mod tests {
 import http.server, json, sys
 replies = json.loads(sys.argv[1])
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self): self.reply(None)
-    def do_POST(self): self.reply(json.loads(self.rfile.read(int(self.headers['Content-Length']))))
-    def reply(self, asked):
+    def reply(self):
+        length = self.headers['Content-Length']
+        asked = json.loads(self.rfile.read(int(length))) if length else None
         reply = replies.get(self.path)
         self.send_response(200 if reply is not None else 404)
         self.end_headers()
         text = json.dumps(reply) if reply is not None else 'no such path'
         self.wfile.write(text.replace('\"ASKED\"', json.dumps(json.dumps(asked, sort_keys=True))).encode())
     def log_message(self, *arguments): pass
+for method in ('get', 'post'): setattr(Handler, 'do_' + method.upper(), Handler.reply)
 server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
 print(server.server_port, flush=True)
 server.serve_forever()

@@ -20,7 +20,7 @@ struct Record {
     test: String,
 }
 
-/// The questions of the folder `dir`, of its files `humaneval_LANGUAGE.jsonl.gz`.
+/// The questions of the folder `dir`, of its files `humaneval_*.jsonl.gz`, which are named by language.
 ///
 /// # Errors
 /// As of [`read::records`]; a file of no known language.
@@ -28,7 +28,7 @@ pub fn questions(dir: &Path) -> Result<Vec<Question>> {
     let mut questions = Vec::new();
     for (name, path) in read::files(dir)? {
         let language = name.strip_prefix("humaneval_").and_then(LanguageId::by_lsp_id);
-        let language = language.ok_or_else(|| anyhow!("{}: expected humaneval_LANGUAGE", path.display()))?;
+        let language = language.ok_or_else(|| anyhow!("{}: expected a language after `humaneval_`", path.display()))?;
         for (_, record) in read::records::<Record>(&path)? {
             let Record { task_id: id, prompt, declaration, canonical_solution: text, test } = record;
             let prompt = with_head(prompt, &declaration);

@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// Where the program's files lie, read-only; it starts in the folder above, which is empty but for them.
-pub const SOURCES: &str = "/tmp/src";
+/// Where the program starts: a disk in memory, empty but for [`SOURCES`].
+const HOME: &str = "/tmp";
+/// The folder in it where the program's files lie, read-only.
+const SOURCES: &str = "src";
 /// A user without rights.
 const NOBODY: &str = "65534";
 
@@ -118,12 +120,12 @@ impl Sandbox {
         command.args(&self.launcher[1..]).args(["--unshare-all", "--die-with-parent", "--new-session"]);
         command.args(["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]);
         // Sockets of services lie in /run and /var.
-        for folder in ["/tmp", "/dev/shm", "/run", "/var"] {
+        for folder in [HOME, "/dev/shm", "/run", "/var"] {
             command.args(["--size", &(limits.disk_mb << 20).to_string(), "--tmpfs", folder]);
         }
         command.args(["--remount-ro", "/dev", "--remount-ro", "/run", "--remount-ro", "/var"]);
-        command.arg("--ro-bind").arg(sources).arg(SOURCES);
-        command.args(["--chdir", "/tmp", "--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "LC_ALL", "C.UTF-8"]);
+        command.arg("--ro-bind").arg(sources).arg(format!("{HOME}/{SOURCES}"));
+        command.args(["--chdir", HOME, "--clearenv", "--setenv", "HOME", HOME, "--setenv", "LC_ALL", "C.UTF-8"]);
         command.arg("--setenv").arg("PATH").arg(std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
         command.args(["--", "prlimit", "--core=0"]);
         command.arg(format!("--cpu={}", limits.cpu_s)).arg(format!("--data={}", limits.data_mb << 20));
@@ -163,7 +165,7 @@ pub(super) mod tests {
             disk_mb: 8,
             n_processes: 32,
         };
-        sandbox.run(&[("main.py", program)], "python3 /tmp/src/main.py", &limits).unwrap()
+        sandbox.run(&[("main.py", program)], "python3 src/main.py", &limits).unwrap()
     }
 
     #[test]
@@ -189,7 +191,7 @@ pub(super) mod tests {
         let bomb =
             format!("import os, time\nwhile True:\n    try: os.fork()\n    except OSError: time.sleep(0.1) # {mark}");
         let limits = Limits { wall: Duration::from_secs(2), n_processes: 32, ..Limits::default() };
-        let script = format!("exec python3 /tmp/src/main.py {mark}");
+        let script = format!("exec python3 src/main.py {mark}");
         assert_eq!(sandbox.run(&[("main.py", &bomb)], &script, &limits).unwrap(), Outcome::TimedOut);
         // The kernel needs a moment to end them all.
         let alive = || {

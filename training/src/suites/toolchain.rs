@@ -8,7 +8,7 @@ pub struct Toolchain {
     pub file: &'static str,
     /// For `sh`, which succeeds where every one of these programs is found.
     pub needs: &'static [&'static str],
-    /// For `sh`: builds and runs the file, which lies in `/tmp/src`, from `/tmp`.
+    /// For `sh`: builds and runs the file, which lies in `src/`.
     pub script: &'static str,
     /// Stands before every program, so that a failed assertion ends it.
     pub prelude: &'static str,
