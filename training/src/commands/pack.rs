@@ -130,9 +130,11 @@ fn pack(dir: &Path, args: &Args) -> Result<()> {
 }
 
 fn fit_copy(lm: &mut CodeLm, tokenizer: &Tokenizer, shards: &Path) -> Result<()> {
-    let languages = &lm.config().languages;
-    let draw = SampleOptions { languages, max_bytes_per_language: COPY_BYTES_PER_LANGUAGE, n_lines: 0, seed: 1 };
-    let samples = sample::draw(shards, "valid", &draw)?;
+    let draw = SampleOptions { languages: &[], max_bytes_per_language: COPY_BYTES_PER_LANGUAGE, n_lines: 0, seed: 1 };
+    let mut samples = sample::draw(shards, "valid", &draw)?;
+    // A small corpus has no text to validate on in some of its languages.
+    samples.retain(|sample| lm.config().languages.contains(&sample.language));
+    ensure!(!samples.is_empty(), "{}/valid: expected text in a language of the model", shards.display());
     let bar = progress_bar(samples.iter().map(|sample| sample.texts.len() as u64).sum(), "copy component");
     let copy = copy_fit::fit(lm, tokenizer, &samples, &bar)?;
     bar.finish_and_clear();
