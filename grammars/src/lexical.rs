@@ -49,6 +49,11 @@ fn quotes(language: LanguageId) -> &'static [char] {
     }
 }
 
+/// The words of a text: runs of letters, digits and `_`, in strings and comments too.
+pub fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
+}
+
 /// The names in `text`, in order: its words (letters, digits and `_`, no digit first) outside of strings and line comments that the
 /// grammar does not have as fixed tokens: keywords are left out, `nil` is not. Without a grammar all words count.
 pub fn identifiers(language: LanguageId, text: &str) -> Vec<&str> {

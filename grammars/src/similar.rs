@@ -5,12 +5,14 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use crate::lexical;
+
 /// Lines of a stretch.
 pub const STRETCH_LINES: usize = 20;
 /// Words below which a query says too little.
-const MIN_QUERY_WORDS: usize = 4;
+pub const MIN_QUERY_WORDS: usize = 4;
 /// Likeness from which on a stretch is worth showing.
-const MIN_SIMILARITY: f64 = 0.1;
+pub const MIN_SIMILARITY: f64 = 0.1;
 
 /// Whole lines of one of the texts.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,9 +65,9 @@ fn stretches(text: &str) -> Vec<Range<usize>> {
     stretches
 }
 
-/// Runs of letters, digits and underscores with a letter in them.
+/// The words with a letter in them.
 fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| word.contains(char::is_alphabetic))
+    lexical::words(text).filter(|word| word.contains(char::is_alphabetic))
 }
 
 #[cfg(test)]

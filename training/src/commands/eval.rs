@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use multicoder_model::Bundle;
@@ -92,43 +92,63 @@ fn suite_names() -> Vec<PossibleValue> {
     std::iter::once(PACKAGES).chain(rows).map(|(name, about)| PossibleValue::new(name).help(about)).collect()
 }
 
+/// Who is measured, as `--model` says it.
+enum Asked<'a> {
+    Truth,
+    Server(&'a str),
+    Files(&'a Path),
+}
+
+impl Asked<'_> {
+    fn of(model: &Path) -> Asked<'_> {
+        match model.to_str() {
+            Some(TRUTH) if !model.exists() => Asked::Truth,
+            Some(address) if address.starts_with("http://") || address.starts_with("https://") => {
+                Asked::Server(address)
+            }
+            _ => Asked::Files(model),
+        }
+    }
+}
+
 /// Runs `multicoder eval`.
 ///
 /// # Errors
 /// What the user has to know, in one line.
 pub fn run(args: Args) -> Result<()> {
-    let Some(suite) = Suite::by_name(&args.suite) else {
-        args.questions.refuse_any()?;
-        let is_elsewhere =
-            |path: &PathBuf| path.to_str().is_some_and(|text| text == TRUTH && !path.exists() || is_address(text));
-        let elsewhere = args.model.as_ref().filter(|path| is_elsewhere(path));
-        ensure!(
-            elsewhere.is_none(),
-            "--model: the suite packages needs every token's probability; expected a model of ours"
-        );
-        let loaded = args.model.as_ref().map(|path| load(path, &args)).transpose()?;
-        return packages::run(&args.packages, &args.common, loaded.as_ref().map(|(info, bundle)| (info, bundle)));
-    };
-    args.packages.refuse_any(suite.name)?;
-    let model = args.model.as_ref().context("--model PATH|URL: expected the model that answers")?;
-    let run = |info: &ModelInfo, answerer: &mut dyn Answerer| {
-        questions::run(suite, &args.questions, &args.common, info, answerer)
-    };
-    match model.to_str() {
-        Some(TRUTH) if !model.exists() => run(&named(TRUTH, TRUTH), &mut Truth),
-        Some(address) if is_address(address) => {
-            let mut http = Http::connect(address)?;
-            run(&named(&http.model.clone(), address), &mut http)
-        }
-        _ => {
-            let (info, bundle) = load(model, &args)?;
-            run(&info, &mut Local::new(&bundle)?)
-        }
+    let asked = args.model.as_deref().map(Asked::of);
+    match Suite::by_name(&args.suite) {
+        None => run_packages(&args, asked),
+        Some(suite) => run_questions(suite, &args, asked.context("--model PATH|URL: expected the model that answers")?),
     }
 }
 
-fn is_address(model: &str) -> bool {
-    model.starts_with("http://") || model.starts_with("https://")
+fn run_packages(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
+    args.questions.refuse_any()?;
+    let loaded = match asked {
+        None => None,
+        Some(Asked::Files(path)) => Some(load(path, args)?),
+        Some(_) => bail!("--model: the suite packages needs every token's probability; expected a model of ours"),
+    };
+    packages::run(&args.packages, &args.common, loaded.as_ref().map(|(info, bundle)| (info, bundle)))
+}
+
+fn run_questions(suite: &Suite, args: &Args, asked: Asked<'_>) -> Result<()> {
+    args.packages.refuse_any(suite.name)?;
+    let run = |info: &ModelInfo, answerer: &mut dyn Answerer| {
+        questions::run(suite, &args.questions, &args.common, info, answerer)
+    };
+    match asked {
+        Asked::Truth => run(&named(TRUTH, TRUTH), &mut Truth),
+        Asked::Server(address) => {
+            let mut http = Http::connect(address)?;
+            run(&named(&http.model.clone(), address), &mut http)
+        }
+        Asked::Files(path) => {
+            let (info, bundle) = load(path, args)?;
+            run(&info, &mut Local::new(&bundle)?)
+        }
+    }
 }
 
 /// What is known of a model that is not in this process.

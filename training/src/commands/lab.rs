@@ -10,8 +10,8 @@ use crate::lab::record::{self, TrialRow};
 use crate::lab::study::{STUDIES, Study, Variant};
 use crate::lab::summary::{self, Spread, VariantSummary};
 use crate::lab::trial::{Lab, Pictured};
-use crate::report::study_page;
 use crate::report::table::{self, Cells};
+use crate::report::{rows, study_page};
 
 /// Arguments of `multicoder lab`.
 #[derive(clap::Args)]
@@ -76,7 +76,7 @@ pub fn run(args: Args) -> Result<()> {
     let is_ours = |row: &TrialRow| {
         row.study == name && row.budget == args.budget && (args.report || done.identities.contains(&row.identity))
     };
-    let rows: Vec<TrialRow> = record::read(&record)?.into_iter().filter(is_ours).collect();
+    let rows: Vec<TrialRow> = rows::read(&record)?.into_iter().filter(is_ours).collect();
     let mut corpora: Vec<&str> = rows.iter().map(|row| row.data.as_str()).collect();
     corpora.sort_unstable();
     corpora.dedup();
@@ -121,7 +121,7 @@ fn trials(args: &Args, name: &str, study: &Study, record: &Path) -> Result<Done>
     for (at, (seed, variant)) in (1..=n_seeds).flat_map(|seed| variants.iter().map(move |v| (seed, *v))).enumerate() {
         let trial = lab.trial(variant, seed)?;
         done.identities.push(trial.identity.clone());
-        let known = record::read(record)?;
+        let known: Vec<TrialRow> = rows::read(record)?;
         let is_same =
             |row: &TrialRow| row.is_of(name, &args.budget, &variant.name, seed) && row.identity == trial.identity;
         eprint!("trial {} of {n_trials}: {}, seed {seed}", at + 1, variant.name);

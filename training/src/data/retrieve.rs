@@ -1,8 +1,10 @@
 //! Stretches of other documents of the same package that resemble a query: what a server finds in the open project.
 //!
-//! Likeness is the Jaccard index of the sets of tokens (Zhang et al. 2023, RepoCoder, arXiv 2303.12570, §3.2), of those with a word.
+//! As `multicoder_grammars::similar` on texts, on tokens, of which training has millions to search. Likeness is the Jaccard index of the sets of tokens (Zhang et al. 2023, RepoCoder, arXiv 2303.12570, §3.2), of those with a word.
 
 use std::ops::Range;
+
+use multicoder_grammars::similar::{MIN_QUERY_WORDS, MIN_SIMILARITY, STRETCH_LINES};
 
 use super::tokens::Tokens;
 use super::vocabulary::Vocabulary;
@@ -11,13 +13,6 @@ use super::vocabulary::Vocabulary;
 const MAX_DOCUMENTS: usize = 64;
 /// Tokens of a document that a search looks at, from its start.
 const MAX_DOCUMENT_TOKENS: usize = 8192;
-/// Lines of a stretch.
-const CHUNK_LINES: usize = 20;
-/// Words below which a query says too little.
-const MIN_QUERY_WORDS: usize = 4;
-/// Likeness from which on a stretch is worth showing.
-const MIN_SIMILARITY: f64 = 0.1;
-
 /// Whole lines of a document that resemble a query.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Match {
@@ -68,7 +63,7 @@ fn neighbours(package: &[u32], document: usize) -> impl Iterator<Item = &u32> {
     package[start..end].iter().filter(move |&&other| other as usize != document)
 }
 
-/// Runs of whole lines, one after the other, each of at most [`CHUNK_LINES`] and `max_tokens`. A longer line is in none, and neither is
+/// Runs of whole lines, one after the other, each of at most [`STRETCH_LINES`] and `max_tokens`. A longer line is in none, and neither is
 /// the last line of a document that is not looked at to its end.
 fn chunks(ids: &[u32], is_whole: bool, vocabulary: &Vocabulary, max_tokens: usize) -> Vec<Range<usize>> {
     let mut line_ends: Vec<usize> = (1..=ids.len()).filter(|&at| vocabulary.holds_line_end(ids[at - 1])).collect();
@@ -78,7 +73,7 @@ fn chunks(ids: &[u32], is_whole: bool, vocabulary: &Vocabulary, max_tokens: usiz
     let mut chunks = Vec::new();
     let (mut start, mut end, mut n_lines) = (0, 0, 0);
     for line_end in line_ends {
-        if n_lines == CHUNK_LINES || line_end - start > max_tokens {
+        if n_lines == STRETCH_LINES || line_end - start > max_tokens {
             chunks.push(start..end);
             (start, n_lines) = (end, 0);
         }
@@ -174,7 +169,7 @@ mod tests {
             for found in find(&store, 0, max_chunk_tokens, 50) {
                 let text = String::from_utf8(store.text_of(found.tokens.clone())).unwrap();
                 assert!(text.starts_with("local ") && text.ends_with('\n'), "{text:?}");
-                assert!(found.tokens.len() <= max_chunk_tokens && text.lines().count() <= CHUNK_LINES);
+                assert!(found.tokens.len() <= max_chunk_tokens && text.lines().count() <= STRETCH_LINES);
             }
         }
         assert!(!find(&store, 0, 30, 50).is_empty());

@@ -1,10 +1,11 @@
 //! What trials measured: one CSV file, a row for each language of each trial. A trial that stands in it is not run again.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
+
+use crate::report::rows;
 
 /// One language in one trial.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,33 +47,15 @@ impl TrialRow {
     }
 }
 
-/// The rows of `path`; none where there is no such file.
-///
-/// # Errors
-/// A file that cannot be read or has other columns.
-pub fn read(path: &Path) -> Result<Vec<TrialRow>> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let mut reader = csv::Reader::from_path(path).with_context(|| path.display().to_string())?;
-    reader.deserialize().map(|row| row.map_err(|error| anyhow!("{}: {error}", path.display()))).collect()
-}
-
 /// Adds the rows of one trial, in place of those of an earlier one of the same variant and seed.
 ///
 /// # Errors
-/// As of [`read`]; a file that cannot be written.
-pub fn add(path: &Path, rows: &[TrialRow]) -> Result<()> {
-    let mut all = read(path)?;
-    all.retain(|old| !rows.iter().any(|new| old.is_of(&new.study, &new.budget, &new.variant, new.seed)));
-    all.extend_from_slice(rows);
-    let part = path.with_extension("csv.part");
-    let mut writer = csv::Writer::from_path(&part).with_context(|| part.display().to_string())?;
-    for row in &all {
-        writer.serialize(row).with_context(|| part.display().to_string())?;
-    }
-    writer.flush().with_context(|| part.display().to_string())?;
-    fs::rename(&part, path).with_context(|| path.display().to_string())
+/// As of [`rows::read`]; a file that cannot be written.
+pub fn add(path: &Path, new: &[TrialRow]) -> Result<()> {
+    let mut all: Vec<TrialRow> = rows::read(path)?;
+    all.retain(|old| !new.iter().any(|new| old.is_of(&new.study, &new.budget, &new.variant, new.seed)));
+    all.extend_from_slice(new);
+    rows::write(path, &all)
 }
 
 #[cfg(test)]
@@ -106,6 +89,6 @@ pub(super) mod tests {
         add(&path, &[row("dense", 2, "lua", 2.1)]).unwrap();
         let again = [row("dense", 1, "lua", 1.9)];
         add(&path, &again).unwrap();
-        assert_eq!(read(&path).unwrap(), [row("dense", 2, "lua", 2.1), again[0].clone()]);
+        assert_eq!(rows::read::<TrialRow>(&path).unwrap(), [row("dense", 2, "lua", 2.1), again[0].clone()]);
     }
 }

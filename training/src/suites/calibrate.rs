@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::answer::Answer;
-use super::question::Question;
+use super::question::{self, Question};
 use super::score::Score;
 
 /// Bins of equal width of the reliability curve.
@@ -40,16 +40,13 @@ pub struct Bin {
 
 /// One a setting, in the order of the questions; none for answers without a probability.
 pub fn calibrations(questions: &[Question], answers: &[(Answer, Score)]) -> Vec<Calibration> {
-    let mut settings: Vec<(&str, Vec<(f64, bool)>)> = Vec::new();
-    for (question, (answer, score)) in questions.iter().zip(answers) {
-        let Some(probability) = answer.probability else { continue };
-        let at = settings.iter().position(|(setting, _)| *setting == question.setting).unwrap_or_else(|| {
-            settings.push((question.setting, Vec::new()));
-            settings.len() - 1
-        });
-        settings[at].1.push((probability, score.is_exact));
-    }
-    settings.into_iter().map(|(setting, answers)| calibration(setting, answers)).collect()
+    let of_setting = |setting: &&'static str| {
+        let own = questions.iter().zip(answers).filter(|(question, _)| question.setting == *setting);
+        let said: Vec<(f64, bool)> =
+            own.filter_map(|(_, (answer, score))| Some((answer.probability?, score.is_exact))).collect();
+        (!said.is_empty()).then(|| calibration(setting, said))
+    };
+    question::settings(questions).iter().filter_map(of_setting).collect()
 }
 
 fn calibration(setting: &str, mut answers: Vec<(f64, bool)>) -> Calibration {

@@ -145,8 +145,8 @@ fn uses_in(language: LanguageId, files: &[File], at: usize, defined: &BTreeMap<&
                 if let Some((_, definition)) = whole {
                     let rest = caret..start + body.len();
                     let is_told = || {
-                        words(&file.text[start..caret])
-                            .chain(words(shown(&file.text[rest.end..])))
+                        lexical::words(&file.text[start..caret])
+                            .chain(lexical::words(shown(&file.text[rest.end..])))
                             .any(|word| word == name)
                     };
                     if !is_told() {
@@ -155,15 +155,10 @@ fn uses_in(language: LanguageId, files: &[File], at: usize, defined: &BTreeMap<&
                 }
             }
         }
-        seen.extend(words(body));
+        seen.extend(lexical::words(body));
         start += line.len();
     }
     uses
-}
-
-/// Every word of a line, in strings and comments too: what was read there can be copied.
-fn words(line: &str) -> impl Iterator<Item = &str> {
-    line.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
 }
 
 /// What of the text after the line may be shown.

@@ -82,6 +82,17 @@ impl Ending {
     }
 }
 
+/// The settings of questions, in their order.
+pub fn settings(questions: &[Question]) -> Vec<&'static str> {
+    let mut settings = Vec::new();
+    for question in questions {
+        if !settings.contains(&question.setting) {
+            settings.push(question.setting);
+        }
+    }
+    settings
+}
+
 /// At most `limit` questions of each language in each setting, those that `seed` ranks first, in the order given.
 pub fn limited(questions: Vec<Question>, limit: Option<usize>, seed: u64) -> Vec<Question> {
     let Some(limit) = limit else { return questions };

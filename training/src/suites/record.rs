@@ -1,12 +1,12 @@
 //! The results that are kept beside the code: one CSV file a suite, a row for each model, setting and language.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::score::Row;
+use crate::report::rows;
 use crate::report::table::Cells;
 
 /// A row of the file.
@@ -57,35 +57,17 @@ impl Record {
     }
 }
 
-/// The rows of `path`; none where there is no such file.
+/// Writes `new` into `path` in place of all rows of their models; those of other models stay.
 ///
 /// # Errors
-/// A file that cannot be read or has other columns.
-pub fn read(path: &Path) -> Result<Vec<Record>> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let mut reader = csv::Reader::from_path(path).with_context(|| path.display().to_string())?;
-    reader.deserialize().map(|row| row.map_err(|error| anyhow!("{}: {error}", path.display()))).collect()
-}
-
-/// Writes `rows` into `path` in place of all rows of their models; those of other models stay.
-///
-/// # Errors
-/// As of [`read`]; a file that cannot be written.
-pub fn replace(path: &Path, rows: &[Record]) -> Result<()> {
-    let mut kept = read(path)?;
-    kept.retain(|old| rows.iter().all(|new| new.model != old.model));
-    kept.extend_from_slice(rows);
+/// As of [`rows::read`]; a file that cannot be written.
+pub fn replace(path: &Path, new: &[Record]) -> Result<()> {
+    let mut kept: Vec<Record> = rows::read(path)?;
+    kept.retain(|old| new.iter().all(|new| new.model != old.model));
+    kept.extend_from_slice(new);
     // Settings stay in the order of the suite.
     kept.sort_by(|a, b| a.model.cmp(&b.model));
-    let part = path.with_extension("csv.part");
-    let mut writer = csv::Writer::from_path(&part).with_context(|| part.display().to_string())?;
-    for row in &kept {
-        writer.serialize(row).with_context(|| part.display().to_string())?;
-    }
-    writer.flush().with_context(|| part.display().to_string())?;
-    fs::rename(&part, path).with_context(|| path.display().to_string())
+    rows::write(path, &kept)
 }
 
 /// What `now` says otherwise than `before`, as a table; rows that only one of them has are left out, and where the number of
@@ -139,10 +121,10 @@ mod tests {
         replace(&path, std::slice::from_ref(&other)).unwrap();
         let ours = record("ours", "lua", 20.0);
         replace(&path, std::slice::from_ref(&ours)).unwrap();
-        assert_eq!(read(&path).unwrap(), [other, ours]);
-        assert_eq!(read(&path).unwrap()[0].edit_similarity, 50.13);
-        fs::write(&path, "model,checksum\na,b\n").unwrap();
-        let error = read(&path).unwrap_err().to_string();
+        assert_eq!(rows::read::<Record>(&path).unwrap(), [other, ours]);
+        assert_eq!(rows::read::<Record>(&path).unwrap()[0].edit_similarity, 50.13);
+        std::fs::write(&path, "model,checksum\na,b\n").unwrap();
+        let error = rows::read::<Record>(&path).unwrap_err().to_string();
         assert!(error.contains("suite.csv") && error.contains("setting"), "{error}");
     }
 

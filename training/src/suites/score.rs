@@ -7,7 +7,7 @@ use multicoder_grammars::lexical::identifiers;
 use serde::{Deserialize, Serialize};
 
 use super::answer::Answer;
-use super::question::Question;
+use super::question::{self, Question};
 use crate::evaluate::metric::edit_similarity;
 
 /// What stands in place of a language in the mean over languages.
@@ -88,14 +88,8 @@ pub struct Row {
 
 /// Rows by setting in the order of the questions, in each the languages by name and last, where there are several, their average.
 pub fn rows(questions: &[Question], answers: &[(Answer, Score)]) -> Vec<Row> {
-    let mut settings: Vec<&str> = Vec::new();
-    for question in questions {
-        if !settings.contains(&question.setting) {
-            settings.push(question.setting);
-        }
-    }
     let mut rows = Vec::new();
-    for setting in settings {
+    for setting in question::settings(questions) {
         let of_setting = || questions.iter().zip(answers).filter(|(question, _)| question.setting == setting);
         let languages: BTreeSet<&str> = of_setting().map(|(question, _)| question.language).collect();
         let of_language = |language: &&str| {

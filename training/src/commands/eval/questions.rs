@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::{Common, Switch, print_model};
 use crate::evaluate::ModelInfo;
-use crate::report::suite_page;
 use crate::report::table::{self, Cells};
+use crate::report::{rows, suite_page};
 use crate::suites::answer::Answerer;
 use crate::suites::calibrate::{self, COVERAGES, Calibration};
 use crate::suites::check::Checker;
@@ -189,7 +189,7 @@ fn print_calibration(of: &Calibration) {
 }
 
 fn print_differences(path: &Path, records: &[Record]) -> Result<()> {
-    let before = record::read(path)?;
+    let before: Vec<Record> = rows::read(path)?;
     let differences = record::differences(&before, records);
     if !before.iter().any(|old| records.iter().any(|new| old.model == new.model)) {
         println!("{}: nothing was recorded of this model", path.display());
