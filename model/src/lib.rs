@@ -39,6 +39,7 @@ pub mod tokenizer;
 
 mod bundle;
 pub mod checkpoint;
+mod extract;
 pub mod gguf;
 
 mod error;

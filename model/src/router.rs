@@ -73,6 +73,10 @@ pub trait RouterSpec: Default {
     fn reads_tokens(&self) -> bool {
         true
     }
+    /// Whether a language's tokens meet the experts of that language and no others.
+    fn is_by_language(&self) -> bool {
+        false
+    }
     /// Experts that one token meets, the shared one not counted.
     fn n_selected(&self) -> usize;
     fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize;
@@ -118,6 +122,11 @@ macro_rules! routers {
             /// Whether the plan depends on the tokens' values, or on their languages alone.
             pub fn reads_tokens(&self) -> bool {
                 match self { $(RouterConfig::$spec(spec) => spec.reads_tokens()),* }
+            }
+
+            /// Whether a language's tokens meet the experts of that language and no others.
+            pub fn is_by_language(&self) -> bool {
+                match self { $(RouterConfig::$spec(spec) => spec.is_by_language()),* }
             }
 
             pub fn n_selected(&self) -> usize {

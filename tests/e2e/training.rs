@@ -164,6 +164,23 @@ fn evaluate_and_pack(workshop: &Workshop) -> Result<()> {
     pack.arg(workshop.checkpoint("run", 20)).arg("--out").arg(workshop.path("packed.gguf"));
     // Of the model's three languages the valid split has one.
     succeed(pack.arg("--fit-copy").arg(workshop.path("shards")))?;
+    serve_with_others(workshop)
+}
+
+/// Text of one of the model's languages, read with the experts of each; and a file that has this one's alone.
+fn serve_with_others(workshop: &Workshop) -> Result<()> {
+    let (csv, page) = (workshop.path("unseen.csv"), workshop.path("unseen.html"));
+    let mut unseen = multicoder(&["eval", "unseen", "--max-bytes-per-language", "2000", "--model"])?;
+    unseen.arg(workshop.checkpoint("run", 20)).arg("--shards").arg(workshop.path("shards"));
+    let printed = succeed(unseen.arg("--csv").arg(&csv).arg("--html").arg(&page))?.stdout;
+    let rows = std::fs::read_to_string(&csv)?;
+    ensure!(printed.contains("likeliest") && rows.lines().count() == 2 && rows.contains(",rust,"), "{printed}\n{rows}");
+    ensure!(std::fs::read_to_string(&page)?.matches("title=\"as ").count() == 4, "no language and three");
+    let mut pack = multicoder(&["pack", "--languages", "rust", "--checkpoint"])?;
+    let part = workshop.path("rust.gguf");
+    succeed(pack.arg(workshop.checkpoint("run", 20)).arg("--out").arg(&part))?;
+    let n_bytes = |path: &Path| std::fs::metadata(path).map(|of| of.len());
+    ensure!(n_bytes(&part)? < n_bytes(&workshop.path("packed.gguf"))?, "experts were dropped");
     Ok(())
 }
 

@@ -18,6 +18,7 @@ pub mod neural;
 pub mod sample;
 pub mod summary;
 pub mod token_store;
+pub mod unseen;
 
 use metric::{LineScore, TextScore};
 use sample::SampleOptions;

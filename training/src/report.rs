@@ -8,3 +8,4 @@ pub mod rows;
 pub mod study_page;
 pub mod suite_page;
 pub mod table;
+pub mod unseen_page;

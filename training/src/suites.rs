@@ -11,6 +11,7 @@ pub mod answer;
 pub mod calibrate;
 pub mod calibration;
 pub mod check;
+pub mod codexglue;
 pub mod crosscodeeval;
 pub mod crossfile;
 pub mod derive;
@@ -18,6 +19,7 @@ pub mod http;
 pub mod humaneval_infilling;
 pub mod humaneval_x;
 pub mod mceval;
+pub mod multipl_e;
 pub mod question;
 pub mod read;
 pub mod record;
@@ -26,9 +28,12 @@ pub mod samples;
 pub mod sandbox;
 pub mod santacoder_fim;
 pub mod score;
+pub mod speed;
 pub mod toolchain;
 
 use crate::evaluate::metric;
+use codexglue::TokenAccuracy;
+use multicoder_model::{CodeLm, Tokenizer};
 use question::Question;
 
 /// What a suite's questions are made of.
@@ -86,7 +91,17 @@ pub struct Suite {
     pub data: Data,
     /// Whether an answer counts as exact.
     pub is_exact: fn(&str, &str) -> bool,
+    /// Longest answer, in tokens, where the command says nothing else.
+    pub max_new_tokens: usize,
+    /// Of a suite that has text too, the share of its tokens that a model says right, of at most so many files.
+    pub tokens: Option<TokensRight>,
 }
+
+/// See [`Suite::tokens`].
+type TokensRight = fn(&CodeLm, &Tokenizer, &Path, Option<usize>) -> Result<Vec<TokenAccuracy>>;
+
+/// Longest answer where lines are asked for.
+const LINE_TOKENS: usize = 64;
 
 /// Every suite of questions, by name.
 pub static SUITES: &[Suite] = &[
@@ -95,48 +110,88 @@ pub static SUITES: &[Suite] = &[
         about: "the rest of a line in held-out packages, all languages: how far the model's probability of its answer is to be trusted",
         data: Data::Packages(calibration::questions),
         is_exact: metric::exact_match,
+        max_new_tokens: LINE_TOKENS,
+        tokens: None,
+    },
+    Suite {
+        name: "codexglue",
+        about: "the rest of a line in PY150 and JavaCorpus, from the user's own copy of the data, and the share of right tokens",
+        data: Data::Folder(codexglue::questions),
+        is_exact: metric::exact_match,
+        max_new_tokens: 100,
+        tokens: Some(codexglue::token_accuracy),
     },
     Suite {
         name: "crosscodeeval",
         about: "the rest of a statement that needs another file: without it, with retrieved fragments, and with the text after it",
         data: Data::Folder(crosscodeeval::questions),
         is_exact: crosscodeeval::is_exact,
+        max_new_tokens: LINE_TOKENS,
+        tokens: None,
     },
     Suite {
         name: "crossfile",
         about: "in held-out packages, the rest of a line from a name on that only another file defines: without that file, with what a search finds, with the definition",
         data: Data::Packages(crossfile::questions),
         is_exact: metric::exact_match,
+        max_new_tokens: LINE_TOKENS,
+        tokens: None,
     },
     Suite {
         name: "humaneval-infilling",
         about: "a line, or a random span, of a Python function",
         data: Data::Folder(humaneval_infilling::questions),
         is_exact: score::is_exact_stripped,
+        max_new_tokens: LINE_TOKENS,
+        tokens: None,
     },
     Suite {
         name: "humaneval-x",
         about: "lines of solutions in six languages, derived from the solutions, with and without the text after them",
         data: Data::Folder(humaneval_x::questions),
         is_exact: score::is_exact_stripped,
+        max_new_tokens: LINE_TOKENS,
+        tokens: None,
     },
     Suite {
         name: "mceval",
         about: "lines of solutions in every language that we know of McEval's, derived likewise",
         data: Data::Folder(mceval::questions),
         is_exact: score::is_exact_stripped,
+        max_new_tokens: LINE_TOKENS,
+        tokens: None,
+    },
+    Suite {
+        name: "multipl-e",
+        about: "functions in every language that we know of MultiPL-E's, by their tests, and the line of their signature",
+        data: Data::Folder(multipl_e::questions),
+        is_exact: score::is_exact_stripped,
+        max_new_tokens: 256,
+        tokens: None,
     },
     Suite {
         name: "samples",
         about: "lines of the source files in a folder, such as grammars/samples/ of this repository",
         data: Data::Folder(samples::questions),
         is_exact: score::is_exact_stripped,
+        max_new_tokens: LINE_TOKENS,
+        tokens: None,
     },
     Suite {
         name: "santacoder-fim",
         about: "a line of a function in Java, JavaScript or Python",
         data: Data::Folder(santacoder_fim::questions),
         is_exact: score::is_exact_stripped,
+        max_new_tokens: LINE_TOKENS,
+        tokens: None,
+    },
+    Suite {
+        name: "speed",
+        about: "how long an answer of 24 tokens takes, by the text around the caret, afresh and after one more key",
+        data: Data::Packages(speed::questions),
+        is_exact: score::is_exact_stripped,
+        max_new_tokens: 24,
+        tokens: None,
     },
 ];
 

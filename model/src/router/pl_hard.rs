@@ -34,6 +34,10 @@ impl RouterSpec for PlHard {
         false
     }
 
+    fn is_by_language(&self) -> bool {
+        true
+    }
+
     fn n_selected(&self) -> usize {
         1
     }

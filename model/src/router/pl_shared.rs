@@ -62,6 +62,10 @@ impl RouterSpec for PlShared {
         self.combine == Combine::Sigmoid
     }
 
+    fn is_by_language(&self) -> bool {
+        true
+    }
+
     fn n_selected(&self) -> usize {
         1
     }

@@ -19,10 +19,14 @@ use crate::suites::{SUITES, Suite};
 
 mod packages;
 mod questions;
+mod unseen;
 
 /// The suite that is measured where none is named, and its line of help.
 const PACKAGES: (&str, &str) =
     ("packages", "whole packages of a corpus that training never saw: bits per byte, tokens, lines");
+/// The suite that reads text with the experts of other languages, and its line of help.
+const UNSEEN: (&str, &str) =
+    ("unseen", "languages that the model was never trained on, read with each of its experts, and those that it was");
 /// What a model may be called instead of by its path: the one in this repository.
 const STARTER: (&str, &str) = ("starter", "lsp/model/starter.gguf");
 
@@ -89,7 +93,7 @@ enum Switch {
 
 fn suite_names() -> Vec<PossibleValue> {
     let rows = SUITES.iter().map(|suite| (suite.name, suite.about));
-    std::iter::once(PACKAGES).chain(rows).map(|(name, about)| PossibleValue::new(name).help(about)).collect()
+    [PACKAGES, UNSEEN].into_iter().chain(rows).map(|(name, about)| PossibleValue::new(name).help(about)).collect()
 }
 
 /// Who is measured, as `--model` says it.
@@ -118,6 +122,7 @@ impl Asked<'_> {
 pub fn run(args: Args) -> Result<()> {
     let asked = args.model.as_deref().map(Asked::of);
     match Suite::by_name(&args.suite) {
+        None if args.suite == UNSEEN.0 => run_unseen(&args, asked),
         None => run_packages(&args, asked),
         Some(suite) => run_questions(suite, &args, asked.context("--model PATH|URL: expected the model that answers")?),
     }
@@ -133,6 +138,22 @@ fn run_packages(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
     packages::run(&args.packages, &args.common, loaded.as_ref().map(|(info, bundle)| (info, bundle)))
 }
 
+fn run_unseen(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
+    args.packages.refuse_any(UNSEEN.0)?;
+    let Some(Asked::Files(path)) = asked else {
+        bail!("--model: the suite unseen chooses experts; expected a model of ours");
+    };
+    let (info, bundle) = load(path, args)?;
+    let options = unseen::Options {
+        bench: &args.questions.bench,
+        max_bytes_per_language: args.packages.max_bytes_per_language,
+        tag: args.packages.tag == Switch::On,
+        html: args.questions.html.as_ref(),
+        csv: args.questions.csv.as_ref(),
+    };
+    unseen::run(&options, &args.common, &info, &bundle)
+}
+
 fn run_questions(suite: &Suite, args: &Args, asked: Asked<'_>) -> Result<()> {
     args.packages.refuse_any(suite.name)?;
     let run = |info: &ModelInfo, answerer: &mut dyn Answerer| {
@@ -146,7 +167,8 @@ fn run_questions(suite: &Suite, args: &Args, asked: Asked<'_>) -> Result<()> {
         }
         Asked::Files(path) => {
             let (info, bundle) = load(path, args)?;
-            run(&info, &mut Local::new(&bundle)?)
+            run(&info, &mut Local::new(&bundle)?)?;
+            questions::print_tokens(suite, &args.questions, &bundle)
         }
     }
 }

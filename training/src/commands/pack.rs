@@ -46,6 +46,9 @@ pub struct Args {
     /// How weights are stored.
     #[arg(long, value_enum, default_value_t = Format::Q8_0)]
     quantize: Format,
+    /// Keep the experts of these languages alone: a smaller file that answers the same in them.
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',', requires = "checkpoint")]
+    languages: Vec<String>,
     /// Fit the copy component, which mixes in what the text itself says, on the valid split of these shards.
     #[arg(long, value_name = "DIR", requires = "checkpoint")]
     fit_copy: Option<PathBuf>,
@@ -91,6 +94,9 @@ pub fn run(args: Args) -> Result<()> {
 fn pack(dir: &Path, args: &Args) -> Result<()> {
     let mut lm = checkpoint::load_lm(dir, true, &Device::Cpu)?;
     let tokenizer = Tokenizer::from_file(&dir.join("tokenizer.json"))?;
+    if !args.languages.is_empty() {
+        lm = lm.extract(&args.languages).context("--languages")?;
+    }
     if let Some(shards) = &args.fit_copy {
         fit_copy(&mut lm, &tokenizer, shards)?;
     }
@@ -290,6 +296,7 @@ mod tests {
             out: dir.path().join("toy.gguf"),
             name: None,
             quantize: Format::Q8_0,
+            languages: Vec::new(),
             fit_copy: None,
             card: Some(card.clone()),
             metrics: None,

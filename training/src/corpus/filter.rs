@@ -10,6 +10,7 @@ use multicoder_grammars::{LanguageId, SyntaxTree};
 use serde::{Deserialize, Serialize};
 
 use super::licence::Allowed;
+use crate::data::lines::floor_char;
 
 /// Files above this size in bytes are data, not source that anyone wrote.
 pub const MAX_FILE_BYTES: u64 = 1_000_000;
@@ -204,8 +205,7 @@ fn check_syntax(text: &str, language: LanguageId) -> Result<(), Drop> {
 
 /// The beginning of a text, `n` bytes at most, whole characters.
 pub fn head_bytes(text: &str, n: usize) -> &str {
-    let end = (0..=n.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-    &text[..end]
+    &text[..floor_char(text, n)]
 }
 
 /// The language of a file, if it is one of `accepted`; `prior` decides between languages that share an extension.

@@ -6,7 +6,7 @@ use crate::evaluate::ModelInfo;
 use crate::report::html::{self, COLOURS, Part, escape, legend, table_row};
 use crate::suites::Suite;
 use crate::suites::calibrate::{COVERAGES, Calibration};
-use crate::suites::score::Row;
+use crate::suites::score::{Row, TextScores};
 
 /// The page for one model.
 pub fn render(suite: &Suite, model: &ModelInfo, rows: &[Row], calibrations: &[Calibration]) -> String {
@@ -38,30 +38,40 @@ fn bars(page: &mut String, setting: &str, rows: &[Row]) {
     legend(page, named.into_iter().map(|(name, colour)| (name.to_owned(), colour)));
     let is_run = rows.iter().any(|row| row.pass_at_1.is_some());
     let heading = if is_run { "<th>pass@1 %<th>run" } else { "" };
-    let _ =
-        writeln!(page, "<table><tr><th>language<th><th>exact %<th>±<th>similarity{heading}<th>questions<th>ms</tr>");
+    let _ = writeln!(
+        page,
+        "<table><tr><th>language<th><th>exact %<th>±<th>similarity{heading}<th>questions<th>ms<th>95 % in</tr>"
+    );
     for row in rows {
-        let parts = [
-            Part { width: row.exact_match, colour: COLOURS[0], title: format!("exact match {:.1} %", row.exact_match) },
-            Part {
-                width: row.edit_similarity - row.exact_match,
-                colour: "#0072B255",
-                title: format!("edit similarity {:.1}", row.edit_similarity),
-            },
-        ];
-        let [exact, margin, similarity, ms] =
-            [row.exact_match, row.exact_match_margin, row.edit_similarity, row.median_ms]
-                .map(|value| format!("{value:.1}"));
+        let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
+        let text = |value: fn(&TextScores) -> f64| figure(row.text.as_ref().map(value));
+        let exact = text(|of| of.exact_match);
+        let (margin, similarity) = (text(|of| of.exact_match_margin), text(|of| of.edit_similarity));
+        let ms = format!("{:.1}<td>{:.1}", row.median_ms, row.p95_ms);
         let language = escape(&row.language);
-        let passing = row.pass_at_1.map_or("-".to_owned(), |value| format!("{value:.1}"));
+        let passing = figure(row.pass_at_1);
         let run = if is_run { format!("{passing}<td>{}", row.n_run) } else { String::new() };
-        let bar = html::bar(&parts);
+        let bar = html::bar(&parts(row));
         match is_run {
             true => table_row(page, &[&language, &bar, &exact, &margin, &similarity, &run, &row.n, &ms]),
             false => table_row(page, &[&language, &bar, &exact, &margin, &similarity, &row.n, &ms]),
         }
     }
     page.push_str("</table>\n");
+}
+
+/// Of texts the exact answers and beyond them the likeness, else the programs that passed.
+fn parts(row: &Row) -> Vec<Part<'static>> {
+    let part = |width, colour, title| Part { width, colour, title };
+    let Some(text) = row.text else {
+        let passing = row.pass_at_1.unwrap_or_default();
+        return vec![part(passing, COLOURS[0], format!("pass@1 {passing:.1} %"))];
+    };
+    let (exact, similarity) = (text.exact_match, text.edit_similarity);
+    vec![
+        part(exact, COLOURS[0], format!("exact match {exact:.1} %")),
+        part(similarity - exact, "#0072B255", format!("edit similarity {similarity:.1}")),
+    ]
 }
 
 fn reliability(page: &mut String, calibrations: &[Calibration]) {
@@ -139,14 +149,17 @@ mod tests {
             setting: setting.to_owned(),
             language: language.to_owned(),
             n: 7,
-            exact_match: 25.0,
-            exact_match_margin: 3.0,
-            edit_similarity: 60.0,
-            identifier_exact_match: 1.0,
-            identifier_f1: 2.0,
+            text: Some(TextScores {
+                exact_match: 25.0,
+                exact_match_margin: 3.0,
+                edit_similarity: 60.0,
+                identifier_exact_match: 1.0,
+                identifier_f1: 2.0,
+            }),
             pass_at_1: None,
             n_run: 0,
             median_ms: 4.0,
+            p95_ms: 9.0,
         };
         let bins = vec![Bin { n: 3, probability: 0.1, accuracy: 0.0 }, Bin { n: 4, probability: 0.9, accuracy: 0.75 }];
         let calibration =

@@ -38,10 +38,11 @@ pub struct Bin {
     pub accuracy: f64,
 }
 
-/// One a setting, in the order of the questions; none for answers without a probability.
+/// One a setting, in the order of the questions; none for answers without a probability, and for questions without a right text.
 pub fn calibrations(questions: &[Question], answers: &[(Answer, Score)]) -> Vec<Calibration> {
     let of_setting = |setting: &&'static str| {
-        let own = questions.iter().zip(answers).filter(|(question, _)| question.setting == *setting);
+        let is_own = |question: &Question| question.setting == *setting && !question.truth.is_empty();
+        let own = questions.iter().zip(answers).filter(|(question, _)| is_own(question));
         let said: Vec<(f64, bool)> =
             own.filter_map(|(_, (answer, score))| Some((answer.probability?, score.is_exact))).collect();
         (!said.is_empty()).then(|| calibration(setting, said))

@@ -29,7 +29,7 @@ impl Checker {
     }
 
     /// Whether the program with `answer` passes its tests; none for a question without tests, a language whose toolchain is not here, and
-    /// tests that fail with the right answer too or pass without any.
+    /// tests that fail with the right answer too, need what is not here, or pass without any.
     ///
     /// # Errors
     /// A program that cannot be started.
@@ -41,14 +41,15 @@ impl Checker {
         }
         let tests_nothing =
             tests.empty.as_deref().map(|program| self.runs(toolchain, program)).transpose()? == Some(true);
-        if tests_nothing || !self.runs(toolchain, &program(question, tests, &question.truth))? {
+        let right = tests.right.clone().unwrap_or_else(|| program(question, tests, &question.truth));
+        if tests_nothing || !self.runs(toolchain, &right)? {
             *self.unfit.entry(question.language).or_default() += 1;
             return Ok(None);
         }
         self.runs(toolchain, &program(question, tests, answer)).map(Some)
     }
 
-    /// Questions by language that do not count: their tests fail with the right answer, or pass without one.
+    /// Questions by language that do not count: their tests fail with the right answer, need what is not here, or pass without an answer.
     pub fn unfit(&self) -> &BTreeMap<&'static str, usize> {
         &self.unfit
     }
@@ -105,7 +106,9 @@ mod tests {
         asked.prefix = "def f(x):\n".to_owned();
         (asked.truth, asked.suffix) = ("    y = x + 1\n".to_owned(), "    return y\n".to_owned());
         assert_eq!(checker.passes(&asked, "    y = x + 1").unwrap(), None);
-        let tests = |text: &str| Some(Tests { text: text.to_owned(), empty: Some(format!("def f(x): pass\n{text}")) });
+        let tests = |text: &str| {
+            Some(Tests { text: text.to_owned(), empty: Some(format!("def f(x): pass\n{text}")), right: None })
+        };
         asked.tests = tests("\nassert f(1) == 2\n");
         assert_eq!(checker.passes(&asked, "    y = 1 + x").unwrap(), Some(true));
         assert_eq!(checker.passes(&asked, "    y = x").unwrap(), Some(false));
@@ -148,7 +151,8 @@ mod tests {
         ] {
             let mut asked = question(language, language, "whole");
             asked.prefix.clear();
-            (asked.truth, asked.tests) = (right.to_owned(), Some(Tests { text: "\n".to_owned(), empty: None }));
+            (asked.truth, asked.tests) =
+                (right.to_owned(), Some(Tests { text: "\n".to_owned(), empty: None, right: None }));
             if let Some(passed) = checker.passes(&asked, wrong).unwrap() {
                 assert!(!passed, "{language}");
             } else {

@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::Packages;
 use super::question::{Ending, Fragment, Question};
+use crate::data::lines::floor_char;
 use crate::data::shard;
 use crate::evaluate::progress_bar;
 use crate::evaluate::sample::is_code;
@@ -163,8 +164,7 @@ fn uses_in(language: LanguageId, files: &[File], at: usize, defined: &BTreeMap<&
 
 /// What of the text after the line may be shown.
 fn shown(after: &str) -> &str {
-    let end = (0..=after.len().min(SHOWN_BYTES)).rev().find(|&at| after.is_char_boundary(at)).unwrap_or(0);
-    &after[..end]
+    &after[..floor_char(after, SHOWN_BYTES)]
 }
 
 fn is_import(line: &str) -> bool {

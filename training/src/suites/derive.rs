@@ -55,10 +55,11 @@ pub fn lines(language: LanguageId, solution: &Solution, n: usize) -> Vec<Questio
             truth: text[line.clone()].to_owned(),
             ending: Ending::FirstLine,
             // Without the text after it a line is no program.
-            tests: tests
-                .as_ref()
-                .filter(|_| setting == SINGLE_LINE)
-                .map(|tests| Tests { text: tests.clone(), empty: Some(format!("{prompt}{tests}")) }),
+            tests: tests.as_ref().filter(|_| setting == SINGLE_LINE).map(|tests| Tests {
+                text: tests.clone(),
+                empty: Some(format!("{prompt}{tests}")),
+                right: None,
+            }),
         })
     };
     lines.into_iter().flat_map(of_line).collect()

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, Answerer};
 use super::question::{Ending, Question};
+use crate::data::lines::floor_char;
 
 /// Longest time of one answer, in seconds.
 const LIMIT_S: &str = "120";
@@ -58,7 +59,12 @@ impl Http {
     }
 
     fn body(&self, question: &Question, max_new_tokens: usize) -> (String, Value) {
-        let stop: &[&str] = if question.ending == Ending::CaretLine { &["\n"] } else { &[] };
+        let stop: Vec<&str> = match &question.ending {
+            Ending::CaretLine => vec!["\n"],
+            // More than these OpenAI's refuse; the answer is cut here in any case.
+            Ending::Before(stops) => stops.iter().take(4).map(String::as_str).collect(),
+            Ending::FirstLine | Ending::Statement | Ending::Text => Vec::new(),
+        };
         let (prefix, suffix) = (end(&question.prefix), start(&question.suffix));
         let path = match (self.dialect, suffix.is_empty()) {
             (Dialect::LlamaCpp, false) => "/infill",
@@ -137,14 +143,13 @@ fn request(url: &str, body: Option<&Value>) -> Result<Value> {
 /// The last bytes of a text, from the start of a line.
 fn end(text: &str) -> &str {
     let Some(excess) = text.len().checked_sub(MAX_SIDE_BYTES) else { return text };
-    let from = (excess..text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(text.len());
+    let from = floor_char(text, excess);
     text[from..].find('\n').map_or(&text[from..], |newline| &text[from + newline + 1..])
 }
 
 /// The first bytes of a text.
 fn start(text: &str) -> &str {
-    let to = (0..=text.len().min(MAX_SIDE_BYTES)).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-    &text[..to]
+    &text[..floor_char(text, MAX_SIDE_BYTES)]
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ struct Record {
 /// As of [`read::records`].
 pub fn questions(dir: &Path) -> Result<Vec<Question>> {
     let mut questions = Vec::new();
-    for (file, setting, ending) in FILES {
+    for (file, setting, ending) in &FILES {
         for (_, record) in read::records::<Record>(&dir.join(file))? {
             questions.push(Question {
                 id: record.task_id,
@@ -40,8 +40,12 @@ pub fn questions(dir: &Path) -> Result<Vec<Question>> {
                 suffix: record.suffix,
                 fragments: Vec::new(),
                 truth: record.canonical_solution,
-                ending,
-                tests: Some(Tests { text: format!("\n{}\ncheck({})\n", record.test, record.entry_point), empty: None }),
+                ending: ending.clone(),
+                tests: Some(Tests {
+                    text: format!("\n{}\ncheck({})\n", record.test, record.entry_point),
+                    empty: None,
+                    right: None,
+                }),
             });
         }
     }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::derive::{self, LINES_PER_SOLUTION, Solution};
 use super::question::Question;
 use super::read;
+use crate::evaluate::sample::LanguageSample;
 
 #[derive(Deserialize)]
 struct Record {
@@ -18,6 +19,32 @@ struct Record {
     /// Absent where the prompt is not code but a task in words.
     signature: Option<String>,
     test: Option<String>,
+}
+
+/// Name of the suite and of its folder.
+pub const NAME: &str = "mceval";
+
+/// Whole programs of the folder `dir` by language, of each at most `max_bytes`: prompt, solution and tests.
+///
+/// # Errors
+/// As of [`read::records`].
+pub fn texts(dir: &Path, max_bytes: usize) -> Result<Vec<LanguageSample>> {
+    let mut samples = Vec::new();
+    for (name, path) in read::files(dir)? {
+        let Some(language) = language(&name) else { continue };
+        let mut texts = Vec::new();
+        let mut left = max_bytes;
+        for (_, record) in read::records::<Record>(&path)? {
+            let prompt = if record.signature.is_some() { joined(record.prompt) } else { String::new() };
+            let text = format!("{prompt}{}\n{}", record.canonical_solution, record.test.unwrap_or_default());
+            let Some(rest) = left.checked_sub(text.len()) else { break };
+            left = rest;
+            texts.push(text);
+        }
+        samples.push(LanguageSample { language: language.name().to_owned(), texts, ..LanguageSample::default() });
+    }
+    samples.retain(|sample| !sample.texts.is_empty());
+    Ok(samples)
 }
 
 /// The questions of the folder `dir`, of its files `LANGUAGE.jsonl.gz`; languages that we do not know are left out.

@@ -28,7 +28,7 @@ pub struct Question {
     pub suffix: String,
     /// Of other files, the most useful one last.
     pub fragments: Vec<Fragment>,
-    /// What stood between prefix and suffix.
+    /// What stood between prefix and suffix; empty where nobody knows, and only tests tell.
     pub truth: String,
     /// Where an answer ends.
     pub ending: Ending,
@@ -43,10 +43,12 @@ pub struct Tests {
     pub text: String,
     /// A program without a solution; where it passes, the tests test nothing.
     pub empty: Option<String>,
+    /// A program that passes where tests can be run; none for the one with the right answer.
+    pub right: Option<String>,
 }
 
 /// Where an answer ends; the same for every model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// With the line that the caret stands in.
     CaretLine,
@@ -54,11 +56,15 @@ pub enum Ending {
     FirstLine,
     /// Where the model ends it.
     Text,
+    /// After the first `;` or `}`, or before the first `{`, of Java.
+    Statement,
+    /// Before the first of these texts.
+    Before(Vec<String>),
 }
 
 impl Ending {
     /// Whether an answer that has come to `text` needs no more.
-    pub fn is_enough(self, text: &[u8]) -> bool {
+    pub fn is_enough(&self, text: &[u8]) -> bool {
         match self {
             Ending::CaretLine => text.contains(&b'\n'),
             Ending::FirstLine => {
@@ -66,11 +72,15 @@ impl Ending {
                 begins.is_some_and(|at| text[at..].contains(&b'\n'))
             }
             Ending::Text => false,
+            Ending::Statement => text.iter().any(|byte| b";{}".contains(byte)),
+            Ending::Before(stops) => {
+                stops.iter().any(|stop| text.windows(stop.len().max(1)).any(|window| window == stop.as_bytes()))
+            }
         }
     }
 
     /// The answer within `text`.
-    pub fn cut(self, text: &str) -> &str {
+    pub fn cut<'a>(&self, text: &'a str) -> &'a str {
         match self {
             Ending::CaretLine => text.split('\n').next().unwrap_or_default(),
             Ending::FirstLine => {
@@ -78,6 +88,14 @@ impl Ending {
                 text[begins..].find('\n').map_or(text, |end| &text[..begins + end])
             }
             Ending::Text => text,
+            Ending::Statement => {
+                let end = text.find([';', '{', '}']).map(|end| end + usize::from(!text[end..].starts_with('{')));
+                &text[..end.unwrap_or(text.len())]
+            }
+            Ending::Before(stops) => {
+                let end = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
+                &text[..end.unwrap_or(text.len())]
+            }
         }
     }
 }
@@ -129,6 +147,7 @@ pub(super) mod tests {
 
     #[test]
     fn an_answer_ends_where_its_kind_says() {
+        let stops = || Ending::Before(vec!["\ndef".to_owned(), "\n}".to_owned()]);
         for (ending, text, enough, cut) in [
             (Ending::CaretLine, "a + b", false, "a + b"),
             (Ending::CaretLine, "\n    a\n", true, ""),
@@ -136,6 +155,8 @@ pub(super) mod tests {
             (Ending::FirstLine, "\n    a\nb\n", true, "\n    a"),
             (Ending::FirstLine, "\n \n", false, "\n \n"),
             (Ending::Text, "a\nb\n", false, "a\nb\n"),
+            (stops(), "  a\n}\ndef", true, "  a"),
+            (stops(), "  a\n  }", false, "  a\n  }"),
         ] {
             assert_eq!((ending.is_enough(text.as_bytes()), ending.cut(text)), (enough, cut), "{ending:?} {text:?}");
         }

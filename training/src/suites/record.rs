@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::score::Row;
+use super::score::{Row, TextScores};
 use crate::report::rows;
 use crate::report::table::Cells;
 
@@ -22,14 +22,14 @@ pub struct Record {
     pub language: String,
     /// Questions.
     pub n: usize,
-    /// Percent, to two decimals like all that follow.
-    pub exact_match: f64,
+    /// Percent, to two decimals like all that follow; empty, like the next three, where the suite has no right texts.
+    pub exact_match: Option<f64>,
     /// 0 to 100.
-    pub edit_similarity: f64,
+    pub edit_similarity: Option<f64>,
     /// Percent.
-    pub identifier_exact_match: f64,
+    pub identifier_exact_match: Option<f64>,
     /// Percent.
-    pub identifier_f1: f64,
+    pub identifier_f1: Option<f64>,
     /// Percent; empty where nothing was run.
     pub pass_at_1: Option<f64>,
 }
@@ -38,16 +38,17 @@ impl Record {
     /// The record of a row of scores.
     pub fn of(model: &str, checksum: &str, row: &Row) -> Record {
         let rounded = |value: f64| (100.0 * value).round() / 100.0;
+        let text = |value: fn(&TextScores) -> f64| row.text.as_ref().map(value).map(rounded);
         Record {
             model: model.to_owned(),
             checksum: checksum.to_owned(),
             setting: row.setting.clone(),
             language: row.language.clone(),
             n: row.n,
-            exact_match: rounded(row.exact_match),
-            edit_similarity: rounded(row.edit_similarity),
-            identifier_exact_match: rounded(row.identifier_exact_match),
-            identifier_f1: rounded(row.identifier_f1),
+            exact_match: text(|of| of.exact_match),
+            edit_similarity: text(|of| of.edit_similarity),
+            identifier_exact_match: text(|of| of.identifier_exact_match),
+            identifier_f1: text(|of| of.identifier_f1),
             pass_at_1: row.pass_at_1.map(rounded),
         }
     }
@@ -84,7 +85,7 @@ pub fn differences(before: &[Record], now: &[Record]) -> Cells {
             continue;
         }
         let questions = if row.n == old.n { row.n.to_string() } else { format!("{}, was {}", row.n, old.n) };
-        let figures = [Some(now.0), Some(was.0), Some(now.1), Some(was.1), now.2, was.2]
+        let figures = [now.0, was.0, now.1, was.1, now.2, was.2]
             .map(|value| value.map_or("-".to_owned(), |value| format!("{value:.2}")));
         cells.push([row.setting.clone(), row.language.clone(), questions].into_iter().chain(figures).collect());
     }
@@ -100,14 +101,17 @@ mod tests {
             setting: "retrieved, infill".to_owned(),
             language: language.to_owned(),
             n: 10,
-            exact_match,
-            exact_match_margin: 1.0,
-            edit_similarity: 50.126,
-            identifier_exact_match: 1.0,
-            identifier_f1: 2.0,
+            text: Some(TextScores {
+                exact_match,
+                exact_match_margin: 1.0,
+                edit_similarity: 50.126,
+                identifier_exact_match: 1.0,
+                identifier_f1: 2.0,
+            }),
             pass_at_1: Some(30.0),
             n_run: 10,
             median_ms: 3.0,
+            p95_ms: 9.0,
         };
         Record::of(model, "0f", &row)
     }
@@ -122,7 +126,7 @@ mod tests {
         let ours = record("ours", "lua", 20.0);
         replace(&path, std::slice::from_ref(&ours)).unwrap();
         assert_eq!(rows::read::<Record>(&path).unwrap(), [other, ours]);
-        assert_eq!(rows::read::<Record>(&path).unwrap()[0].edit_similarity, 50.13);
+        assert_eq!(rows::read::<Record>(&path).unwrap()[0].edit_similarity, Some(50.13));
         std::fs::write(&path, "model,checksum\na,b\n").unwrap();
         let error = rows::read::<Record>(&path).unwrap_err().to_string();
         assert!(error.contains("suite.csv") && error.contains("setting"), "{error}");

@@ -66,7 +66,7 @@ mod tests {
         let questions = questions(dir.path()).unwrap();
         assert_eq!(questions.iter().map(|question| question.language).collect::<Vec<_>>(), ["java", "python"]);
         assert_ne!(questions[0].id, questions[1].id);
-        assert_eq!((questions[0].truth.as_str(), questions[0].ending), ("  x++;", Ending::FirstLine));
+        assert_eq!((questions[0].truth.as_str(), &questions[0].ending), ("  x++;", &Ending::FirstLine));
     }
 
     #[test]

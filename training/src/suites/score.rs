@@ -58,15 +58,9 @@ pub fn is_exact_stripped(predicted: &str, truth: &str) -> bool {
     predicted.trim() == truth.trim()
 }
 
-/// The means of one language in one setting, or of all languages, each counting the same.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
-    /// The suite's way of asking.
-    pub setting: String,
-    /// Name of the language, or [`MACRO`].
-    pub language: String,
-    /// Questions.
-    pub n: usize,
+/// The means of what is told by the texts of answers alone.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextScores {
     /// Percent.
     pub exact_match: f64,
     /// Half the width of the 95 % interval of `exact_match`, in percentage points (Wilson); of the macro average the root mean square of
@@ -78,12 +72,57 @@ pub struct Row {
     pub identifier_exact_match: f64,
     /// Percent.
     pub identifier_f1: f64,
+}
+
+impl TextScores {
+    fn of(scores: &[&Score]) -> Option<TextScores> {
+        let n = scores.len();
+        let mean = |value: &dyn Fn(&Score) -> f64| scores.iter().map(|score| value(score)).sum::<f64>() / n as f64;
+        let percent = |is: fn(&Score) -> bool| mean(&|score| if is(score) { 100.0 } else { 0.0 });
+        let exact_match = percent(|score| score.is_exact);
+        (n > 0).then(|| TextScores {
+            exact_match,
+            exact_match_margin: 100.0 * wilson_margin(exact_match / 100.0, n),
+            edit_similarity: mean(&|score| score.edit_similarity),
+            identifier_exact_match: percent(|score| score.is_identifier_exact),
+            identifier_f1: mean(&|score| 100.0 * score.identifier_f1),
+        })
+    }
+
+    /// Of all languages, each counting the same.
+    fn mean(languages: &[TextScores]) -> Option<TextScores> {
+        let n = languages.len() as f64;
+        let mean = |value: fn(&TextScores) -> f64| languages.iter().map(value).sum::<f64>() / n;
+        (n > 0.0).then(|| TextScores {
+            exact_match: mean(|of| of.exact_match),
+            exact_match_margin: languages.iter().map(|of| of.exact_match_margin.powi(2)).sum::<f64>().sqrt() / n,
+            edit_similarity: mean(|of| of.edit_similarity),
+            identifier_exact_match: mean(|of| of.identifier_exact_match),
+            identifier_f1: mean(|of| of.identifier_f1),
+        })
+    }
+}
+
+/// The means of one language in one setting, or of all languages, each counting the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The suite's way of asking.
+    pub setting: String,
+    /// Name of the language, or [`MACRO`].
+    pub language: String,
+    /// Questions.
+    pub n: usize,
+    /// Of the texts; absent where the suite has no right ones.
+    #[serde(flatten)]
+    pub text: Option<TextScores>,
     /// Percent of the answers that were run whose programs passed their tests; absent where none was run.
     pub pass_at_1: Option<f64>,
     /// Answers that were run.
     pub n_run: usize,
     /// Median time of an answer, in milliseconds.
     pub median_ms: f64,
+    /// Time in which 95 % of the answers were there, in milliseconds.
+    pub p95_ms: f64,
 }
 
 /// Rows by setting in the order of the questions, in each the languages by name and last, where there are several, their average.
@@ -93,8 +132,7 @@ pub fn rows(questions: &[Question], answers: &[(Answer, Score)]) -> Vec<Row> {
         let of_setting = || questions.iter().zip(answers).filter(|(question, _)| question.setting == setting);
         let languages: BTreeSet<&str> = of_setting().map(|(question, _)| question.language).collect();
         let of_language = |language: &&str| {
-            let answers: Vec<&(Answer, Score)> =
-                of_setting().filter(|(question, _)| question.language == *language).map(|(_, answer)| answer).collect();
+            let answers: Vec<_> = of_setting().filter(|(question, _)| question.language == *language).collect();
             row(setting, language, &answers)
         };
         let of_setting: Vec<Row> = languages.iter().map(of_language).collect();
@@ -105,46 +143,38 @@ pub fn rows(questions: &[Question], answers: &[(Answer, Score)]) -> Vec<Row> {
     rows
 }
 
-fn row(setting: &str, language: &str, answers: &[&(Answer, Score)]) -> Row {
+fn row(setting: &str, language: &str, answers: &[(&Question, &(Answer, Score))]) -> Row {
     let n = answers.len();
-    let mean = |value: &dyn Fn(&Score) -> f64| answers.iter().map(|(_, score)| value(score)).sum::<f64>() / n as f64;
-    let percent = |is: fn(&Score) -> bool| mean(&|score| if is(score) { 100.0 } else { 0.0 });
-    let exact_match = percent(|score| score.is_exact);
-    let run: Vec<bool> = answers.iter().filter_map(|(_, score)| score.is_passing).collect();
+    let with_truth = answers.iter().filter(|(question, _)| !question.truth.is_empty());
+    let run: Vec<bool> = answers.iter().filter_map(|(_, (_, score))| score.is_passing).collect();
     let passing = run.iter().filter(|&&passed| passed).count() as f64;
-    let mut times: Vec<f64> = answers.iter().map(|(answer, _)| answer.elapsed_ms).collect();
+    let mut times: Vec<f64> = answers.iter().map(|(_, (answer, _))| answer.elapsed_ms).collect();
     times.sort_by(f64::total_cmp);
     Row {
         setting: setting.to_owned(),
         language: language.to_owned(),
         n,
-        exact_match,
-        exact_match_margin: 100.0 * wilson_margin(exact_match / 100.0, n),
-        edit_similarity: mean(&|score| score.edit_similarity),
-        identifier_exact_match: percent(|score| score.is_identifier_exact),
-        identifier_f1: mean(&|score| 100.0 * score.identifier_f1),
+        text: TextScores::of(&with_truth.map(|(_, (_, score))| score).collect::<Vec<_>>()),
         pass_at_1: (!run.is_empty()).then(|| 100.0 * passing / run.len() as f64),
         n_run: run.len(),
         median_ms: times[n / 2],
+        p95_ms: times[(95 * n).div_ceil(100) - 1],
     }
 }
 
 fn macro_row(setting: &str, rows: &[Row]) -> Row {
-    let n = rows.len() as f64;
-    let mean = |value: fn(&Row) -> f64| rows.iter().map(value).sum::<f64>() / n;
+    let mean = |value: fn(&Row) -> f64| rows.iter().map(value).sum::<f64>() / rows.len() as f64;
+    let texts: Vec<TextScores> = rows.iter().filter_map(|row| row.text).collect();
     let passed: Vec<f64> = rows.iter().filter_map(|row| row.pass_at_1).collect();
     Row {
         setting: setting.to_owned(),
         language: MACRO.to_owned(),
         n: rows.iter().map(|row| row.n).sum(),
-        exact_match: mean(|row| row.exact_match),
-        exact_match_margin: rows.iter().map(|row| row.exact_match_margin.powi(2)).sum::<f64>().sqrt() / n,
-        edit_similarity: mean(|row| row.edit_similarity),
-        identifier_exact_match: mean(|row| row.identifier_exact_match),
-        identifier_f1: mean(|row| row.identifier_f1),
+        text: TextScores::mean(&texts),
         pass_at_1: (!passed.is_empty()).then(|| passed.iter().sum::<f64>() / passed.len() as f64),
         n_run: rows.iter().map(|row| row.n_run).sum(),
         median_ms: mean(|row| row.median_ms),
+        p95_ms: mean(|row| row.p95_ms),
     }
 }
 
@@ -195,8 +225,18 @@ mod tests {
         let answers =
             [true, true, true, false].map(|is_exact| (answer(if is_exact { 2.0 } else { 4.0 }), score(is_exact)));
         let rows = rows(&questions, &answers);
-        let seen: Vec<_> =
-            rows.iter().map(|row| (row.language.as_str(), row.n, row.exact_match, row.median_ms)).collect();
+        let seen: Vec<_> = rows
+            .iter()
+            .map(|row| (row.language.as_str(), row.n, row.text.unwrap().exact_match, row.median_ms))
+            .collect();
         assert_eq!(seen, [("lua", 3, 100.0, 2.0), ("r", 1, 0.0, 4.0), (MACRO, 4, 50.0, 3.0)]);
+    }
+
+    #[test]
+    fn where_nobody_knows_the_right_text_only_the_tests_count() {
+        let mut asked = question("1", "lua", "function");
+        asked.truth.clear();
+        let rows = rows(&[asked], &[(Answer::default(), Score { is_passing: Some(true), ..Score::default() })]);
+        assert_eq!((rows[0].text, rows[0].pass_at_1, rows[0].n), (None, Some(100.0), 1));
     }
 }

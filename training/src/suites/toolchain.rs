@@ -33,7 +33,7 @@ pub static TOOLCHAINS: &[Toolchain] = &[
     row("bash",       "main.sh",   &["bash"],          "bash src/main.sh", ""),
     row("c",          "main.c",    &["cc"],            "cc -o main src/main.c -lm && ./main", ""),
     row("cpp",        "main.cpp",  &["c++"],           "c++ -std=c++17 -o main src/main.cpp && ./main", ""),
-    row("java",       "Main.java", &["javac", "java"], "javac -d . src/Main.java && java -ea -XX:+UseSerialGC -cp . $(ls *.class | grep -qx Main.class && echo Main || echo Solution)", ""),
+    row("java",       "Main.java", &["javac", "java"], "javac -d . src/Main.java && java -ea -XX:+UseSerialGC -cp . $(ls *.class | grep -xm1 -e Main.class -e Problem.class | cut -d. -f1 | grep . || echo Solution)", ""),
     row("javascript", "main.js",   &["node"],          "node src/main.js", "console.assert = (holds) => { if (!holds) process.exit(1); };\n"),
     row("lua",        "main.lua",  &["lua"],           "lua src/main.lua", ""),
     row("perl",       "main.pl",   &["perl"],          "perl src/main.pl", ""),
@@ -41,6 +41,7 @@ pub static TOOLCHAINS: &[Toolchain] = &[
     row("python",     "main.py",   &["python3"],       "python3 src/main.py", ""),
     row("r",          "main.R",    &["Rscript"],       "Rscript src/main.R", ""),
     row("ruby",       "main.rb",   &["ruby"],          "ruby src/main.rb", ""),
+    row("rust",       "main.rs",   &["rustc", "cc"],   "rustc --edition 2021 --test -o test src/main.rs && ./test && (! grep -q 'fn main' src/main.rs || (rustc --edition 2021 -o main src/main.rs && ./main))", ""),
     row("tcl",        "main.tcl",  &["tclsh"],         "tclsh src/main.tcl", ""),
 ];
 

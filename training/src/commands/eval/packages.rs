@@ -9,16 +9,19 @@ use super::{Common, Switch, print_model};
 use crate::evaluate::{self, Candidate, EvalOptions, Evaluation, ModelInfo};
 use crate::report::table;
 
-/// Arguments of this suite alone.
+/// Text scored per language, in bytes.
+const BYTES_PER_LANGUAGE: usize = 200_000;
+
+/// Arguments of this suite, of which `unseen` knows some.
 #[derive(clap::Args)]
 #[command(next_help_heading = "The suite packages")]
 pub(super) struct Args {
     /// The tokenizer.json of the baseline when no model is given.
     #[arg(long, value_name = "FILE", conflicts_with = "model")]
     tokenizer: Option<PathBuf>,
-    /// Text scored per language, in bytes; a file takes at most a quarter of it.
-    #[arg(long, value_name = "N", default_value_t = 200_000)]
-    max_bytes_per_language: usize,
+    /// Text scored per language, in bytes; a file takes at most a quarter of it [default: 200000; 20000 in the suite unseen].
+    #[arg(long, value_name = "N")]
+    pub(super) max_bytes_per_language: Option<usize>,
     /// Line completions per language.
     #[arg(long, value_name = "N", default_value_t = 100)]
     lines: usize,
@@ -30,7 +33,7 @@ pub(super) struct Args {
     suffix_tokens: usize,
     /// Whether the model is told the language by its token: off for one that was trained without.
     #[arg(long, value_enum, default_value_t = Switch::On)]
-    tag: Switch,
+    pub(super) tag: Switch,
     /// Whether the n-gram baseline is measured too.
     #[arg(long, value_enum, default_value_t = Switch::On)]
     ngram: Switch,
@@ -82,7 +85,7 @@ fn options(args: &Args, common: &Common, shards: &Path) -> EvalOptions {
         shards: shards.to_owned(),
         split: common.split.clone(),
         languages: common.languages.clone(),
-        max_bytes_per_language: args.max_bytes_per_language,
+        max_bytes_per_language: args.max_bytes_per_language.unwrap_or(BYTES_PER_LANGUAGE),
         n_lines: args.lines,
         max_line_tokens: args.max_line_tokens,
         suffix_tokens: args.suffix_tokens,

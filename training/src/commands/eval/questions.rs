@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use multicoder_model::Bundle;
 use serde::Serialize;
 
 use super::{Common, Switch, print_model};
@@ -14,10 +15,11 @@ use crate::report::{rows, suite_page};
 use crate::suites::answer::Answerer;
 use crate::suites::calibrate::{self, COVERAGES, Calibration};
 use crate::suites::check::Checker;
+use crate::suites::codexglue::TokenAccuracy;
 use crate::suites::question::Question;
 use crate::suites::record::{self, Record};
 use crate::suites::run::{Run, run as ask};
-use crate::suites::score::{self, Row};
+use crate::suites::score::{self, Row, TextScores};
 use crate::suites::{Draw, Suite};
 
 /// Arguments of these suites alone.
@@ -26,13 +28,13 @@ use crate::suites::{Draw, Suite};
 pub(super) struct Args {
     /// Folder of the benchmarks, each in a folder of its name.
     #[arg(long, value_name = "DIR", env = "MULTICODER_BENCH", default_value = "bench")]
-    bench: PathBuf,
+    pub(super) bench: PathBuf,
     /// At most this many questions of each language in each setting, drawn by the seed [default: all].
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Longest answer, in tokens.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    max_new_tokens: usize,
+    /// Longest answer, in tokens [default: the suite's, 64 for lines].
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
     /// Whether answers are run with the tests of their programs, in a sandbox, where the suite has tests.
     #[arg(long, value_enum, default_value_t = Switch::On)]
     execute: Switch,
@@ -41,10 +43,10 @@ pub(super) struct Args {
     answers: Option<PathBuf>,
     /// Write the results as a page with bars by language and the reliability curve.
     #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    pub(super) html: Option<PathBuf>,
     /// Put the results into this CSV file, in place of the model's earlier ones, and say what changed.
     #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
+    pub(super) csv: Option<PathBuf>,
     /// Say what is otherwise than in this CSV file, and leave it as it is.
     #[arg(long, value_name = "FILE", conflicts_with = "csv")]
     against: Option<PathBuf>,
@@ -102,7 +104,8 @@ pub(super) fn run(
     })?;
     let without_copy = info.n_parameters > 0 && !info.copy;
     let identity = format!("{}{}", info.checksum, if without_copy { " without copy" } else { "" });
-    let asking = Run { suite, model: &identity, max_new_tokens: args.max_new_tokens, answers: args.answers.as_deref() };
+    let max_new_tokens = args.max_new_tokens.unwrap_or(suite.max_new_tokens);
+    let asking = Run { suite, model: &identity, max_new_tokens, answers: args.answers.as_deref() };
     let mut checker = checker(args, &questions);
     let answers = ask(&asking, &questions, answerer, checker.as_mut())?;
     let (rows, calibrations) = (score::rows(&questions, &answers), calibrate::calibrations(&questions, &answers));
@@ -129,11 +132,24 @@ pub(super) fn run(
         model: info,
         seed: common.seed,
         limit: args.limit,
-        max_new_tokens: args.max_new_tokens,
+        max_new_tokens,
         elapsed_s: started.elapsed().as_secs_f64(),
         rows: &rows,
         calibrations: &calibrations,
     })
+}
+
+/// The share of tokens that a model of ours says right, in a suite that has text too.
+///
+/// # Errors
+/// As of [`Suite::tokens`].
+pub(super) fn print_tokens(suite: &Suite, args: &Args, bundle: &Bundle) -> Result<()> {
+    let Some(tokens) = suite.tokens else { return Ok(()) };
+    for of in tokens(&bundle.lm, &bundle.tokenizer, &args.bench.join(suite.name), args.limit)? {
+        let TokenAccuracy { language, n_files, n_tokens, accuracy } = of;
+        println!("{language}: {accuracy:.2} % of {n_tokens} tokens in {n_files} files are right");
+    }
+    Ok(())
 }
 
 /// None where nothing is to be run, or nothing can be; then standard error says why.
@@ -148,18 +164,19 @@ fn cells(rows: &[Row]) -> Cells {
     let is_run = rows.iter().any(|row| row.n_run > 0);
     let mut heading = vec!["setting", "language", "questions", "EM", "±", "ES", "id EM", "id F1"];
     heading.extend(is_run.then_some(["pass@1", "run"]).into_iter().flatten());
-    heading.push("ms");
+    heading.extend(["ms", "p95"]);
     let mut cells = vec![heading.into_iter().map(str::to_owned).collect()];
     for row in rows {
         let mut line = vec![row.setting.clone(), row.language.clone(), row.n.to_string()];
-        let figures = [row.exact_match, row.exact_match_margin, row.edit_similarity];
-        let figures = figures.into_iter().chain([row.identifier_exact_match, row.identifier_f1]);
-        line.extend(figures.map(|value| format!("{value:.1}")));
+        let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
+        let text = |value: fn(&TextScores) -> f64| figure(row.text.as_ref().map(value));
+        line.extend([text(|of| of.exact_match), text(|of| of.exact_match_margin), text(|of| of.edit_similarity)]);
+        line.extend([text(|of| of.identifier_exact_match), text(|of| of.identifier_f1)]);
         if is_run {
-            line.push(row.pass_at_1.map_or("-".to_owned(), |value| format!("{value:.1}")));
+            line.push(figure(row.pass_at_1));
             line.push(row.n_run.to_string());
         }
-        line.push(format!("{:.1}", row.median_ms));
+        line.extend([row.median_ms, row.p95_ms].map(|value| format!("{value:.1}")));
         cells.push(line);
     }
     cells
@@ -173,7 +190,7 @@ fn print_not_run(checker: &Checker) {
     let unfit: Vec<String> = checker.unfit().iter().map(|(language, n)| format!("{language} {n}")).collect();
     if !unfit.is_empty() {
         println!(
-            "not counted, because their tests fail with the right answer here or pass without any: {}",
+            "not counted, because their tests fail with the right answer here, need what is not here, or pass without any: {}",
             unfit.join(", ")
         );
     }

@@ -5,6 +5,7 @@ use multicoder_grammars::LanguageId;
 
 use super::table::{Family, Names, Statement};
 use super::{Base, Import, part};
+use crate::data::lines::floor_char;
 
 /// Most bytes of a statement on one line, and of one in parentheses or braces.
 const LINE_BYTES: usize = 400;
@@ -46,8 +47,7 @@ fn is_name(c: char) -> bool {
 
 /// The beginning of `text`, at most `max_bytes`.
 fn head(text: &str, max_bytes: usize) -> &str {
-    let end = (0..=max_bytes.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-    &text[..end]
+    &text[..floor_char(text, max_bytes)]
 }
 
 fn line(text: &str) -> &str {
