@@ -16,6 +16,7 @@ import argparse
 import json
 import pathlib
 import subprocess
+import sys
 
 import gguf
 import numpy
@@ -113,14 +114,14 @@ def write_random_model(path):
 
 
 def start_server(model, port):
-    """llama.cpp's server, on threads of this process."""
+    """llama.cpp's server, on threads of this process: it ends with it."""
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
     params.hostnames = ["127.0.0.1"]
     params.port = port
     params.n_parallel = 1
     params.n_ctx = CONTEXT
-    # What it keeps of an /infill request has room for this many tokens of an answer, twice; without it fragments that fill the context are an error.
+    # Of the fragments of /infill llama.cpp keeps what leaves room for twice as many tokens; without this it keeps a few too many and answers 400.
     params.n_predict = 64
     params.verbosity = 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
@@ -140,9 +141,10 @@ def main():
         suites["santacoder-fim"] = arguments.bench
     for suite, bench in suites.items():
         out = arguments.out / suite
-        command = [arguments.multicoder, "eval", suite, "--model", server.listening_address, "--bench", bench]
-        command += ["--limit", str(arguments.limit), "--json", f"{out}.json", "--answers", f"{out}.jsonl", "--csv", f"{out}.csv"]
-        subprocess.run(command, check=True)
+        command = [arguments.multicoder, "eval", suite, "--model", server.listening_address, "--bench", bench, "--limit", str(arguments.limit)]
+        command += ["--answers", f"{out}.jsonl", "--json", f"{out}.json", "--csv", f"{out}.csv"]
+        if subprocess.run(command).returncode:
+            sys.exit(f"{suite}: no result")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
     #[serde(default = "default_true")]
     pub tie_embeddings: bool,
+    /// Logits `z` become `cap · tanh(z / cap)`, so that none is beyond the cap (Gemma Team 2024, arXiv 2408.00118, §2); 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub logit_softcap: f32,
     /// Rows of a table that is added to the embedding by the hash of the last two ids; 0 for none. Capacity at no cost in time
     /// (Liu et al. 2025, arXiv 2501.16975, over-encoding).
     #[serde(default)]
@@ -104,6 +107,10 @@ fn default_norm_eps() -> f64 {
     1e-6
 }
 
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
+}
+
 fn default_true() -> bool {
     true
 }
@@ -161,6 +168,8 @@ impl ModelConfig {
         check(self.d_head.is_multiple_of(2), "d_head", self.d_head, "an even number")?;
         check(self.rope_theta > 0.0, "rope_theta", self.rope_theta, "a positive number")?;
         check(self.norm_eps > 0.0, "norm_eps", self.norm_eps, "a positive number")?;
+        let is_cap = self.logit_softcap >= 0.0 && self.logit_softcap.is_finite();
+        check(is_cap, "logit_softcap", self.logit_softcap, "a positive number, or 0 for none")?;
         let values = format!("{:?}", self.value_embedding_layers);
         let layers = format!("layers below n_layers = {}", self.n_layers);
         let in_range = self.value_embedding_layers.iter().all(|&layer| layer < self.n_layers);
@@ -266,6 +275,7 @@ pub(crate) mod tests {
             qk_norm: false,
             qkv_bias: false,
             tie_embeddings: true,
+            logit_softcap: 0.0,
             bigram_buckets: 0,
             value_embedding_layers: Vec::new(),
             languages: vec!["python".into(), "lua".into(), "go".into()],

@@ -141,7 +141,7 @@ impl CodeLm {
     pub fn loss_of_share(&self, batch: &Batch, divisor: f64, share: f64) -> Result<LossOutput> {
         let (x_ND, reports) = self.hidden(&batch.x_BL, batch.context())?;
         let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
-        let cross_entropy = ops::linear_cross_entropy(&x_ND, self.head(), &target_N)?;
+        let cross_entropy = ops::linear_cross_entropy(&x_ND, self.head(), &target_N, self.config.logit_softcap)?;
         let mut loss = (&cross_entropy.nll_sum / divisor)?;
         let mut parts = vec![cross_entropy.nll_sum.reshape(1)?];
         for aux in reports.iter().filter_map(|report| report.aux_loss.as_ref()) {
@@ -165,7 +165,7 @@ impl CodeLm {
     pub fn scores(&self, batch: &Batch) -> Result<Scores> {
         let (x_ND, _) = self.hidden(&batch.x_BL, batch.context())?;
         let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
-        let (nll_N, correct_N) = ops::linear_scores(&x_ND, self.head(), &target_N)?;
+        let (nll_N, correct_N) = ops::linear_scores(&x_ND, self.head(), &target_N, self.config.logit_softcap)?;
         Ok(Scores { nll_N, correct_N })
     }
 
@@ -174,7 +174,7 @@ impl CodeLm {
         let x_1L = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
         let language_N = vec![language; ids.len()];
         let (x_LD, _) = self.hidden(&x_1L, TokenContext { language_N: &language_N, start_BL: None })?;
-        Ok(linear(&x_LD, self.head())?)
+        self.logits(&x_LD)
     }
 
     /// Share of the assignments that each expert has in each layer with experts, over the positions of one sequence.
@@ -217,7 +217,7 @@ impl CodeLm {
         cache.commit(ids);
         let last_1D = x_1LD.narrow(1, ids.len() - 1, 1)?.squeeze(1)?;
         let last_1D = ops::rms_norm(&last_1D, &self.norm_D, self.config.norm_eps)?;
-        Ok(linear(&last_1D, self.head())?.squeeze(0)?.to_vec1()?)
+        Ok(self.logits(&last_1D)?.squeeze(0)?.to_vec1()?)
     }
 
     /// Passes the last step's loads to the routers, in the order of [`LossOutput::load_E`].
@@ -244,6 +244,11 @@ impl CodeLm {
             Ffn::Moe(layer) => layer.exchange(),
             Ffn::Dense(_) => None,
         })
+    }
+
+    /// Of normalized states. Shape: `ND` -> `NV`.
+    fn logits(&self, x_ND: &Tensor) -> Result<Tensor> {
+        Ok(ops::softcap(&linear(x_ND, self.head())?, self.config.logit_softcap)?)
     }
 
     fn head(&self) -> &Tensor {

@@ -21,7 +21,7 @@ mod tables;
 pub use activation::{relu2, swiglu};
 pub use adamw::{AdamWStep, adamw_step};
 pub use attention::causal_attention;
-pub use cross_entropy::{LinearCrossEntropy, linear_cross_entropy, linear_scores};
+pub use cross_entropy::{LinearCrossEntropy, linear_cross_entropy, linear_scores, softcap};
 pub use linear::linear;
 pub use matmul::set_bf16_products;
 pub use muon::{MuonStep, muon_step};

@@ -39,6 +39,7 @@ fn config(router: RouterConfig) -> ModelConfig {
         qk_norm: false,
         qkv_bias: false,
         tie_embeddings: true,
+        logit_softcap: 0.0,
         bigram_buckets: 0,
         value_embedding_layers: Vec::new(),
         languages: LANGUAGES.map(str::to_owned).to_vec(),

@@ -85,11 +85,26 @@ pub struct DataConfig {
     pub snippet_frac: f64,
     /// Fraction of pieces without their language token.
     pub tag_dropout_frac: f64,
+    /// Fraction of pieces whose tokens are to the routers of no language: they meet the shared expert alone in `pl_shared`, all experts
+    /// in `pl_hard`. Expert dropout by language (after Elbayad et al. 2023, arXiv 2212.07530, expert output masking).
+    #[serde(default)]
+    pub expert_dropout_frac: f64,
+    /// Languages that have it; empty for all.
+    #[serde(default)]
+    pub expert_dropout_languages: Vec<String>,
     /// Whether suffix tokens count in the loss.
     pub count_suffix: bool,
     /// Whether attention stays within each of the pieces that a sequence is packed of.
     #[serde(default)]
     pub document_mask: bool,
+}
+
+impl DataConfig {
+    /// Whether pieces of a language are now and then those of no language.
+    pub fn drops_experts_of(&self, language: &str) -> bool {
+        let languages = &self.expert_dropout_languages;
+        self.expert_dropout_frac > 0.0 && (languages.is_empty() || languages.iter().any(|name| name == language))
+    }
 }
 
 /// Numbers that the layers' matrix products multiply; weights, sums, moments and routers are float32 always.
@@ -280,6 +295,7 @@ impl RunConfig {
             ("data.fim_suffix_max_frac", d.fim_suffix_max_frac),
             ("data.snippet_frac", d.snippet_frac),
             ("data.tag_dropout_frac", d.tag_dropout_frac),
+            ("data.expert_dropout_frac", d.expert_dropout_frac),
             ("schedule.decay_frac", s.decay_frac),
             ("schedule.final_lr_frac", s.final_lr_frac),
         ] {

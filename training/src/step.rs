@@ -11,7 +11,7 @@ use multicoder_model::tape::{DeviceTape, Ready, TapeOptions, TrainTape, n_gpus};
 use multicoder_model::{Batch, CodeLm, Gradients, UNKNOWN_LANGUAGE};
 
 use crate::data::loader::{Batch as LoadedBatch, Loader};
-use crate::data::packer::Sequence;
+use crate::data::packer::{NO_LANGUAGE, Sequence};
 use crate::optimizer::Optimizer;
 use crate::parallel::{Launch, Mesh};
 
@@ -288,11 +288,14 @@ pub fn to_batch(
     Ok(Batch { x_BL, y_BL, language_BL, start_BL })
 }
 
-/// The model's language of each token: that of its region, or the row's where the model does not have it.
+/// The model's language of each token: that of its region, or the row's where the model does not have it; none where it was dropped.
 fn language_L(sequence: &Sequence, language_indices: &[u32]) -> impl Iterator<Item = u32> {
     let of_row = language_indices[sequence.language_idx];
     let of_region = |idx: &u32| language_indices.get(*idx as usize).filter(|index| **index != UNKNOWN_LANGUAGE);
-    sequence.language_L.iter().map(move |idx| of_region(idx).copied().unwrap_or(of_row))
+    sequence.language_L.iter().map(move |idx| match *idx {
+        NO_LANGUAGE => UNKNOWN_LANGUAGE,
+        _ => of_region(idx).copied().unwrap_or(of_row),
+    })
 }
 
 /// Adds the loss of each row to that of its language. A device gives all rows of a step at its end, the host those of each micro-step.
@@ -339,6 +342,8 @@ mod tests {
         let rows = [sequence(0, &[ROW_LANGUAGE, 2, 1]), sequence(2, &[0, ROW_LANGUAGE, 9]), sequence(1, &[0, 1, 2])];
         let batch = to_batch(&rows, &indices, true, &Device::Cpu).unwrap();
         assert_eq!(batch.language_BL, [4, 0, 4, 4, 0, 0, 4, UNKNOWN_LANGUAGE, 0]);
+        let dropped = to_batch(&[sequence(0, &[NO_LANGUAGE; 3])], &indices, false, &Device::Cpu).unwrap();
+        assert_eq!(dropped.language_BL, [UNKNOWN_LANGUAGE; 3]);
         let padding = to_batch(&[rows[0].padding()], &indices, false, &Device::Cpu).unwrap();
         assert_eq!(padding.language_BL, [4; 3]);
     }

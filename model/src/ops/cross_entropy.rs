@@ -52,20 +52,21 @@ impl CrossEntropyMemory {
     }
 }
 
-/// Cross-entropy in nats of `softmax(x·wᵀ)` against `target_N`, summed; targets of `u32::MAX` are not counted.
+/// Cross-entropy in nats of `softmax(x·wᵀ)` against `target_N`, summed; targets of `u32::MAX` are not counted. `cap` bounds the logits
+/// ([`softcap`]).
 ///
 /// Shapes: `x_ND`, `w_VD` -> scalar.
-pub fn linear_cross_entropy(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<LinearCrossEntropy> {
+pub fn linear_cross_entropy(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32], cap: f32) -> Result<LinearCrossEntropy> {
     let v = w_VD.dim(0)?;
     let n_tokens = check_targets(target_N, x_ND.dim(0)?, v)?;
     if !is_fused(x_ND) {
-        let nll_N1 = composed_nll(x_ND, w_VD, target_N)?.nll_N1;
+        let nll_N1 = composed_nll(x_ND, w_VD, target_N, cap)?.nll_N1;
         let nll_N = nll_N1.detach().flatten_all()?;
         return Ok(LinearCrossEntropy { nll_sum: nll_N1.sum_all()?, nll_N, n_tokens });
     }
     let target_N: Arc<[u32]> = target_N.into();
     let nll_N = Arc::new(Mutex::new(Vec::new()));
-    let op = Op { target_N, nll_N: nll_N.clone(), gradients: Mutex::new(None) };
+    let op = Op { target_N, cap, nll_N: nll_N.clone(), gradients: Mutex::new(None) };
     let nll_sum = x_ND.contiguous()?.apply_op2(&w_VD.contiguous()?, op)?;
     let nll_N = nll_N.lock().map(|mut nll_N| std::mem::take(&mut *nll_N)).unwrap_or_default();
     let nll_N = Tensor::from_vec(nll_N, x_ND.dim(0)?, x_ND.device())?;
@@ -73,17 +74,17 @@ pub fn linear_cross_entropy(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> R
 }
 
 /// For each token -ln p(target) in nats and whether the target is the likeliest id; 0 and false where the target is not counted.
-pub fn linear_scores(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<(Vec<f32>, Vec<bool>)> {
+pub fn linear_scores(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32], cap: f32) -> Result<(Vec<f32>, Vec<bool>)> {
     let (n, v) = (x_ND.dim(0)?, w_VD.dim(0)?);
     check_targets(target_N, n, v)?;
     if !is_fused(x_ND) {
-        return composed_scores(x_ND, w_VD, target_N);
+        return composed_scores(x_ND, w_VD, target_N, cap);
     }
     let (mut nll_N, mut correct_N) = (vec![0f32; n], vec![false; n]);
     for first in (0..n).step_by(ROWS) {
         let rows = ROWS.min(n - first);
-        let logits =
-            x_ND.detach().narrow(0, first, rows)?.matmul(&w_VD.detach().t()?)?.flatten_all()?.to_vec1::<f32>()?;
+        let logits_NV = x_ND.detach().narrow(0, first, rows)?.matmul(&w_VD.detach().t()?)?;
+        let logits = softcap(&logits_NV, cap)?.flatten_all()?.to_vec1::<f32>()?;
         let outputs = nll_N[first..].par_iter_mut().zip(&mut correct_N[first..]).zip(&target_N[first..]);
         outputs.zip(logits.par_chunks_exact(v)).for_each(|(((nll, correct), &target), logits)| {
             if target != IGNORE {
@@ -109,6 +110,7 @@ fn check_targets(target_N: &[u32], n: usize, v: usize) -> Result<usize> {
 
 struct Op {
     target_N: Arc<[u32]>,
+    cap: f32,
     /// Where the forward pass leaves the loss of each token.
     nll_N: Arc<Mutex<Vec<f32>>>,
     /// Gradients with respect to x and w at a result gradient of 1.
@@ -124,7 +126,7 @@ impl CustomOp2 for Op {
         let (x, w) = (slice(s1, l1, "cross entropy")?, slice(s2, l2, "cross entropy")?);
         let (mut dx, mut dw) = (vec![0f32; x.len()], vec![0f32; w.len()]);
         let mut memory = CrossEntropyMemory::default();
-        let total = cross_entropy(x, w, &self.target_N, 1.0, &mut dx, (&mut dw, false), &mut memory);
+        let total = cross_entropy(x, w, &self.target_N, (1.0, self.cap), &mut dx, (&mut dw, false), &mut memory);
         if let Ok(mut nll_N) = self.nll_N.lock() {
             *nll_N = memory.nll_N;
         }
@@ -146,13 +148,13 @@ impl CustomOp2 for Op {
     }
 }
 
-/// The summed loss in nats of `softmax(x·wᵀ)`; writes `scale` times its gradient with respect to `x` to `dx`, and that of `w` to
+/// The summed loss in nats of `softmax(x·wᵀ)`, logits bounded by `cap`; writes `scale` times its gradient with respect to `x` to `dx`, and that of `w` to
 /// `dw`, added to what `dw` holds if its flag says so. The loss of each token stays in `memory`.
 pub(crate) fn cross_entropy(
     x: &[f32],
     w: &[f32],
     targets: &[u32],
-    scale: f32,
+    (scale, cap): (f32, f32),
     dx: &mut [f32],
     (dw, keep): (&mut [f32], bool),
     memory: &mut CrossEntropyMemory,
@@ -176,7 +178,7 @@ pub(crate) fn cross_entropy(
         let rows = targets.len();
         let x = Mat::rows(x, d);
         turned.multiply(logits, (rows, v, d), x);
-        block_loss(&mut logits[..rows * v], v, targets, scale, nll_N);
+        block_loss(&mut logits[..rows * v], v, targets, (scale, cap), nll_N);
         let dlogits = Mat::rows(logits, v);
         straight.multiply(dx, (rows, d, v), dlogits);
         matmul::matmul(dw, d, (v, d, rows), keep || i > 0, dlogits.t(), x);
@@ -191,18 +193,30 @@ fn block_rows(n: usize, v: usize) -> usize {
 }
 
 /// Replaces logits by `scale` times the gradient of the loss with respect to them; writes the loss of each token in nats.
-fn block_loss(logits: &mut [f32], v: usize, targets: &[u32], scale: f32, nll_N: &mut [f32]) {
-    let row = |((logits, &target), nll): ((&mut [f32], &u32), &mut f32)| {
+fn block_loss(logits: &mut [f32], v: usize, targets: &[u32], (scale, cap): (f32, f32), nll_N: &mut [f32]) {
+    let row = |slopes: &mut Vec<f32>, ((logits, &target), nll): ((&mut [f32], &u32), &mut f32)| {
         if target == IGNORE {
             logits.fill(0.0);
             *nll = 0.0;
             return;
         }
+        if cap > 0.0 {
+            slopes.resize(v, 0.0);
+            simd::vectorized(|| simd::softcap_row(logits, slopes, cap));
+        }
         let at_target = logits[target as usize];
         *nll = simd::vectorized(|| simd::scaled_softmax_row(logits, scale)) - at_target;
         logits[target as usize] -= scale;
+        if cap > 0.0 {
+            logits.iter_mut().zip(slopes).for_each(|(gradient, slope)| *gradient *= *slope);
+        }
     };
-    logits.par_chunks_exact_mut(v).zip(targets).zip(nll_N).for_each(row);
+    logits.par_chunks_exact_mut(v).zip(targets).zip(nll_N).for_each_init(Vec::new, row);
+}
+
+/// Logits `z` as `cap · tanh(z / cap)`; as they are where the cap is 0.
+pub fn softcap(logits: &Tensor, cap: f32) -> Result<Tensor> {
+    if cap > 0.0 { (logits / f64::from(cap))?.tanh()? * f64::from(cap) } else { Ok(logits.clone()) }
 }
 
 /// -ln p of every target, 0 where it is not counted, and what that was computed from.
@@ -214,8 +228,8 @@ struct ComposedNll {
     target_below_max_N1: Tensor,
 }
 
-fn composed_nll(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<ComposedNll> {
-    let below_max_NV = less_row_max(&product(x_ND, &w_VD.t()?)?)?;
+fn composed_nll(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32], cap: f32) -> Result<ComposedNll> {
+    let below_max_NV = less_row_max(&softcap(&product(x_ND, &w_VD.t()?)?, cap)?)?;
     let log_sum_N1 = below_max_NV.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let ids: Vec<u32> = target_N.iter().map(|&t| if t == IGNORE { 0 } else { t }).collect();
     let counted: Vec<f32> = target_N.iter().map(|&t| if t == IGNORE { 0.0 } else { 1.0 }).collect();
@@ -226,11 +240,11 @@ fn composed_nll(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<Compos
     Ok(ComposedNll { nll_N1, below_max_NV, target_below_max_N1 })
 }
 
-fn composed_scores(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32]) -> Result<(Vec<f32>, Vec<bool>)> {
+fn composed_scores(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32], cap: f32) -> Result<(Vec<f32>, Vec<bool>)> {
     let (mut nll_N, mut correct_N) = (Vec::new(), Vec::new());
     for (part, targets) in target_N.chunks(DEVICE_ROWS).enumerate() {
         let x_ND = x_ND.detach().narrow(0, part * DEVICE_ROWS, targets.len())?;
-        let nll = composed_nll(&x_ND, &w_VD.detach(), targets)?;
+        let nll = composed_nll(&x_ND, &w_VD.detach(), targets, cap)?;
         let best_N1 = nll.below_max_NV.max_keepdim(D::Minus1)?;
         let is_best_N1 = nll.target_below_max_N1.ge(&best_N1)?;
         nll_N.extend(nll.nll_N1.flatten_all()?.to_vec1::<f32>()?);
@@ -251,20 +265,22 @@ mod tests {
     fn cross_entropy_equals_composed() {
         let targets = TARGETS.repeat(60);
         let inputs = [values(&[360, 5], 1), values(&[11, 5], 2)];
-        assert_same_gradients(
-            &inputs,
-            |x| Ok(linear_cross_entropy(&x[0], &x[1], &targets)?.nll_sum),
-            |x| composed_nll(&x[0], &x[1], &targets)?.nll_N1.sum_all(),
-        );
+        for cap in [0.0, 0.5] {
+            assert_same_gradients(
+                &inputs,
+                |x| Ok(linear_cross_entropy(&x[0], &x[1], &targets, cap)?.nll_sum),
+                |x| composed_nll(&x[0], &x[1], &targets, cap)?.nll_N1.sum_all(),
+            );
+        }
     }
 
     #[test]
     fn scores_add_up_to_the_loss() {
         let (x_ND, w_VD) = (values(&[6, 5], 1), values(&[11, 5], 2));
-        let (nll_N, correct_N) = linear_scores(&x_ND, &w_VD, &TARGETS).unwrap();
-        let (composed_N, composed_correct_N) = composed_scores(&x_ND, &w_VD, &TARGETS).unwrap();
+        let (nll_N, correct_N) = linear_scores(&x_ND, &w_VD, &TARGETS, 0.5).unwrap();
+        let (composed_N, composed_correct_N) = composed_scores(&x_ND, &w_VD, &TARGETS, 0.5).unwrap();
         assert!(nll_N.iter().zip(&composed_N).all(|(a, b)| (a - b).abs() < 1e-5) && correct_N == composed_correct_N);
-        let loss = linear_cross_entropy(&x_ND, &w_VD, &TARGETS).unwrap();
+        let loss = linear_cross_entropy(&x_ND, &w_VD, &TARGETS, 0.5).unwrap();
         assert_eq!((loss.n_tokens, nll_N[2], correct_N[2]), (5, 0.0, false));
         let by_token = loss.nll_N.to_vec1::<f32>().unwrap();
         assert!(nll_N.iter().zip(&by_token).all(|(a, b)| (a - b).abs() < 1e-5), "{by_token:?}, not {nll_N:?}");
@@ -278,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_target_beyond_the_vocabulary_is_an_error() {
-        let error = linear_cross_entropy(&values(&[1, 5], 1), &values(&[11, 5], 2), &[11]).err().unwrap();
+        let error = linear_cross_entropy(&values(&[1, 5], 1), &values(&[11, 5], 2), &[11], 0.0).err().unwrap();
         assert!(error.to_string().contains("target 11: expected an id below 11"), "{error}");
     }
 }

@@ -74,6 +74,16 @@ pub(super) fn scaled_softmax_row(row: &mut [f32], factor: f32) -> f32 {
     max + total.ln()
 }
 
+/// Replaces logits `z` by `cap · tanh(z / cap)`, and `slopes` by the derivative of that.
+#[inline(always)]
+pub(super) fn softcap_row(logits: &mut [f32], slopes: &mut [f32], cap: f32) {
+    for (z, slope) in logits.iter_mut().zip(slopes) {
+        let tanh = 1.0 - 2.0 / (exp(2.0 * *z / cap) + 1.0);
+        *z = cap * tanh;
+        *slope = 1.0 - tanh * tanh;
+    }
+}
+
 /// A strided view of a matrix: element `(i, j)` is `data[offset + i * row + j * col]`.
 #[derive(Clone, Copy)]
 pub(super) struct Mat<'a> {
@@ -229,6 +239,18 @@ mod tests {
             let x = i as f32 / 100.0;
             let relative = (exp(x) as f64 / (x as f64).exp() - 1.0).abs();
             assert!(relative < 3e-7, "exp({x}): relative error {relative}");
+        }
+    }
+
+    #[test]
+    fn softcap_is_a_scaled_tanh_and_its_slope() {
+        let plain: Vec<f32> = (-40..=40).map(|n| n as f32 * 2.5).collect();
+        let (mut row, mut slopes) = (plain.clone(), vec![0.0; plain.len()]);
+        vectorized(|| softcap_row(&mut row, &mut slopes, 15.0));
+        for ((z, capped), slope) in plain.iter().zip(row).zip(slopes) {
+            let tanh = (f64::from(*z) / 15.0).tanh();
+            assert!((f64::from(capped) - 15.0 * tanh).abs() < 1e-5, "{z}: {capped}");
+            assert!((f64::from(slope) - (1.0 - tanh * tanh)).abs() < 1e-6, "{z}: {slope}");
         }
     }
 

@@ -20,9 +20,10 @@ pub(super) fn configs() -> Vec<(String, ModelConfig)> {
     routers.extend([shared(Combine::Half), shared(Combine::Sigmoid)]);
     configs.extend(routers.into_iter().map(|router| (format!("{router:?}"), tiny(Some(router)))));
     type Edit = (&'static str, fn(&mut ModelConfig));
-    let edits: [Edit; 5] = [
+    let edits: [Edit; 6] = [
         ("relu2", |config| config.activation = Activation::Relu2),
         ("heads", |config| config.qk_norm = true),
+        ("softcap", |config| config.logit_softcap = 2.0),
         ("biases, untied", |config| (config.qkv_bias, config.tie_embeddings) = (true, false)),
         ("tables", |config| (config.bigram_buckets, config.value_embedding_layers) = (64, vec![1])),
         ("every layer, no shared expert", |config| {

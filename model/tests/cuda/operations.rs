@@ -26,7 +26,7 @@ fn assert_cross_entropy(gpu: &Gpu, tolerance: f64) {
     let targets = [3, 0, IGNORE_ID, 10, 3, 7].repeat(60);
     let inputs = [values(&[360, 32], 1), values(&[11, 32], 2)];
     assert_same(gpu, tolerance, "cross entropy", &inputs, |x| {
-        Ok(ops::linear_cross_entropy(&x[0], &x[1], &targets)?.nll_sum)
+        Ok(ops::linear_cross_entropy(&x[0], &x[1], &targets, 0.5)?.nll_sum)
     });
 }
 
@@ -76,7 +76,7 @@ fn the_loss_and_the_scores_equal_the_cpus() {
     let inputs = [values(&[6000, 32], 1), values(&[11, 32], 2)];
     let scores = |device: &Device| {
         let [x_ND, w_VD] = [0, 1].map(|i| inputs[i].to_device(device).unwrap());
-        ops::linear_scores(&x_ND, &w_VD, &targets).unwrap()
+        ops::linear_scores(&x_ND, &w_VD, &targets, 0.5).unwrap()
     };
     let ((nll_N, correct_N), (nll_ref_N, correct_ref_N)) = (scores(&gpu.device), scores(&Device::Cpu));
     assert!(nll_N.iter().zip(&nll_ref_N).all(|(a, b)| (a - b).abs() < 1e-4), "scores");

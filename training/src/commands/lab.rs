@@ -171,8 +171,18 @@ fn cells(study: &Study, summaries: &[VariantSummary]) -> Cells {
     let figure = |spread: Spread| format!("{:.3} ({:.3})", spread.mean, spread.deviation);
     let mut heading = vec!["variant".to_owned()];
     heading.extend(study.languages.iter().cloned());
-    let rest =
-        ["average", "low-resource", "worst", "line EM", "against", "M parameters", "MFLOPs/token", "M tokens", "seeds"];
+    let rest = [
+        "average",
+        "low-resource",
+        "worst",
+        "line EM",
+        "infill EM",
+        "against",
+        "M parameters",
+        "MFLOPs/token",
+        "M tokens",
+        "seeds",
+    ];
     heading.extend(rest.map(str::to_owned));
     let mut cells = vec![heading];
     for of in summaries {
@@ -182,7 +192,7 @@ fn cells(study: &Study, summaries: &[VariantSummary]) -> Cells {
         row.push(of.low_resource.map_or("-".to_owned(), figure));
         row.push(figure(of.worst));
         let percent = |spread: Spread| format!("{:.1} ({:.1})", spread.mean, spread.deviation);
-        row.push(of.line_exact_match.map_or("-".to_owned(), percent));
+        row.extend([of.line_exact_match, of.infill_exact_match].map(|em| em.map_or("-".to_owned(), percent)));
         row.push(of.verdict.name().to_owned());
         row.push(format!("{:.2}", of.n_parameters as f64 / 1e6));
         row.push(format!("{:.2}", of.flops_per_token / 1e6));

@@ -149,7 +149,7 @@ fn next_batch(packer: &mut Packer, n_sequences: usize) -> Result<Batch> {
 mod tests {
     use super::*;
     use crate::config;
-    use crate::data::packer::{IGNORE_ID, LanguageCursor};
+    use crate::data::packer::{IGNORE_ID, LanguageCursor, NO_LANGUAGE};
     use crate::data::shard::{Document, ShardWriter};
     use multicoder_model::tokenizer::TokenizerOptions;
 
@@ -255,6 +255,24 @@ mod tests {
         }
         let share = f64::from(n_with_snippets) / f64::from(n_pieces);
         assert!((share - 0.33).abs() < 0.08, "{n_with_snippets} of {n_pieces}");
+    }
+
+    #[test]
+    fn pieces_of_the_named_languages_are_now_and_then_of_no_language() {
+        let dropout = ["data.expert_dropout_frac=0.25", "data.expert_dropout_languages=[\"lua\"]"];
+        let corpus = corpus(&dropout);
+        let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        let (mut n_pieces, mut n_dropped) = (0, 0);
+        for sequence in batches(&mut loader, 60).concat() {
+            let is_lua = loader.texts().languages[sequence.language_idx].name == "lua";
+            for (l, _) in sequence.start_L.iter().enumerate().filter(|(l, start)| **start as usize == *l) {
+                let is_dropped = sequence.language_L[l] == NO_LANGUAGE;
+                assert!(is_lua || !is_dropped);
+                (n_pieces, n_dropped) = (n_pieces + usize::from(is_lua), n_dropped + usize::from(is_dropped));
+            }
+        }
+        let share = n_dropped as f64 / n_pieces as f64;
+        assert!((share - 0.25).abs() < 0.06, "{n_dropped} of {n_pieces}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::config::{DataConfig, RunConfig};
 use crate::parallel::Mode;
 use crate::rng::Rng;
 
-pub use super::piece::ROW_LANGUAGE;
+pub use super::piece::{NO_LANGUAGE, ROW_LANGUAGE};
 
 /// Target that does not count in the loss.
 pub const IGNORE_ID: u32 = u32::MAX;
@@ -73,7 +73,7 @@ pub struct Sequence {
     pub y_L: Vec<u32>,
     /// Where the piece that each input belongs to begins: what attention may see with `data.document_mask`.
     pub start_L: Vec<u32>,
-    /// Index into [`Texts::languages`] of each input's language, [`ROW_LANGUAGE`] where it is that of the row.
+    /// Index into [`Texts::languages`] of each input's language, [`ROW_LANGUAGE`] where it is that of the row, [`NO_LANGUAGE`] for none.
     pub language_L: Vec<u32>,
     /// Index into [`Texts::languages`].
     pub language_idx: usize,
@@ -257,7 +257,10 @@ impl Stream {
             room,
         };
         let (language_idx, config, with_regions) = (self.language_idx, data, *with_regions);
-        let piece = Maker { texts, language_idx, tokenizer, config, with_regions }.piece(&ask, rng)?;
+        let mut piece = Maker { texts, language_idx, tokenizer, config, with_regions }.piece(&ask, rng)?;
+        if data.drops_experts_of(&own.name) && rng.chance(data.expert_dropout_frac) {
+            piece.drop_language();
+        }
         match is_whole {
             true => (self.cursor.index, self.cursor.offset) = (self.cursor.index + 1, 0),
             false => self.cursor.offset += n_tokens as u64,

@@ -16,6 +16,8 @@ use crate::rng::Rng;
 
 /// Language of a token: that of its row.
 pub const ROW_LANGUAGE: u32 = u32::MAX;
+/// Language of a token: none, whatever its row is of.
+pub const NO_LANGUAGE: u32 = u32::MAX - 1;
 /// Tokens before a caret that other documents are searched for.
 const QUERY_TOKENS: usize = 128;
 /// The most snippets of a piece.
@@ -52,7 +54,7 @@ pub(super) struct Piece {
     pub(super) ids: Vec<u32>,
     /// Whether a token counts as a target.
     pub(super) is_counted: Vec<bool>,
-    /// Index into [`Texts::languages`], or [`ROW_LANGUAGE`].
+    /// Index into [`Texts::languages`], [`ROW_LANGUAGE`] or [`NO_LANGUAGE`].
     pub(super) language: Vec<u32>,
 }
 
@@ -79,6 +81,11 @@ impl Piece {
     /// Fills up to `n_tokens` with `id`, which does not count.
     pub(super) fn pad(&mut self, n_tokens: usize, id: u32) {
         self.push(&vec![id; n_tokens.saturating_sub(self.ids.len())], false);
+    }
+
+    /// Makes all tokens those of no language.
+    pub(super) fn drop_language(&mut self) {
+        self.language.fill(NO_LANGUAGE);
     }
 
     /// Drops what is beyond `room` tokens.

@@ -32,6 +32,9 @@ pub struct TrialRow {
     pub line_exact_match: Option<f64>,
     /// 0 to 100, likewise.
     pub line_edit_similarity: Option<f64>,
+    /// Percent of lines, with the text after them too.
+    #[serde(default)]
+    pub infill_exact_match: Option<f64>,
     /// Parameters of the trial's models.
     pub n_parameters: usize,
     /// Tokens that they were trained on.
@@ -75,6 +78,7 @@ pub(super) mod tests {
             token_accuracy: 50.0,
             line_exact_match: None,
             line_edit_similarity: Some(40.0),
+            infill_exact_match: Some(20.0),
             n_parameters: 10,
             n_train_tokens: 20,
             train_s: 3.0,

@@ -9,7 +9,10 @@ use toml::{Table, Value};
 use crate::config::{self, RunConfig};
 
 /// Studies that come with the program, by name.
-pub const STUDIES: [(&str, &str); 1] = [("experiment", include_str!("../../studies/experiment.toml"))];
+pub const STUDIES: [(&str, &str); 2] = [
+    ("experiment", include_str!("../../studies/experiment.toml")),
+    ("recipe", include_str!("../../studies/recipe.toml")),
+];
 
 /// How much the FLOPs of a token may differ between variants.
 const MAX_FLOPS_RATIO: f64 = 1.03;

@@ -49,6 +49,8 @@ pub struct VariantSummary {
     pub worst: Spread,
     /// Percent, over all languages; none where no line was completed.
     pub line_exact_match: Option<Spread>,
+    /// Percent, with the text after the line too.
+    pub infill_exact_match: Option<Spread>,
     /// Of the macro average of bits per byte.
     pub verdict: Verdict,
     /// FLOPs of a token, forward.
@@ -70,7 +72,10 @@ pub fn summarise(study: &Study, rows: &[TrialRow], flops_per_token: impl Fn(&str
         let bits = |languages: &[&str]| spread(&per_seed(&own, languages, |row| Some(row.bits_per_byte)));
         let languages: Vec<Spread> = all.iter().map(|language| bits(&[language])).collect();
         let worst = languages.iter().copied().max_by(|a, b| a.mean.total_cmp(&b.mean)).unwrap_or(bits(&all));
-        let matches = per_seed(&own, &all, |row| row.line_exact_match);
+        let matches = |value: fn(&TrialRow) -> Option<f64>| {
+            let matches = per_seed(&own, &all, value);
+            (!matches.is_empty()).then(|| spread(&matches))
+        };
         summaries.push(VariantSummary {
             name: variant.name.clone(),
             about: variant.about.clone(),
@@ -78,7 +83,8 @@ pub fn summarise(study: &Study, rows: &[TrialRow], flops_per_token: impl Fn(&str
             macro_average: bits(&all),
             low_resource: (!low.is_empty()).then(|| bits(&low)),
             worst,
-            line_exact_match: (!matches.is_empty()).then(|| spread(&matches)),
+            line_exact_match: matches(|row| row.line_exact_match),
+            infill_exact_match: matches(|row| row.infill_exact_match),
             verdict: Verdict::Baseline,
             flops_per_token: flops_per_token(&variant.name),
             n_parameters: first.n_parameters,

@@ -149,6 +149,7 @@ impl<'a> Lab<'a> {
                     token_accuracy: rounded(system.token_accuracy),
                     line_exact_match: system.line_exact_match.map(rounded),
                     line_edit_similarity: system.line_edit_similarity.map(rounded),
+                    infill_exact_match: system.line_exact_match_with_suffix.map(rounded),
                     n_parameters: 0,
                     n_train_tokens: 0,
                     train_s: 0.0,

@@ -2,22 +2,25 @@
 //! this repository opens a socket.
 //!
 //! The server lays out its own prompt for fill in the middle; context, temperature (0) and the end of an answer are as for a model here.
+//! Answers come token by token and are ended here, so that no server is timed for what nobody asked for.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Answerer};
-use super::question::{Ending, Question};
+use super::question::Question;
 use crate::data::lines::floor_char;
 
-/// Longest time of one answer, in seconds.
-const LIMIT_S: &str = "120";
+mod curl;
+
 /// Text on each side of the caret that is sent, in bytes: more than any prompt of the suites holds, less than a server refuses.
 const MAX_SIDE_BYTES: usize = 16 * 1024;
+/// How often a prompt that was too long is made shorter.
+const MAX_CUTS: usize = 8;
+/// What servers say of a prompt that is longer than their context.
+const TOO_LONG: [&str; 3] = ["exceed_context_size", "maximum context length", "context length"];
 
 /// What the server speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,109 +38,177 @@ pub struct Http {
     dialect: Dialect,
     /// As the server names it.
     pub model: String,
+    /// Whether the server takes text after the caret, as far as it has said.
+    takes_suffix: bool,
 }
 
 impl Http {
-    /// Asks the server at `address` (`http://127.0.0.1:8080`) what it is.
+    /// Asks the server at `address` (`http://127.0.0.1:8080`) what it is; after a `#` may stand which of its models is meant.
     ///
     /// # Errors
     /// A server that does not answer, or speaks neither dialect.
     pub fn connect(address: &str) -> Result<Http> {
+        let (address, wanted) =
+            address.split_once('#').map_or((address, None), |(address, name)| (address, Some(name)));
         let address = address.trim_end_matches('/').to_owned();
-        let props = request(&format!("{address}/props"), None);
+        let props = curl::get(&format!("{address}/props"));
         if let Ok(props) = &props
             && props.get("default_generation_settings").is_some()
         {
             let path = props["model_path"].as_str().or(props["model_alias"].as_str()).unwrap_or("llama.cpp");
-            let model = path.rsplit('/').next().unwrap_or(path).to_owned();
-            return Ok(Http { address, dialect: Dialect::LlamaCpp, model });
+            let model = wanted.unwrap_or(path.rsplit('/').next().unwrap_or(path)).to_owned();
+            return Ok(Http { address, dialect: Dialect::LlamaCpp, model, takes_suffix: true });
         }
-        let models = request(&format!("{address}/v1/models"), None).map_err(|error| props.err().unwrap_or(error))?;
-        let model = models["data"][0]["id"].as_str();
-        let model = model.ok_or_else(|| anyhow!("{address}/v1/models: expected the name of a model, got {models}"))?;
-        Ok(Http { dialect: Dialect::OpenAi, model: model.to_owned(), address })
+        let named = |models: Value| {
+            let model = models["data"][0]["id"].as_str().map(str::to_owned);
+            model.ok_or_else(|| anyhow!("{address}/v1/models: expected the name of a model, got {models}"))
+        };
+        let model = match wanted {
+            Some(name) => name.to_owned(),
+            None => curl::get(&format!("{address}/v1/models")).and_then(named).with_context(|| {
+                format!(
+                    "no llama.cpp ({}) and no other",
+                    props.map_or_else(|error| format!("{error:#}"), |_| "other properties".to_owned())
+                )
+            })?,
+        };
+        Ok(Http { dialect: Dialect::OpenAi, model, address, takes_suffix: true })
     }
 
     fn body(&self, question: &Question, max_new_tokens: usize) -> (String, Value) {
-        let stop: Vec<&str> = match &question.ending {
-            Ending::CaretLine => vec!["\n"],
-            // More than these OpenAI's refuse; the answer is cut here in any case.
-            Ending::Before(stops) => stops.iter().take(4).map(String::as_str).collect(),
-            Ending::FirstLine | Ending::Statement | Ending::Text => Vec::new(),
-        };
         let (prefix, suffix) = (end(&question.prefix), start(&question.suffix));
-        let path = match (self.dialect, suffix.is_empty()) {
-            (Dialect::LlamaCpp, false) => "/infill",
-            (Dialect::LlamaCpp, true) => "/completion",
-            (Dialect::OpenAi, _) => "/v1/completions",
+        let suffix = if self.takes_suffix { suffix } else { "" };
+        let fragments: String = question.fragments.iter().map(|of| format!("{}\n{}\n", of.path, of.text)).collect();
+        // Nothing at all is no prompt to a server.
+        let prompt = if fragments.is_empty() && prefix.is_empty() { "\n".to_owned() } else { fragments + prefix };
+        let mut body = match self.dialect {
+            Dialect::LlamaCpp => json!({"n_predict": max_new_tokens, "cache_prompt": true, "n_probs": 1}),
+            Dialect::OpenAi => json!({"model": self.model, "max_tokens": max_new_tokens, "logprobs": 1}),
         };
-        let fragments =
-            || question.fragments.iter().map(|of| format!("{}\n{}\n", of.path, of.text)).collect::<String>();
-        let body = match (self.dialect, suffix.is_empty()) {
+        let (path, more) = match (self.dialect, suffix.is_empty()) {
             (Dialect::LlamaCpp, false) => {
                 let extra = question.fragments.iter().map(|of| json!({"filename": of.path, "text": of.text}));
-                json!({"input_prefix": prefix, "input_suffix": suffix, "input_extra": extra.collect::<Vec<_>>(),
-                       "n_predict": max_new_tokens, "temperature": 0, "cache_prompt": true, "n_probs": 1, "stop": stop})
+                let extra: Vec<Value> = extra.collect();
+                ("/infill", json!({"input_prefix": prefix, "input_suffix": suffix, "input_extra": extra}))
             }
-            (Dialect::LlamaCpp, true) => json!({
-                "prompt": fragments() + prefix, "n_predict": max_new_tokens, "temperature": 0, "cache_prompt": true,
-                "n_probs": 1, "stop": stop,
-            }),
-            (Dialect::OpenAi, is_plain) => {
-                let suffix = if is_plain { Value::Null } else { suffix.into() };
-                let stop = if stop.is_empty() { Value::Null } else { json!(stop) };
-                json!({"model": self.model, "prompt": fragments() + prefix, "suffix": suffix, "max_tokens": max_new_tokens,
-                       "temperature": 0, "logprobs": 1, "stop": stop})
-            }
+            (Dialect::LlamaCpp, true) => ("/completion", json!({"prompt": prompt})),
+            (Dialect::OpenAi, false) => ("/v1/completions", json!({"prompt": prompt, "suffix": suffix})),
+            (Dialect::OpenAi, true) => ("/v1/completions", json!({"prompt": prompt})),
         };
+        let always = json!({"temperature": 0, "stream": true});
+        for more in [more, always].into_iter().filter_map(|more| more.as_object().cloned()) {
+            body.as_object_mut().into_iter().for_each(|body| body.extend(more.clone()));
+        }
         (format!("{}{path}", self.address), body)
+    }
+
+    fn ask(&self, question: &Question, max_new_tokens: usize) -> Result<Answer> {
+        let (url, body) = self.body(question, max_new_tokens);
+        let started = Instant::now();
+        let mut said = Said::default();
+        curl::post(&url, &body, &mut |event| {
+            said.hear(self.dialect, &event).with_context(|| format!("{url}: {event}"))?;
+            Ok(question.ending.is_enough(said.text.as_bytes()))
+        })?;
+        let elapsed_ms = 1e3 * started.elapsed().as_secs_f64();
+        let mut text = question.ending.cut(&said.text);
+        // Some servers give back what they were to end with.
+        let suffix = body["suffix"].as_str().unwrap_or_default();
+        if text.len() == said.text.len() && !suffix.is_empty() {
+            text = text.strip_suffix(suffix).unwrap_or(text);
+        }
+        Ok(Answer { text: text.to_owned(), probability: said.probability(text), elapsed_ms })
     }
 }
 
 impl Answerer for Http {
     fn answer(&mut self, question: &Question, max_new_tokens: usize) -> Result<Answer> {
-        let (url, body) = self.body(question, max_new_tokens);
-        let started = Instant::now();
-        let reply = request(&url, Some(&body))?;
-        let elapsed_ms = 1e3 * started.elapsed().as_secs_f64();
-        let (text, logprobs) = match self.dialect {
-            Dialect::LlamaCpp => (&reply["content"], logprobs(&reply["completion_probabilities"], "logprob")),
-            Dialect::OpenAi => {
-                (&reply["choices"][0]["text"], logprobs(&reply["choices"][0]["logprobs"]["token_logprobs"], ""))
+        let mut question = question.clone();
+        for _ in 0..=MAX_CUTS {
+            let error = match self.ask(&question, max_new_tokens) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let said = format!("{error:#}").to_lowercase();
+            let refuses_suffix = said.contains("not_supported_error") || said.contains("suffix");
+            if TOO_LONG.iter().any(|words| said.contains(words)) {
+                shorten(&mut question);
+            } else if self.takes_suffix && !question.suffix.is_empty() && refuses_suffix {
+                eprintln!(
+                    "{}: takes no text after the caret, and is asked from left to right: {error:#}",
+                    self.address
+                );
+                self.takes_suffix = false;
+            } else {
+                return Err(error);
             }
+        }
+        Err(anyhow!("{}: the context is too short for any prompt", self.address))
+    }
+}
+
+/// Drops the fragment that is least useful, or half of the text on both sides.
+fn shorten(question: &mut Question) {
+    if !question.fragments.is_empty() {
+        question.fragments.remove(0);
+        return;
+    }
+    let middle = floor_char(&question.prefix, end(&question.prefix).len().div_ceil(2));
+    question.prefix = question.prefix[question.prefix.len() - middle..].to_owned();
+    let half = floor_char(&question.suffix, start(&question.suffix).len() / 2);
+    question.suffix.truncate(half);
+}
+
+/// What a server has said so far.
+#[derive(Default)]
+struct Said {
+    text: String,
+    /// The tokens as the server tells them.
+    bytes: Vec<u8>,
+    /// Of each token, where it begins in them, and its logarithm of a probability.
+    tokens: Vec<(usize, f64)>,
+}
+
+impl Said {
+    fn hear(&mut self, dialect: Dialect, event: &Value) -> Result<()> {
+        let choice = &event["choices"][0];
+        let (text, tokens) = match dialect {
+            Dialect::LlamaCpp => (&event["content"], listed(&event["completion_probabilities"])),
+            Dialect::OpenAi if choice.is_null() && event["choices"].is_array() => return Ok(()),
+            Dialect::OpenAi => (&choice["text"], openai_tokens(&choice["logprobs"])),
         };
-        let text = text.as_str().ok_or_else(|| anyhow!("{url}: expected a text, got {reply}"))?;
-        let answer = question.ending.cut(text);
-        // Of tokens beyond the end of the answer nothing is to be said.
-        let logprobs = logprobs.filter(|_| answer.len() == text.len());
-        let probability = logprobs.map(|logprobs| logprobs.iter().sum::<f64>().exp());
-        Ok(Answer { text: answer.to_owned(), probability, elapsed_ms })
+        self.text += text.as_str().context("expected a text")?;
+        for (bytes, logprob) in tokens {
+            self.tokens.push((self.bytes.len(), logprob));
+            self.bytes.extend(bytes);
+        }
+        Ok(())
+    }
+
+    /// Of `answer`, with the token that ended it; none where the tokens told do not spell it, as those of a split character.
+    fn probability(&self, answer: &str) -> Option<f64> {
+        let is_spelled = !self.tokens.is_empty() && self.bytes.starts_with(answer.as_bytes());
+        let own = self.tokens.iter().filter(|(start, _)| *start <= answer.len());
+        is_spelled.then(|| own.map(|(_, logprob)| logprob).sum::<f64>().exp())
     }
 }
 
-/// Numbers of a list, each itself or a field of an object; none for an empty list or another value.
-fn logprobs(list: &Value, field: &str) -> Option<Vec<f64>> {
-    let list = list.as_array().filter(|list| !list.is_empty())?;
-    list.iter().map(|of| if field.is_empty() { of.as_f64() } else { of[field].as_f64() }).collect()
+/// Objects with `bytes` or `token`, and `logprob`.
+fn listed(list: &Value) -> Vec<(Vec<u8>, f64)> {
+    let bytes = |of: &Value| match of["bytes"].as_array() {
+        Some(bytes) => bytes.iter().filter_map(|byte| u8::try_from(byte.as_u64()?).ok()).collect(),
+        None => of["token"].as_str().unwrap_or_default().as_bytes().to_vec(),
+    };
+    list.as_array().into_iter().flatten().filter_map(|of| Some((bytes(of), of["logprob"].as_f64()?))).collect()
 }
 
-/// Posts `body`, or gets without one, and reads JSON.
-fn request(url: &str, body: Option<&Value>) -> Result<Value> {
-    let mut curl = Command::new("curl");
-    curl.args(["--silent", "--show-error", "--fail-with-body", "--max-time", LIMIT_S]);
-    if body.is_some() {
-        curl.args(["--header", "Content-Type: application/json", "--data-binary", "@-"]);
-    }
-    curl.arg(url).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = curl.spawn().context("curl does not start; is it installed?")?;
-    // The input is closed at the end of this block; a server that answers early leaves curl deaf.
-    if let (Some(mut input), Some(body)) = (child.stdin.take(), body) {
-        let _ = input.write_all(body.to_string().as_bytes());
-    }
-    let output = child.wait_with_output()?;
-    let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    ensure!(output.status.success(), "{url}: {} {}", said.trim(), text.trim());
-    serde_json::from_str(&text).map_err(|error| anyhow!("{url}: expected JSON: {error}"))
+/// `tokens` and `token_logprobs`, or a list as of a chat.
+fn openai_tokens(logprobs: &Value) -> Vec<(Vec<u8>, f64)> {
+    let (Some(tokens), Some(values)) = (logprobs["tokens"].as_array(), logprobs["token_logprobs"].as_array()) else {
+        return listed(&logprobs["content"]);
+    };
+    let both = tokens.iter().zip(values);
+    both.filter_map(|(token, value)| Some((token.as_str()?.as_bytes().to_vec(), value.as_f64()?))).collect()
 }
 
 /// The last bytes of a text, from the start of a line.
@@ -158,7 +229,7 @@ mod tests {
     use super::super::question::tests::question;
     use super::*;
     use std::io::{BufRead, BufReader};
-    use std::process::Child;
+    use std::process::{Child, Command, Stdio};
 
     /// A server that says `replies` by path, and what it was asked.
     const SERVER: &str = "
@@ -169,9 +240,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         length = self.headers['Content-Length']
         asked = json.loads(self.rfile.read(int(length))) if length else None
         reply = replies.get(self.path)
-        self.send_response(200 if reply is not None else 404)
+        if asked and len(json.dumps(asked)) > 600: reply = {'error': 'exceed_context_size_error'}
+        if asked and 'suffix' in asked and 'no suffix' in replies: reply = {'error': 'suffix is not supported'}
+        status = 404 if reply is None else 400 if 'error' in reply else 200
+        self.send_response(status)
         self.end_headers()
         text = json.dumps(reply) if reply is not None else 'no such path'
+        if 'events' in (reply or {}): text = ''.join(f'data: {json.dumps(event)}\\n\\n' for event in reply['events'])
         self.wfile.write(text.replace('\"ASKED\"', json.dumps(json.dumps(asked, sort_keys=True))).encode())
     def log_message(self, *arguments): pass
 for method in ('get', 'post'): setattr(Handler, 'do_' + method.upper(), Handler.reply)
@@ -215,11 +290,17 @@ server.serve_forever()
 
     #[test]
     fn llama_cpp_is_asked_to_infill_where_there_is_a_suffix_and_to_complete_where_there_is_none() {
-        let probabilities = json!([{"logprob": -0.5}, {"logprob": -0.25}]);
+        let probabilities = json!([{"logprob": -0.5, "token": "x"}, {"logprob": -0.25, "token": "x"}]);
         let Some(server) = Server::start(json!({
             "/props": {"default_generation_settings": {}, "model_path": "models/tiny.gguf"},
             "/infill": {"content": "ASKED", "completion_probabilities": probabilities},
-            "/completion": {"content": "1 + 1\nrest"},
+            "/completion": {"events": [
+                {"content": "1 +", "completion_probabilities": [{"logprob": -1.0, "bytes": [49, 32, 43]}]},
+                {"content": " 1\nrest", "completion_probabilities": [
+                    {"logprob": -0.5, "token": " 1"}, {"logprob": -0.25, "token": "\n"}, {"logprob": -9.0, "token": "rest"},
+                ]},
+                {"content": "never heard of"},
+            ]},
         })) else {
             return;
         };
@@ -232,14 +313,15 @@ server.serve_forever()
             (&json!("x = "), &json!("\nend"), &json!(7))
         );
         assert_eq!(sent["input_extra"], json!([{"filename": "b.lua", "text": "y = 2"}]));
-        assert!((answer.probability.unwrap() - (-0.75f64).exp()).abs() < 1e-12);
+        assert_eq!(answer.probability, None, "these tokens do not spell the answer");
         let answer = http.answer(&asked(""), 7).unwrap();
-        assert_eq!((answer.text.as_str(), answer.probability), ("1 + 1", None));
+        assert_eq!(answer.text, "1 + 1");
+        assert!((answer.probability.unwrap() - (-1.75f64).exp()).abs() < 1e-12, "with the token that ends the line");
     }
 
     #[test]
     fn a_server_of_openais_kind_gets_the_suffix_and_its_own_name() {
-        let choice = json!({"text": "ASKED", "logprobs": {"token_logprobs": [-1.0]}});
+        let choice = json!({"text": "ASKED"});
         let replies = json!({"/v1/models": {"data": [{"id": "m1"}]}, "/v1/completions": {"choices": [choice]}});
         let Some(server) = Server::start(replies) else { return };
         let mut http = Http::connect(&server.address).unwrap();
@@ -249,15 +331,52 @@ server.serve_forever()
             (&sent["model"], &sent["prompt"], &sent["suffix"]),
             (&json!("m1"), &json!("b.lua\ny = 2\nx = "), &json!("\nend"))
         );
-        assert!((answer.probability.unwrap() - (-1f64).exp()).abs() < 1e-12);
+        let named = Http::connect(&format!("{}#m2", server.address)).unwrap();
+        assert_eq!((named.model.as_str(), named.dialect), ("m2", Dialect::OpenAi));
+    }
+
+    #[test]
+    fn openai_tells_tokens_in_two_ways_and_some_give_the_suffix_back() {
+        let chat = json!({"content": [{"token": "1", "logprob": -0.5}]});
+        let events = json!([
+            {"choices": [{"text": "1", "logprobs": chat}]},
+            {"choices": [{"text": "0", "logprobs": {"tokens": ["0"], "token_logprobs": [-0.25]}}]},
+            {"choices": [{"text": "\nend"}]},
+            {"choices": []},
+        ]);
+        let Some(server) = Server::start(json!({"/v1/completions": {"events": events}})) else { return };
+        let mut http = Http::connect(&format!("{}#m", server.address)).unwrap();
+        let question = Question { ending: super::super::question::Ending::Text, ..asked("\nend") };
+        let answer = http.answer(&question, 7).unwrap();
+        assert_eq!(answer.text, "10");
+        assert!((answer.probability.unwrap() - (-0.75f64).exp()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_server_that_takes_no_suffix_or_less_text_is_asked_again() {
+        let choice = json!({"text": "ASKED"});
+        let replies = json!({"/v1/completions": {"choices": [choice]}, "no suffix": true});
+        let Some(server) = Server::start(replies) else { return };
+        let mut http = Http::connect(&format!("{}#m", server.address)).unwrap();
+        let answer = http.answer(&Question { prefix: "y = 2 + 3 * z\n".repeat(100), ..asked("\nend") }, 7).unwrap();
+        let sent: Value = serde_json::from_str(&answer.text).unwrap();
+        let prompt = sent["prompt"].as_str().unwrap();
+        assert!(sent.get("suffix").is_none() && prompt.ends_with("3 * z\n") && prompt.len() > 100, "{sent}");
+        assert!(!prompt.contains("b.lua"), "fragments go first");
+        let empty = http.answer(&question_without_text(), 7).unwrap();
+        assert!(empty.text.contains("\\n"), "{}", empty.text);
+    }
+
+    fn question_without_text() -> Question {
+        Question { prefix: String::new(), fragments: Vec::new(), ..asked("") }
     }
 
     #[test]
     fn a_server_that_is_not_there_or_is_another_is_an_error_with_its_address() {
         let Some(server) = Server::start(json!({"/v1/models": {"object": "list"}})) else { return };
-        let error = Http::connect("http://127.0.0.1:9").unwrap_err().to_string();
+        let error = format!("{:#}", Http::connect("http://127.0.0.1:9").unwrap_err());
         assert!(error.contains("http://127.0.0.1:9/props"), "{error}");
-        let error = Http::connect(&server.address).unwrap_err().to_string();
+        let error = format!("{:#}", Http::connect(&server.address).unwrap_err());
         assert!(error.contains("expected the name of a model"), "{error}");
     }
 

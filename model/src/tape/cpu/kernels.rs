@@ -42,7 +42,8 @@ pub(super) fn cross_entropy(
 ) -> f64 {
     let dhead = gradients.slot(head.0);
     memory.write([dx], |memory, [dx]| {
-        ops::cross_entropy(memory.get(x), weights.get(head), &inputs.data.target_N, inputs.scale, dx, dhead, loss)
+        let (targets, how) = (&inputs.data.target_N, (inputs.scale, inputs.config.logit_softcap));
+        ops::cross_entropy(memory.get(x), weights.get(head), targets, how, dx, dhead, loss)
     })
 }
 

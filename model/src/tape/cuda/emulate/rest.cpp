@@ -217,7 +217,7 @@ static void check_plans(int n, int a, int d) {
     }
 }
 
-static void check_loss(int rows, int v) {
+static void check_loss(int rows, int v, float cap) {
     int pitch = (v + 7) / 8 * 8;
     auto logits = random_bf16((size_t)rows * pitch, 8);
     vector<u32> target(rows);
@@ -230,15 +230,24 @@ static void check_loss(int rows, int v) {
     for (int n = 0; n < rows; n++) {
         if (target[n] == 0xffffffffu) continue;
         double exps = 0;
-        for (int i = 0; i < v; i++) exps += std::exp(number(logits[(size_t)n * pitch + i]));
+        vector<double> z(v), slope(v, 1.0);
+        for (int i = 0; i < v; i++) {
+            z[i] = number(logits[(size_t)n * pitch + i]);
+            if (cap > 0) {
+                double bounded = std::tanh(z[i] / cap);
+                z[i] = cap * bounded;
+                slope[i] = 1 - bounded * bounded;
+            }
+            exps += std::exp(z[i]);
+        }
         for (int i = 0; i < v; i++)
-            gradient[(size_t)n * pitch + i] = scale[0] * (std::exp(number(logits[(size_t)n * pitch + i])) / exps - (i == (int)target[n]));
-        nlls[n] = std::log(exps) - number(logits[(size_t)n * pitch + target[n]]);
+            gradient[(size_t)n * pitch + i] = scale[0] * slope[i] * (std::exp(z[i]) / exps - (i == (int)target[n]));
+        nlls[n] = std::log(exps) - z[target[n]];
         sum += nlls[n];
         expected[n / l] += nlls[n];
     }
     auto nll = poisoned_float(rows);
-    launch(Dim{(unsigned)rows}, 256, losses::softmax_loss, logits.data(), target.data(), scale.data(), nll.data(), v, pitch);
+    launch(Dim{(unsigned)rows}, 256, losses::softmax_loss, logits.data(), target.data(), scale.data(), nll.data(), v, pitch, cap);
     launch(Dim{(unsigned)b}, 256, losses::sequence_losses, nll.data(), sequences.data(), l);
     launch(Dim{1}, 256, losses::add_losses, sequences.data(), total.data(), b);
     expect_close("loss of each row", nll, nlls, 1e-5);
@@ -392,8 +401,9 @@ int main() {
         check_tables(90, 264, 11);
         check_plans(30, 41, 40);
         check_plans(3, 1, 8);
-        check_loss(6, 11);
-        check_loss(5, 5003);
+        check_loss(6, 11, 0);
+        check_loss(5, 5003, 0);
+        check_loss(5, 5003, 2);
         check_products({{1, 1}}, 8, 8);
         check_products({{2, 130}, {0, 3}, {3, 64}}, 72, 136);
         check_products({{0, 40}, {1, 5}, {0, 140}}, 200, 40);

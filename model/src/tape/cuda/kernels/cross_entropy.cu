@@ -5,10 +5,19 @@
 #define THREADS 256
 #define IGNORE 0xffffffffu
 
+// A logit, bounded by `cap` where that is not 0: cap * tanh(z / cap). `slope` is its derivative.
+DEVICE float softcap(float z, float cap, float* slope) {
+    *slope = 1.0f;
+    if (cap == 0.0f) return z;
+    float tanh = 1.0f - 2.0f / (exp2_fast(2.0f * LOG2_E * z / cap) + 1.0f);
+    *slope = 1.0f - tanh * tanh;
+    return cap * tanh;
+}
+
 // logits: `rows` rows of `pitch` bfloat16 numbers, of which `v` count; 8 divides the pitch. Afterwards they are `scale` times the gradient
 // of the summed loss with respect to them. nll[row] in nats; zero, as the gradient, where the target is not counted. A block for each row.
 KERNEL __launch_bounds__(THREADS)
-    softmax_loss(bf16* logits, const u32* target, const float* scale, float* nll, int v, int pitch) {
+    softmax_loss(bf16* logits, const u32* target, const float* scale, float* nll, int v, int pitch, float cap) {
     __shared__ float scratch[THREADS / WARP];
     __shared__ float tops[THREADS / WARP];
     bf16* row = logits + (u64)blockIdx.x * pitch;
@@ -21,10 +30,10 @@ KERNEL __launch_bounds__(THREADS)
     }
     float top = -INFINITE, sum = 0.0f;
     for (int i = threadIdx.x * 8; i < pitch; i += THREADS * 8) {
-        float a[8], eight_top = top;
+        float a[8], slope, eight_top = top;
         load_eight(a, row + i);
         for (int j = 0; j < 8; j++) {
-            a[j] = i + j < v ? a[j] * LOG2_E : -INFINITE;
+            a[j] = i + j < v ? softcap(a[j], cap, &slope) * LOG2_E : -INFINITE;
             eight_top = fmaxf(eight_top, a[j]);
         }
         sum *= exp2_fast(top - eight_top);
@@ -38,15 +47,16 @@ KERNEL __launch_bounds__(THREADS)
     for (int warp = 1; warp < THREADS / WARP; warp++) all = fmaxf(all, tops[warp]);
     // A thread beyond the row's end has seen nothing: its sum is zero.
     sum = block_sum(top == -INFINITE ? 0.0f : sum * exp2_fast(top - all), scratch);
-    float log_sum = all + log2f(sum), by = *scale;
-    if (threadIdx.x == 0) nll[blockIdx.x] = log_sum * LN_2 - to_float(row[wanted]);
+    float log_sum = all + log2f(sum), by = *scale, slope;
+    if (threadIdx.x == 0) nll[blockIdx.x] = log_sum * LN_2 - softcap(to_float(row[wanted]), cap, &slope);
     __syncthreads();
     for (int i = threadIdx.x * 8; i < pitch; i += THREADS * 8) {
         float a[8];
         load_eight(a, row + i);
         for (int j = 0; j < 8; j++) {
-            float p = i + j < v ? exp2_fast(a[j] * LOG2_E - log_sum) : 0.0f;
-            a[j] = by * (p - (i + j == (int)wanted ? 1.0f : 0.0f));
+            float z = softcap(a[j], cap, &slope);
+            float p = i + j < v ? exp2_fast(z * LOG2_E - log_sum) : 0.0f;
+            a[j] = by * slope * (p - (i + j == (int)wanted ? 1.0f : 0.0f));
         }
         store_eight(row + i, a);
     }

@@ -34,7 +34,7 @@ impl Run<'_> {
             self.product(forward, x, self.half_weight(head), logits, false)?;
             let target = Arg::At(self.uploads.at(self.sections.targets) + 4 * first as u64);
             let (scale, nll) = (self.section(self.sections.scale), Arg::At(nll + 4 * first as u64));
-            let args = [Arg::At(logits), target, scale, nll, int(v), int(pitch)];
+            let args = [Arg::At(logits), target, scale, nll, int(v), int(pitch), Arg::Float(self.config.logit_softcap)];
             self.device.launch(Kernel::SoftmaxLoss, Grid::of(rows, THREADS), &args)?;
             let to_input = Shape { strides: (pitch, d, d), ..Shape::of((rows, d, v), (false, false), false) };
             self.product(to_input, logits, self.half_weight(head), dx, false)?;
