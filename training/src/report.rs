@@ -4,6 +4,7 @@ pub mod corpus_page;
 pub mod html;
 pub mod loss_curve;
 pub mod model_card;
+pub mod packages_page;
 pub mod rows;
 pub mod study_page;
 pub mod suite_page;

@@ -75,9 +75,20 @@ struct Common {
     /// Write everything, settings and checksum included, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the results as a page with pictures.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Put the results into this CSV file, in place of the model's earlier ones, and say what changed in a suite of questions.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
 }
 
 impl Common {
+    fn write_page(&self, page: impl FnOnce() -> String) -> Result<()> {
+        let Some(path) = &self.html else { return Ok(()) };
+        fs::write(path, page()).with_context(|| path.display().to_string())
+    }
+
     fn write_json(&self, value: &impl Serialize) -> Result<()> {
         let Some(path) = &self.json else { return Ok(()) };
         let text = serde_json::to_string_pretty(value)? + "\n";
@@ -129,7 +140,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn run_packages(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
-    args.questions.refuse_any()?;
+    args.questions.refuse_any(PACKAGES.0)?;
     let loaded = match asked {
         None => None,
         Some(Asked::Files(path)) => Some(load(path, args)?),
@@ -140,6 +151,7 @@ fn run_packages(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
 
 fn run_unseen(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
     args.packages.refuse_any(UNSEEN.0)?;
+    args.questions.refuse_any(UNSEEN.0)?;
     let Some(Asked::Files(path)) = asked else {
         bail!("--model: the suite unseen chooses experts; expected a model of ours");
     };
@@ -148,8 +160,6 @@ fn run_unseen(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
         bench: &args.questions.bench,
         max_bytes_per_language: args.packages.max_bytes_per_language,
         tag: args.packages.tag == Switch::On,
-        html: args.questions.html.as_ref(),
-        csv: args.questions.csv.as_ref(),
     };
     unseen::run(&options, &args.common, &info, &bundle)
 }

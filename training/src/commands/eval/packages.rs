@@ -4,13 +4,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use multicoder_model::{Bundle, Tokenizer};
+use serde::{Deserialize, Serialize};
 
 use super::{Common, Switch, print_model};
-use crate::evaluate::{self, Candidate, EvalOptions, Evaluation, ModelInfo};
-use crate::report::table;
+use crate::evaluate::{self, Candidate, EvalOptions, Evaluation, LanguageRow, ModelInfo};
+use crate::report::{packages_page, rows, table};
 
 /// Text scored per language, in bytes.
 const BYTES_PER_LANGUAGE: usize = 200_000;
+
+/// What the baseline is called as a model.
+const NGRAM: &str = "n-gram";
 
 /// Arguments of this suite, of which `unseen` knows some.
 #[derive(clap::Args)]
@@ -77,7 +81,55 @@ pub(super) fn run(args: &Args, common: &Common, model: Option<(&ModelInfo, &Bund
         (None, None) => anyhow::bail!("--model PATH or --tokenizer FILE: expected one of them"),
     };
     print(&evaluation);
+    record(common, &evaluation)?;
+    common.write_page(|| packages_page::render(&evaluation))?;
     common.write_json(&evaluation)
+}
+
+/// A row of the CSV file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Record {
+    model: String,
+    checksum: String,
+    language: String,
+    n_bytes: usize,
+    n_lines: usize,
+    bits_per_byte: f64,
+    token_accuracy: f64,
+    line_exact_match: Option<f64>,
+    line_edit_similarity: Option<f64>,
+    infill_exact_match: Option<f64>,
+    infill_edit_similarity: Option<f64>,
+}
+
+/// Puts the figures of the model, or of the baseline where there is none, into the CSV file.
+fn record(common: &Common, evaluation: &Evaluation) -> Result<()> {
+    let Some(path) = &common.csv else { return Ok(()) };
+    let (name, checksum) = match &evaluation.model {
+        Some(model) => (model.name.as_str(), model.checksum.as_str()),
+        None => (NGRAM, ""),
+    };
+    let rounded = |value: f64| (1e4 * value).round() / 1e4;
+    let of = |row: &LanguageRow| {
+        let system = if evaluation.model.is_some() { row.model? } else { row.ngram? };
+        Some(Record {
+            model: name.to_owned(),
+            checksum: checksum.to_owned(),
+            language: row.language.clone(),
+            n_bytes: row.n_bytes,
+            n_lines: row.n_lines,
+            bits_per_byte: rounded(system.bits_per_byte),
+            token_accuracy: rounded(system.token_accuracy),
+            line_exact_match: system.line_exact_match.map(rounded),
+            line_edit_similarity: system.line_edit_similarity.map(rounded),
+            infill_exact_match: system.line_exact_match_with_suffix.map(rounded),
+            infill_edit_similarity: system.line_edit_similarity_with_suffix.map(rounded),
+        })
+    };
+    let mut kept: Vec<Record> = rows::read(path)?;
+    kept.retain(|old| old.model != name);
+    kept.extend(evaluation.languages.iter().chain([&evaluation.macro_average]).filter_map(of));
+    rows::write(path, &kept)
 }
 
 fn options(args: &Args, common: &Common, shards: &Path) -> EvalOptions {

@@ -1,10 +1,9 @@
 //! The suites of questions: a model's answers, scored by setting and language, beside what was measured before.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use multicoder_model::Bundle;
 use serde::Serialize;
 
@@ -41,12 +40,6 @@ pub(super) struct Args {
     /// Keep every answer here, a line of JSON each; a run that was stopped goes on from there.
     #[arg(long, value_name = "FILE")]
     answers: Option<PathBuf>,
-    /// Write the results as a page with bars by language and the reliability curve.
-    #[arg(long, value_name = "FILE")]
-    pub(super) html: Option<PathBuf>,
-    /// Put the results into this CSV file, in place of the model's earlier ones, and say what changed.
-    #[arg(long, value_name = "FILE")]
-    pub(super) csv: Option<PathBuf>,
     /// Say what is otherwise than in this CSV file, and leave it as it is.
     #[arg(long, value_name = "FILE", conflicts_with = "csv")]
     against: Option<PathBuf>,
@@ -67,18 +60,16 @@ struct Results<'a> {
 
 impl Args {
     /// # Errors
-    /// An argument that would do nothing in the suite `packages`.
-    pub(super) fn refuse_any(&self) -> Result<()> {
+    /// An argument that would do nothing in `suite`, which has no questions.
+    pub(super) fn refuse_any(&self, suite: &str) -> Result<()> {
         let given = [
             ("--limit", self.limit.is_some()),
             ("--answers", self.answers.is_some()),
-            ("--html", self.html.is_some()),
-            ("--csv", self.csv.is_some()),
             ("--against", self.against.is_some()),
         ];
         match given.iter().find(|(_, is_given)| *is_given) {
             Some((name, _)) => {
-                anyhow::bail!("{name}: the suite packages has none; expected a suite of questions (docs/suites.md)")
+                anyhow::bail!("{name}: the suite {suite} has none; expected a suite of questions (docs/suites.md)")
             }
             None => Ok(()),
         }
@@ -117,16 +108,13 @@ pub(super) fn run(
     calibrations.iter().for_each(print_calibration);
     println!("{:.0} s", started.elapsed().as_secs_f64());
     let records: Vec<Record> = rows.iter().map(|row| Record::of(&info.name, &identity, row)).collect();
-    if let Some(path) = args.csv.as_ref().or(args.against.as_ref()) {
+    if let Some(path) = common.csv.as_ref().or(args.against.as_ref()) {
         print_differences(path, &records)?;
     }
-    if let Some(path) = &args.csv {
+    if let Some(path) = &common.csv {
         record::replace(path, &records)?;
     }
-    if let Some(path) = &args.html {
-        let page = suite_page::render(suite, info, &rows, &calibrations);
-        fs::write(path, page).with_context(|| path.display().to_string())?;
-    }
+    common.write_page(|| suite_page::render(suite, info, &rows, &calibrations))?;
     common.write_json(&Results {
         suite: suite.name,
         model: info,
@@ -200,8 +188,8 @@ fn print_calibration(of: &Calibration) {
     let shares = COVERAGES.map(|coverage| format!("{:.0}", 100.0 * coverage)).join(", ");
     let precisions = of.precision_at.map(|precision| format!("{precision:.1}")).join(", ");
     println!(
-        "{}: calibration error {:.3}; of the likeliest {shares} % {precisions} % are exact",
-        of.setting, of.expected_error
+        "{}: calibration error {:.3} of {} answers with a probability; of the likeliest {shares} % {precisions} % are exact",
+        of.setting, of.expected_error, of.n
     );
 }
 

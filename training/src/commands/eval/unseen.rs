@@ -1,9 +1,8 @@
 //! The suite `unseen`: languages that the model was never trained on, and, as a probe, those that it was, read with the experts of others.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use multicoder_model::Bundle;
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +25,6 @@ pub(super) struct Options<'a> {
     pub(super) max_bytes_per_language: Option<usize>,
     /// Whether the network is told the language by its token, too.
     pub(super) tag: bool,
-    pub(super) html: Option<&'a PathBuf>,
-    pub(super) csv: Option<&'a PathBuf>,
 }
 
 /// What `--json` writes.
@@ -74,16 +71,13 @@ pub(super) fn run(options: &Options<'_>, common: &Common, info: &ModelInfo, bund
          with that of the language that\nits first half is likeliest of, itself apart; none: as of no language; worst: with the expert that \
          knows least of it."
     );
-    if let Some(path) = options.csv {
+    if let Some(path) = &common.csv {
         let mut kept: Vec<Record> = rows::read(path)?;
         kept.retain(|old| old.model != info.name || old.tag != options.tag);
         kept.extend(records);
         rows::write(path, &kept)?;
     }
-    if let Some(path) = options.html {
-        let page = unseen_page::render(info, &served);
-        fs::write(path, page).with_context(|| path.display().to_string())?;
-    }
+    common.write_page(|| unseen_page::render(info, &served))?;
     let (languages, served) = (&info.languages, &served);
     common.write_json(&Results { model: info, tag: options.tag, seed: common.seed, languages, served })
 }
