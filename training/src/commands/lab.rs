@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::interrupt;
 use crate::lab::record::{self, TrialRow};
+use crate::lab::scaling::{self, Point};
 use crate::lab::study::{STUDIES, Study, Variant};
 use crate::lab::summary::{self, Spread, VariantSummary};
 use crate::lab::trial::{Lab, Pictured};
@@ -151,12 +152,18 @@ fn report(args: &Args, (name, study): (&str, &Study), rows: &[TrialRow], picture
         "\nbits per byte: mean (standard deviation over seeds). Against {}: differences of macro averages under two standard deviations are none.",
         study.baseline
     );
+    let is_scaling = study.variant.iter().any(|variant| variant.unequal.is_some());
+    let points: Vec<Point> = summaries.iter().filter(|_| is_scaling).map(Point::of).collect();
+    let best = scaling::frontier(&points);
+    if let (Some(laws), Some(last)) = (scaling::laws(&best), best.last()) {
+        println!("{}", scaling::forecast(&laws, last));
+    }
     if let Some(path) = &args.markdown {
         fs::write(path, table::markdown(&cells)).with_context(|| path.display().to_string())?;
     }
     let default_page = (!args.report).then(|| args.out.join(format!("{name}.html")));
     if let Some(path) = args.html.clone().or(default_page) {
-        fs::write(&path, study_page::render(name, study, &cells, pictured))
+        fs::write(&path, study_page::render(name, study, &cells, pictured, &points))
             .with_context(|| path.display().to_string())?;
         eprintln!("{} shows it with curves and loads", path.display());
     }

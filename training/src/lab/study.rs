@@ -9,9 +9,10 @@ use toml::{Table, Value};
 use crate::config::{self, RunConfig};
 
 /// Studies that come with the program, by name.
-pub const STUDIES: [(&str, &str); 2] = [
+pub const STUDIES: [(&str, &str); 3] = [
     ("experiment", include_str!("../../studies/experiment.toml")),
     ("recipe", include_str!("../../studies/recipe.toml")),
+    ("scaling", include_str!("../../studies/scaling.toml")),
 ];
 
 /// How much the FLOPs of a token may differ between variants.

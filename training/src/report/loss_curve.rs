@@ -70,6 +70,20 @@ impl RunCurves {
     }
 }
 
+/// What a picture's axes say.
+#[derive(Clone, Copy)]
+pub struct Axes {
+    /// Below.
+    pub x: &'static str,
+    /// Above.
+    pub y: &'static str,
+    /// Whether x is shown by powers of ten.
+    pub is_log: bool,
+}
+
+/// Of training.
+pub const LOSS: Axes = Axes { x: "million tokens", y: "loss, nats per token", is_log: false };
+
 /// One line of the picture.
 pub struct Curve<'a> {
     /// Beside the picture.
@@ -102,7 +116,7 @@ pub fn svg(curves: &RunCurves) -> String {
         let width = if idx == 0 { 2.4 } else { 1.3 };
         drawn.push(Curve { label: label.to_owned(), points, colour: COLOURS[idx % COLOURS.len()], width });
     }
-    draw(&drawn)
+    draw(&drawn, LOSS)
 }
 
 /// The mean of each of at most 400 stretches.
@@ -116,14 +130,16 @@ pub fn averaged(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 }
 
 /// The picture of these curves.
-pub fn draw(curves: &[Curve<'_>]) -> String {
+pub fn draw(curves: &[Curve<'_>], axes: Axes) -> String {
     let points = || curves.iter().flat_map(|curve| &curve.points);
-    let x_max = points().map(|point| point.0).fold(1.0, f64::max);
+    let shown = |x: f64| if axes.is_log { x.log10() } else { x };
+    let x_max = points().map(|point| shown(point.0)).fold(1.0, f64::max);
+    let x_min = if axes.is_log { points().map(|point| shown(point.0)).fold(x_max, f64::min).floor() } else { 0.0 };
     let y_min = points().map(|point| point.1).fold(f64::INFINITY, f64::min);
     let y_max = points().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
     let y_step = tick_step(y_max - y_min);
     let (y_min, y_max) = ((y_min / y_step).floor() * y_step, (y_max / y_step).ceil() * y_step);
-    let x = |value: f64| LEFT + value / x_max * (WIDTH - LEFT - RIGHT);
+    let x = |value: f64| LEFT + (value - x_min) / (x_max - x_min).max(1e-9) * (WIDTH - LEFT - RIGHT);
     let y = |value: f64| HEIGHT - BOTTOM - (value - y_min) / (y_max - y_min).max(1e-9) * (HEIGHT - TOP - BOTTOM);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
@@ -134,15 +150,16 @@ pub fn draw(curves: &[Curve<'_>]) -> String {
         let _ = writeln!(svg, "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"#e0e0e0\"/>");
         let _ = writeln!(svg, "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{tick:.1}</text>", LEFT - 6.0, at + 4.0);
     }
-    for tick in ticks(0.0, x_max, tick_step(x_max)) {
+    let step = if axes.is_log { 1.0 } else { tick_step(x_max) };
+    for tick in ticks(x_min, x_max, step) {
         let (at, bottom) = (x(tick), HEIGHT - BOTTOM);
-        let label = tick / 1e6;
+        let label = if axes.is_log { format!("1e{tick}") } else { format!("{}", tick / 1e6) };
         let _ = writeln!(svg, "<path d=\"M{at:.1} {bottom}v4\" stroke=\"#606060\"/>");
         let _ = writeln!(svg, "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>", bottom + 18.0);
     }
     for (idx, curve) in curves.iter().enumerate() {
         let path: Vec<String> =
-            curve.points.iter().map(|point| format!("{:.1} {:.1}", x(point.0), y(point.1))).collect();
+            curve.points.iter().map(|point| format!("{:.1} {:.1}", x(shown(point.0)), y(point.1))).collect();
         let (colour, width) = (curve.colour, curve.width);
         let path = path.join("L");
         let _ = writeln!(svg, "<path d=\"M{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"{width}\"/>");
@@ -151,9 +168,9 @@ pub fn draw(curves: &[Curve<'_>]) -> String {
         let _ = writeln!(svg, "<path d=\"M{from} {at}h16\" stroke=\"{colour}\" stroke-width=\"{}\"/>", width + 0.8);
         let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\">{label}</text>", from + 22.0, at + 4.0);
     }
-    let _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"16\">loss, nats per token</text>");
-    let _ =
-        writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">million tokens</text>", WIDTH - RIGHT, HEIGHT - 8.0);
+    let _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"16\">{}</text>", axes.y);
+    let (right, below) = (WIDTH - RIGHT, HEIGHT - 8.0);
+    let _ = writeln!(svg, "<text x=\"{right}\" y=\"{below}\" text-anchor=\"end\">{}</text>", axes.x);
     svg + "</svg>\n"
 }
 

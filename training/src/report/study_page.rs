@@ -2,14 +2,15 @@
 
 use std::fmt::Write as _;
 
+use crate::lab::scaling::{self, Law, Point};
 use crate::lab::study::Study;
 use crate::lab::trial::Pictured;
 use crate::report::html::{self, escape};
-use crate::report::loss_curve::{COLOURS, Curve, averaged, draw};
+use crate::report::loss_curve::{Axes, COLOURS, Curve, LOSS, averaged, draw};
 use crate::report::table::Cells;
 
-/// The page; `pictured` are trials of which there are files.
-pub fn render(name: &str, study: &Study, cells: &Cells, pictured: &[Pictured]) -> String {
+/// The page; `pictured` are trials of which there are files, `points` what was reached at several amounts of compute.
+pub fn render(name: &str, study: &Study, cells: &Cells, pictured: &[Pictured], points: &[Point]) -> String {
     let mut page = format!("<p>{}</p>\n<h2>Bits per byte</h2>\n", escape(&study.about));
     table(&mut page, cells);
     let _ = writeln!(
@@ -18,6 +19,7 @@ pub fn render(name: &str, study: &Study, cells: &Cells, pictured: &[Pictured]) -
          standard deviations are none.</small></p>",
         escape(&study.baseline)
     );
+    scaling(&mut page, points);
     page.push_str("<h2>Variants</h2>\n<ul>\n");
     for variant in &study.variant {
         let _ = writeln!(page, "<li><b>{}</b>: {}</li>", escape(&variant.name), escape(&variant.about));
@@ -51,7 +53,27 @@ fn curves(pictured: &[Pictured]) -> String {
         colour: COLOURS[at % COLOURS.len()],
         width: 1.6,
     };
-    draw(&pictured.iter().enumerate().map(curve).collect::<Vec<_>>())
+    draw(&pictured.iter().enumerate().map(curve).collect::<Vec<_>>(), LOSS)
+}
+
+/// What was measured, the best of it, and the laws through that, ten times as far.
+fn scaling(page: &mut String, points: &[Point]) {
+    let best = scaling::frontier(points);
+    let (Some(laws), Some(last)) = (scaling::laws(&best), best.last()) else { return };
+    let of = |points: &[Point]| points.iter().map(|point| (point.flops, point.bits)).collect::<Vec<_>>();
+    let line = |label: &str, points, colour, width| Curve { label: label.to_owned(), points, colour, width };
+    let beyond = |law: &Law| {
+        let steps = (0..=10).map(|n| last.flops * 10f64.powf(f64::from(n) / 10.0));
+        steps.map(|flops| (flops, law.bits(flops))).collect::<Vec<_>>()
+    };
+    let curves = [
+        line("measured, best", of(&best), COLOURS[0], 2.4),
+        line("if it has a floor", beyond(&laws[0]), COLOURS[1], 1.4),
+        line("if it has none", beyond(&laws[1]), COLOURS[2], 1.4),
+    ];
+    page.push_str("<h2>Bits per byte by compute</h2>\n");
+    page.push_str(&draw(&curves, Axes { x: "operations of training", y: "bits per byte", is_log: true }));
+    let _ = writeln!(page, "<p>{}</p>", escape(&scaling::forecast(&laws, last)));
 }
 
 /// The mean of each point and those before it, near ones counting more.
@@ -117,10 +139,13 @@ mod tests {
             Pictured { variant: "multi".to_owned(), curves: curves.clone(), loads: vec![("lua".to_owned(), vec![])] },
             Pictured { variant: "token".to_owned(), curves, loads },
         ];
-        let page = render("experiment", &study, &cells, &trials);
+        let page = render("experiment", &study, &cells, &trials, &[]);
         assert!(page.contains("<td>1.234 (0.001)") && page.contains("<b>pl_shared</b>"));
         assert_eq!((page.matches("fill=\"none\"").count(), page.matches("expert 0:").count()), (2, 2));
         assert!(page.contains("expert 1: 75.0 %") && !page.contains("Loads of the experts: multi"));
-        assert!(!render("experiment", &study, &cells, &[]).contains("<svg"));
+        assert!(!render("experiment", &study, &cells, &[], &[]).contains("<svg"));
+        let point = |n: i32| Point { name: n.to_string(), flops: 10f64.powi(n), bits: 3.0 - 0.1 * f64::from(n) };
+        let page = render("scaling", &study, &cells, &[], &[point(12), point(13), point(14), point(15)]);
+        assert!(page.contains(">1e16</text>") && page.contains("ten times"), "{page}");
     }
 }

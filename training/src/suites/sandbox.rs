@@ -5,6 +5,7 @@
 //! counted by the kernel, so that as root the program becomes another user first (`setpriv`). It can read the machine's files, as that user,
 //! but not `/run` and `/var`, where the sockets of services are, and tell nobody.
 
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -18,6 +19,8 @@ use anyhow::{Context, Result};
 const HOME: &str = "/tmp";
 /// The folder in it where the program's files lie, read-only.
 const SOURCES: &str = "src";
+/// How often all memory is added up.
+const WEIGHED_EVERY: Duration = Duration::from_millis(100);
 /// A user without rights.
 const NOBODY: &str = "65534";
 
@@ -32,6 +35,8 @@ pub struct Limits {
     pub data_mb: u64,
     /// Addresses of one process, which bounds what it shares too; none for programs that reserve more than they use.
     pub address_mb: Option<u64>,
+    /// Memory of all processes together, looked at ten times a second.
+    pub total_mb: u64,
     /// Size of the disk in memory.
     pub disk_mb: u64,
     /// Processes and threads.
@@ -46,6 +51,7 @@ impl Default for Limits {
             cpu_s: 15,
             data_mb: 2048,
             address_mb: Some(4096),
+            total_mb: 4096,
             disk_mb: 128,
             n_processes: 128,
         }
@@ -102,9 +108,18 @@ impl Sandbox {
         let mut child = self.command(dir.path(), script, limits).stderr(Stdio::null()).spawn().context("bubblewrap")?;
         let deadline = Instant::now() + limits.wall;
         let mut pause = Duration::from_millis(1);
+        let mut weighed = Instant::now();
+        let mut end = Outcome::TimedOut;
         while Instant::now() < deadline {
             if let Some(status) = child.try_wait()? {
                 return Ok(outcome(status));
+            }
+            if weighed.elapsed() > WEIGHED_EVERY {
+                weighed = Instant::now();
+                if memory_kb(child.id()) > limits.total_mb << 10 {
+                    end = Outcome::Failed;
+                    break;
+                }
             }
             std::thread::sleep(pause);
             pause = (2 * pause).min(Duration::from_millis(20));
@@ -112,7 +127,7 @@ impl Sandbox {
         // The first process of its namespace dies with it, and with that one all others.
         child.kill()?;
         child.wait()?;
-        Ok(Outcome::TimedOut)
+        Ok(end)
     }
 
     fn command(&self, sources: &Path, script: &str, limits: &Limits) -> Command {
@@ -135,6 +150,31 @@ impl Sandbox {
         command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         command
     }
+}
+
+/// Resident memory of a process and all that descend from it.
+fn memory_kb(root: u32) -> u64 {
+    let mut processes: BTreeMap<u32, Vec<(u32, u64)>> = BTreeMap::new();
+    let ids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for id in ids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let number = |field: &str| {
+            let rest = status.lines().find_map(|line| line.strip_prefix(field));
+            rest.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
+        };
+        if let Some(parent) = number("PPid:") {
+            processes.entry(parent as u32).or_default().push((id, number("VmRSS:").unwrap_or(0)));
+        }
+    }
+    let mut open = vec![root];
+    let mut total = 0;
+    while let Some(parent) = open.pop() {
+        for (id, kb) in processes.remove(&parent).unwrap_or_default() {
+            total += kb;
+            open.push(id);
+        }
+    }
+    total
 }
 
 fn outcome(status: ExitStatus) -> Outcome {
@@ -162,6 +202,7 @@ pub(super) mod tests {
             cpu_s: 2,
             data_mb: 256,
             address_mb: Some(512),
+            total_mb: 600,
             disk_mb: 8,
             n_processes: 32,
         };
@@ -216,6 +257,9 @@ pub(super) mod tests {
             let fill = format!("for n in range(64): open(f'{folder}/{{n}}', 'wb').write(bytes(1 << 20))");
             assert_eq!(python(&sandbox, &fill), Outcome::Failed, "{folder}");
         }
+        // Each within its bound, all together not.
+        let together = "import os, time\nfor n in range(8):\n    if os.fork() == 0: break\nx = bytearray(150 << 20)\ntime.sleep(8)";
+        assert_eq!(python(&sandbox, together), Outcome::Failed);
         let many = "import os, time\nn = 0\ntry:\n    while n < 40:\n        n += 1\n        if os.fork() == 0: time.sleep(5); os._exit(0)\n\
                     except OSError: raise SystemExit(0)\nraise SystemExit(1)";
         assert_eq!(python(&sandbox, many), Outcome::Passed);
