@@ -280,6 +280,10 @@ impl RunConfig {
         }
         let temperature = d.language_temperature;
         ensure!(temperature > 0.0, "data.language_temperature = {temperature}: expected a number above 0");
+        let known = |name: &&String| d.languages.is_empty() || d.languages.contains(name);
+        if let Some(name) = d.expert_dropout_languages.iter().find(|name| !known(name)) {
+            bail!("data.expert_dropout_languages: {name}: expected names of data.languages");
+        }
         ensure!(d.window_tokens >= 16, "data.window_tokens = {}: expected at least 16", d.window_tokens);
         let o = &self.optimizer;
         ensure!(o.eps > 0.0, "optimizer.eps = {}: expected a number above 0", o.eps);

@@ -109,11 +109,17 @@ impl ParallelConfig {
             Mode::Single | Mode::Data => {}
             Mode::Expert => ensure!(router.is_some(), "parallel.mode = \"expert\": expected a model with model.moe"),
             Mode::LanguageOwned => {
-                let by_language = matches!(router, Some(RouterConfig::PlHard(_) | RouterConfig::PlShared(_)));
+                let by_language = router.is_some_and(RouterConfig::is_by_language);
                 let name = router.map_or("none", RouterConfig::name);
                 ensure!(
                     by_language,
                     "parallel.mode = \"language_owned\": expected model.moe.router.kind \"pl_hard\" or \"pl_shared\", not {name}"
+                );
+                let share = config.data.expert_dropout_frac;
+                ensure!(
+                    share == 0.0 || !matches!(router, Some(RouterConfig::PlHard(_))),
+                    "parallel.mode = \"language_owned\": data.expert_dropout_frac = {share}: expected 0 with the router pl_hard, where a \
+                     piece of no language meets all experts"
                 );
                 // Empty until it follows from the shards.
                 let known = &config.model.languages;

@@ -98,7 +98,7 @@ pub struct Suite {
 }
 
 /// See [`Suite::tokens`].
-type TokensRight = fn(&CodeLm, &Tokenizer, &Path, Option<usize>) -> Result<Vec<TokenAccuracy>>;
+type TokensRight = fn(&CodeLm, &Tokenizer, &Path, (&[String], Option<usize>)) -> Result<Vec<TokenAccuracy>>;
 
 /// Longest answer where lines are asked for.
 const LINE_TOKENS: usize = 64;

@@ -29,13 +29,19 @@ struct LanguageSet {
 }
 
 impl ValidationSet {
-    /// Packs the first sequences of `valid/`, without fill in the middle and snippets, and with language tokens. Independent of the run's seed,
+    /// Packs the first sequences of `valid/`, without fill in the middle, snippets and dropout, and with language tokens. Independent of the run's seed,
     /// so that runs can be compared.
     ///
     /// # Errors
     /// Missing or broken shards.
     pub fn load(config: &RunConfig, tokenizer: &Arc<Tokenizer>, indices: &[u32], device: &Device) -> Result<Self> {
-        let data = DataConfig { fim_frac: 0.0, snippet_frac: 0.0, tag_dropout_frac: 0.0, ..config.data.clone() };
+        let data = DataConfig {
+            fim_frac: 0.0,
+            snippet_frac: 0.0,
+            tag_dropout_frac: 0.0,
+            expert_dropout_frac: 0.0,
+            ..config.data.clone()
+        };
         let texts = Texts::open(&data, "valid", tokenizer);
         let texts = Arc::new(texts.context("validation (eval.every_steps = 0 turns it off)")?);
         let options = PackOptions { data, seed: 0, ..PackOptions::of(config) };

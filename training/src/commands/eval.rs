@@ -167,7 +167,7 @@ fn run_unseen(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
 fn run_questions(suite: &Suite, args: &Args, asked: Asked<'_>) -> Result<()> {
     args.packages.refuse_any(suite.name)?;
     let run = |info: &ModelInfo, answerer: &mut dyn Answerer| {
-        questions::run(suite, &args.questions, &args.common, info, answerer)
+        questions::run(suite, &args.questions, &args.common, info, (answerer, None))
     };
     match asked {
         Asked::Truth => run(&named(TRUTH, TRUTH), &mut Truth),
@@ -177,8 +177,7 @@ fn run_questions(suite: &Suite, args: &Args, asked: Asked<'_>) -> Result<()> {
         }
         Asked::Files(path) => {
             let (info, bundle) = load(path, args)?;
-            run(&info, &mut Local::new(&bundle)?)?;
-            questions::print_tokens(suite, &args.questions, &bundle)
+            questions::run(suite, &args.questions, &args.common, &info, (&mut Local::new(&bundle)?, Some(&bundle)))
         }
     }
 }

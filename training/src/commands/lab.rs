@@ -149,14 +149,15 @@ fn report(args: &Args, (name, study): (&str, &Study), rows: &[TrialRow], picture
     println!("{}\n", study.about);
     print!("{}", table::plain(&cells));
     println!(
-        "\nbits per byte: mean (standard deviation over seeds). Against {}: differences of macro averages under two standard deviations are none.",
+        "\nbits per byte: mean (standard deviation over seeds). Bits and infill EM against {}: differences of macro averages under two standard deviations are none.",
         study.baseline
     );
-    let is_scaling = study.variant.iter().any(|variant| variant.unequal.is_some());
-    let points: Vec<Point> = summaries.iter().filter(|_| is_scaling).map(Point::of).collect();
+    let points: Vec<Point> = summaries.iter().filter(|_| study.is_scaling).map(Point::of).collect();
     let best = scaling::frontier(&points);
-    if let (Some(laws), Some(last)) = (scaling::laws(&best), best.last()) {
-        println!("{}", scaling::forecast(&laws, last));
+    match (scaling::laws(&best), best.last()) {
+        (Some(laws), Some(last)) => println!("{}", scaling::forecast(&laws, last)),
+        (None, Some(_)) => println!("{} variants that no cheaper one beats: too few for a law", best.len()),
+        _ => {}
     }
     if let Some(path) = &args.markdown {
         fs::write(path, table::markdown(&cells)).with_context(|| path.display().to_string())?;
@@ -184,10 +185,12 @@ fn cells(study: &Study, summaries: &[VariantSummary]) -> Cells {
         "worst",
         "line EM",
         "infill EM",
-        "against",
+        "bits",
+        "infill",
         "M parameters",
         "MFLOPs/token",
         "M tokens",
+        "seconds",
         "seeds",
     ];
     heading.extend(rest.map(str::to_owned));
@@ -200,10 +203,11 @@ fn cells(study: &Study, summaries: &[VariantSummary]) -> Cells {
         row.push(figure(of.worst));
         let percent = |spread: Spread| format!("{:.1} ({:.1})", spread.mean, spread.deviation);
         row.extend([of.line_exact_match, of.infill_exact_match].map(|em| em.map_or("-".to_owned(), percent)));
-        row.push(of.verdict.name().to_owned());
+        row.extend([of.verdict, of.infill_verdict].map(|verdict| verdict.name().to_owned()));
         row.push(format!("{:.2}", of.n_parameters as f64 / 1e6));
         row.push(format!("{:.2}", of.flops_per_token / 1e6));
         row.push(format!("{:.1}", of.n_train_tokens as f64 / 1e6));
+        row.push(format!("{:.0}", of.train_s));
         row.push(of.macro_average.n.to_string());
         cells.push(row);
     }

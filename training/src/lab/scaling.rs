@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::summary::VariantSummary;
 
-/// Floors that are tried between no bits and the fewest that were measured.
-const N_FLOORS: usize = 200;
+/// Irreducible bits that are tried between no bits and the fewest that were measured.
+const N_TRIED: usize = 200;
 /// A backward pass is two forward passes more.
 const PASSES: f64 = 3.0;
 /// Points that a law needs: it has three numbers of its own.
@@ -16,7 +16,7 @@ const MIN_POINTS: usize = 4;
 pub struct Point {
     /// Name of the variant.
     pub name: String,
-    /// Operations of its training.
+    /// FLOPs of its training.
     pub flops: f64,
     /// Bits per byte, macro average.
     pub bits: f64,
@@ -30,23 +30,23 @@ impl Point {
     }
 }
 
-/// `bits = floor + factor · flops^-exponent` (Hoffmann et al. 2022, arXiv 2203.15556, eq. 10, along the best use of compute).
+/// `bits = irreducible + factor · FLOPs^-exponent` (Henighan et al. 2020, arXiv 2010.14701, eq. 1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Law {
     /// Bits that no compute takes away.
-    pub floor: f64,
-    /// Bits above it at one operation.
+    pub irreducible: f64,
+    /// Bits above it at one FLOP.
     pub factor: f64,
     /// How fast they fall.
     pub exponent: f64,
-    /// Root mean square distance from the points, in bits.
-    pub error: f64,
+    /// Root mean square error at the points, in bits.
+    pub rmse: f64,
 }
 
 impl Law {
-    /// Bits per byte at so many operations.
+    /// Bits per byte at so many FLOPs of training.
     pub fn bits(&self, flops: f64) -> f64 {
-        self.floor + self.factor * flops.powf(-self.exponent)
+        self.irreducible + self.factor * flops.powf(-self.exponent)
     }
 }
 
@@ -63,47 +63,51 @@ pub fn frontier(points: &[Point]) -> Vec<Point> {
     sorted
 }
 
-/// The laws nearest to the points: with the floor that fits best, and with none. What lies beyond the points is between the two, if it
-/// goes on as it did. None for fewer than four points.
+/// The laws nearest to the points: with the irreducible bits that fit best, and with none, which is the least that a law can promise to
+/// leave. Neither is a bound: few points, of one recipe, say little about what is ten times as far. None for fewer than four points.
 pub fn laws(points: &[Point]) -> Option<[Law; 2]> {
     if points.len() < MIN_POINTS {
         return None;
     }
     let fewest = points.iter().map(|point| point.bits).fold(f64::INFINITY, f64::min);
-    let floors = (0..N_FLOORS).map(|n| fewest * n as f64 / N_FLOORS as f64);
-    let best = floors.map(|floor| above(floor, points)).min_by(|a, b| a.error.total_cmp(&b.error))?;
+    let tried = (0..N_TRIED).map(|n| fewest * n as f64 / N_TRIED as f64);
+    let best = tried.map(|irreducible| above(irreducible, points)).min_by(|a, b| a.rmse.total_cmp(&b.rmse))?;
     Some([best, above(0.0, points)])
 }
 
 /// The laws in words.
 pub fn forecast(laws: &[Law; 2], last: &Point) -> String {
-    let [floor, none] = laws.map(|law| law.bits(10.0 * last.flops));
+    let [best, none] = laws;
+    let ahead = 10.0 * last.flops;
     format!(
-        "{}: {:.3} bits at {:.2e} operations; ten times that: {floor:.3} if bits fall to a floor of {:.2} (exponent {:.3}, error {:.4}), {none:.3} \
-         if they fall on (exponent {:.3}, error {:.4})",
+        "{}: {:.3} bits at {:.2e} FLOPs of training; a law with {:.2} irreducible bits (exponent {:.3}, RMSE {:.4}) says {:.3} for ten times \
+         that, one with none (exponent {:.3}, RMSE {:.4}) {:.3}",
         last.name,
         last.bits,
         last.flops,
-        laws[0].floor,
-        laws[0].exponent,
-        laws[0].error,
-        laws[1].exponent,
-        laws[1].error
+        best.irreducible,
+        best.exponent,
+        best.rmse,
+        best.bits(ahead),
+        none.exponent,
+        none.rmse,
+        none.bits(ahead)
     )
 }
 
-/// The law above a given floor: a line between logarithms.
-fn above(floor: f64, points: &[Point]) -> Law {
+/// The law above so many irreducible bits: a line between logarithms.
+fn above(irreducible: f64, points: &[Point]) -> Law {
     let n = points.len() as f64;
-    let logs: Vec<(f64, f64)> = points.iter().map(|point| (point.flops.ln(), (point.bits - floor).ln())).collect();
+    let logs: Vec<(f64, f64)> =
+        points.iter().map(|point| (point.flops.ln(), (point.bits - irreducible).ln())).collect();
     let mean = |value: fn(&(f64, f64)) -> f64| logs.iter().map(value).sum::<f64>() / n;
     let (x, y) = (mean(|log| log.0), mean(|log| log.1));
     let covariance: f64 = logs.iter().map(|log| (log.0 - x) * (log.1 - y)).sum();
     let variance: f64 = logs.iter().map(|log| (log.0 - x).powi(2)).sum();
     let slope = if variance > 0.0 { covariance / variance } else { 0.0 };
-    let law = Law { floor, factor: (y - slope * x).exp(), exponent: -slope, error: 0.0 };
+    let law = Law { irreducible, factor: (y - slope * x).exp(), exponent: -slope, rmse: 0.0 };
     let squares: f64 = points.iter().map(|point| (law.bits(point.flops) - point.bits).powi(2)).sum();
-    Law { error: (squares / n).sqrt(), ..law }
+    Law { rmse: (squares / n).sqrt(), ..law }
 }
 
 #[cfg(test)]
@@ -116,13 +120,16 @@ mod tests {
 
     #[test]
     fn a_law_is_found_again_in_points_that_obey_it() {
-        let truth = Law { floor: 0.6, factor: 900.0, exponent: 0.2, error: 0.0 };
+        let truth = Law { irreducible: 0.6, factor: 900.0, exponent: 0.2, rmse: 0.0 };
         let points: Vec<Point> = (12..17).map(|n| 10f64.powi(n)).map(|c| point(c, truth.bits(c))).collect();
         let [law, straight] = laws(&points).unwrap();
-        assert!((law.floor - 0.6).abs() < 0.01 && (law.exponent - 0.2).abs() < 0.01 && law.error < 1e-3, "{law:?}");
+        assert!(
+            (law.irreducible - 0.6).abs() < 0.01 && (law.exponent - 0.2).abs() < 0.01 && law.rmse < 1e-3,
+            "{law:?}"
+        );
         assert!((law.bits(1e18) - truth.bits(1e18)).abs() < 0.01);
-        // Without a floor the same points promise more.
-        assert!(straight.bits(1e18) < law.bits(1e18) && straight.error > law.error, "{straight:?}");
+        // Without irreducible bits the same points promise more.
+        assert!(straight.bits(1e18) < law.bits(1e18) && straight.rmse > law.rmse, "{straight:?}");
         assert!(laws(&points[..3]).is_none());
     }
 

@@ -33,6 +33,9 @@ pub struct Study {
     /// Those among them with little text, averaged apart.
     #[serde(default)]
     pub low_resource: Vec<String>,
+    /// Whether the variants are one recipe at several amounts of compute, through which a law is laid.
+    #[serde(default)]
+    pub is_scaling: bool,
     /// Seeds where `--seeds` says nothing.
     #[serde(default = "default_seeds")]
     pub seeds: u64,

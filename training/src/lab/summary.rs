@@ -53,12 +53,16 @@ pub struct VariantSummary {
     pub infill_exact_match: Option<Spread>,
     /// Of the macro average of bits per byte.
     pub verdict: Verdict,
+    /// Of `infill_exact_match`.
+    pub infill_verdict: Verdict,
     /// FLOPs of a token, forward.
     pub flops_per_token: f64,
     /// Parameters.
     pub n_parameters: usize,
     /// Tokens trained on.
     pub n_train_tokens: u64,
+    /// Seconds of training, mean over seeds; other work on the machine counts.
+    pub train_s: f64,
 }
 
 /// The variants that have rows, in the order of the study.
@@ -86,14 +90,22 @@ pub fn summarise(study: &Study, rows: &[TrialRow], flops_per_token: impl Fn(&str
             line_exact_match: matches(|row| row.line_exact_match),
             infill_exact_match: matches(|row| row.infill_exact_match),
             verdict: Verdict::Baseline,
+            infill_verdict: Verdict::Baseline,
             flops_per_token: flops_per_token(&variant.name),
             n_parameters: first.n_parameters,
             n_train_tokens: first.n_train_tokens,
+            train_s: own.iter().map(|row| row.train_s).sum::<f64>() / own.len() as f64,
         });
     }
-    let baseline = summaries.iter().find(|summary| summary.name == study.baseline).map(|summary| summary.macro_average);
+    let baseline = summaries.iter().find(|summary| summary.name == study.baseline);
+    let (bits, infill) = (baseline.map(|of| of.macro_average), baseline.and_then(|of| of.infill_exact_match));
     for summary in summaries.iter_mut().filter(|summary| summary.name != study.baseline) {
-        summary.verdict = baseline.map_or(Verdict::NoBaseline, |baseline| verdict(summary.macro_average, baseline));
+        summary.verdict = bits.map_or(Verdict::NoBaseline, |bits| verdict(summary.macro_average, bits));
+        // More exact answers are better, where fewer bits are.
+        let negative = |of: Spread| Spread { mean: -of.mean, ..of };
+        let both = summary.infill_exact_match.zip(infill);
+        summary.infill_verdict =
+            both.map_or(Verdict::NoBaseline, |(own, baseline)| verdict(negative(own), negative(baseline)));
     }
     summaries
 }
@@ -170,6 +182,9 @@ mod tests {
         assert!((dense.macro_average.mean - 2.5).abs() < 1e-12 && (dense.macro_average.deviation - 0.02).abs() < 1e-12);
         assert_eq!((dense.low_resource.unwrap().mean, dense.worst.mean, dense.languages.len()), (3.0, 3.0, 2));
         assert!(dense.line_exact_match.is_none());
+        assert_eq!(summaries[2].infill_verdict, Verdict::NoDifference);
+        rows.iter_mut().filter(|row| row.variant == "pl_shared").for_each(|row| row.infill_exact_match = Some(25.0));
+        assert_eq!(summarise(&study, &rows, |_| 1e6)[2].infill_verdict, Verdict::Better);
     }
 
     #[test]

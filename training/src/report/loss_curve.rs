@@ -145,10 +145,16 @@ pub fn draw(curves: &[Curve<'_>], axes: Axes) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#ffffff\"/>\n"
     );
+    let decimals = if y_step < 0.1 { 2 } else { 1 };
     for tick in ticks(y_min, y_max, y_step) {
         let (at, right) = (y(tick), WIDTH - RIGHT);
         let _ = writeln!(svg, "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"#e0e0e0\"/>");
-        let _ = writeln!(svg, "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{tick:.1}</text>", LEFT - 6.0, at + 4.0);
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{tick:.decimals$}</text>",
+            LEFT - 6.0,
+            at + 4.0
+        );
     }
     let step = if axes.is_log { 1.0 } else { tick_step(x_max) };
     for tick in ticks(x_min, x_max, step) {

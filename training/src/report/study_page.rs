@@ -56,7 +56,7 @@ fn curves(pictured: &[Pictured]) -> String {
     draw(&pictured.iter().enumerate().map(curve).collect::<Vec<_>>(), LOSS)
 }
 
-/// What was measured, the best of it, and the laws through that, ten times as far.
+/// What no cheaper model beats, and the laws through that, ten times as far.
 fn scaling(page: &mut String, points: &[Point]) {
     let best = scaling::frontier(points);
     let (Some(laws), Some(last)) = (scaling::laws(&best), best.last()) else { return };
@@ -68,11 +68,11 @@ fn scaling(page: &mut String, points: &[Point]) {
     };
     let curves = [
         line("measured, best", of(&best), COLOURS[0], 2.4),
-        line("if it has a floor", beyond(&laws[0]), COLOURS[1], 1.4),
-        line("if it has none", beyond(&laws[1]), COLOURS[2], 1.4),
+        line("best law", beyond(&laws[0]), COLOURS[1], 1.4),
+        line("none irreducible", beyond(&laws[1]), COLOURS[2], 1.4),
     ];
     page.push_str("<h2>Bits per byte by compute</h2>\n");
-    page.push_str(&draw(&curves, Axes { x: "operations of training", y: "bits per byte", is_log: true }));
+    page.push_str(&draw(&curves, Axes { x: "FLOPs of training", y: "bits per byte", is_log: true }));
     let _ = writeln!(page, "<p>{}</p>", escape(&scaling::forecast(&laws, last)));
 }
 

@@ -35,10 +35,7 @@ impl Checker {
     /// A program that cannot be started.
     pub fn passes(&mut self, question: &Question, answer: &str) -> Result<Option<bool>> {
         let Some(tests) = &question.tests else { return Ok(None) };
-        let Some(toolchain) = Toolchain::of(question.language) else { return Ok(None) };
-        if !self.is_there(toolchain)? {
-            return Ok(None);
-        }
+        let Some(toolchain) = self.toolchain(question.language)? else { return Ok(None) };
         let tests_nothing =
             tests.empty.as_deref().map(|program| self.runs(toolchain, program)).transpose()? == Some(true);
         let right = tests.right.clone().unwrap_or_else(|| program(question, tests, &question.truth));
@@ -54,18 +51,23 @@ impl Checker {
         &self.unfit
     }
 
-    /// Languages among those asked for whose toolchain is missing.
+    /// Languages among those asked for that nothing here can run.
     pub fn missing(&self) -> Vec<&'static str> {
         self.is_there.iter().filter(|(_, there)| !**there).map(|(language, _)| *language).collect()
     }
 
-    fn is_there(&mut self, toolchain: &Toolchain) -> Result<bool> {
-        if let Some(&there) = self.is_there.get(toolchain.language) {
-            return Ok(there);
+    /// What runs programs of a language, if it is here.
+    ///
+    /// # Errors
+    /// A program that cannot be started.
+    pub fn toolchain(&mut self, language: &'static str) -> Result<Option<&'static Toolchain>> {
+        let toolchain = Toolchain::of(language);
+        if !self.is_there.contains_key(language) {
+            let probe = |toolchain: &Toolchain| self.sandbox.run(&[], &toolchain.probe(), &self.limits);
+            let there = toolchain.map(probe).transpose()? == Some(Outcome::Passed);
+            self.is_there.insert(language, there);
         }
-        let there = self.sandbox.run(&[], &toolchain.probe(), &self.limits)? == Outcome::Passed;
-        self.is_there.insert(toolchain.language, there);
-        Ok(there)
+        Ok(toolchain.filter(|_| self.is_there[language]))
     }
 
     fn runs(&mut self, toolchain: &Toolchain, program: &str) -> Result<bool> {

@@ -9,6 +9,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use multicoder_model::copy::next_token_probs;
 use multicoder_model::{CodeLm, Tokenizer};
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +53,7 @@ pub fn questions(dir: &Path) -> Result<Vec<Question>> {
                 id: format!("{language}/{}", record.id),
                 language,
                 setting: "line",
-                prefix: format!("{} ", Words::of(&record.input).text),
+                prefix: prefix(&record.input),
                 suffix: String::new(),
                 fragments: Vec::new(),
                 truth: with_literals(record.gt.trim()),
@@ -61,9 +62,20 @@ pub fn questions(dir: &Path) -> Result<Vec<Question>> {
             });
         }
     }
-    let [first, second] = CORPORA.map(|(folder, ..)| format!("{folder}/{LINES}"));
-    ensure!(!questions.is_empty(), "{}: codexglue: expected {first} or {second}", dir.display());
+    let has_tokens = CORPORA.iter().any(|(folder, ..)| dir.join(folder).join(TOKENS).exists());
+    let [first, second] = CORPORA.map(|(folder, ..)| folder);
+    ensure!(
+        has_tokens || !questions.is_empty(),
+        "{}: codexglue: expected {LINES} or {TOKENS} in {first} or {second}",
+        dir.display()
+    );
     Ok(questions)
+}
+
+/// Text before the caret, with the space that parts it from what follows.
+fn prefix(input: &str) -> String {
+    let text = Words::of(input).text;
+    if text.is_empty() || text.ends_with('\n') { text } else { text + " " }
 }
 
 /// Single tokens of one corpus.
@@ -79,7 +91,8 @@ pub struct TokenAccuracy {
     pub accuracy: f64,
 }
 
-/// The share of tokens that the model says right, of at most `limit` files of each corpus that has a file of tokens.
+/// The share of tokens that the model says right, of the first files, at most `limit`, of each corpus of a wanted language that has a file
+/// of tokens.
 ///
 /// # Errors
 /// A file that cannot be read; errors of the tokenizer and the model.
@@ -87,12 +100,13 @@ pub fn token_accuracy(
     lm: &CodeLm,
     tokenizer: &Tokenizer,
     dir: &Path,
-    limit: Option<usize>,
+    (languages, limit): (&[String], Option<usize>),
 ) -> Result<Vec<TokenAccuracy>> {
     let mut accuracies = Vec::new();
     for (folder, language, _) in CORPORA {
         let path = dir.join(folder).join(TOKENS);
-        if !path.exists() {
+        let is_wanted = languages.is_empty() || languages.iter().any(|wanted| wanted == language);
+        if !path.exists() || !is_wanted {
             continue;
         }
         let bar = progress_bar(limit.unwrap_or(0) as u64, language);
@@ -103,6 +117,7 @@ pub fn token_accuracy(
             bar.inc(1);
         }
         bar.finish_and_clear();
+        ensure!(n_tokens > 0, "{}: expected files of tokens", path.display());
         let accuracy = 100.0 * n_right as f64 / n_tokens as f64;
         accuracies.push(TokenAccuracy { language, n_files, n_tokens, accuracy });
     }
@@ -114,7 +129,8 @@ fn tokens_right(lm: &CodeLm, tokenizer: &Tokenizer, language: &str, words: &Word
     let ids = tokenizer.encode(&words.text)?;
     let mut is_right = vec![false; ids.len()];
     each_token(lm, tokenizer, (language, true), &ids, &mut |at, logits_V| {
-        is_right[at] = logits_V.iter().all(|&other| other <= logits_V[ids[at] as usize]);
+        let probs_V = next_token_probs(logits_V, &ids[..at], lm.config().copy.as_ref());
+        is_right[at] = probs_V.iter().all(|&other| other <= probs_V[ids[at] as usize]);
     })?;
     let mut wrong = Vec::new();
     let mut start = 0;
@@ -196,11 +212,14 @@ mod tests {
         let of = |n: usize| (questions[n].prefix.as_str(), questions[n].truth.as_str());
         assert_eq!(of(0), ("int x = 3 ; log ( \"\" ) ; int start ", "= 0 ;"));
         assert_eq!(of(1), ("import os\nx ", "= a"));
-        for (said, cut) in [("= 0 ; int y", "= 0 ;"), ("x ) { return", "x ) "), ("} }", "}")] {
+        for (said, cut) in
+            [("= 0 ; int y", "= 0 ;"), ("x ) { return", "x ) "), ("} }", "}"), ("= \"a;b\" ; x", "= \"a;b\" ;")]
+        {
             assert_eq!(questions[0].ending.cut(said), cut);
             assert!(questions[0].ending.is_enough(said.as_bytes()));
         }
-        assert!(!questions[0].ending.is_enough(b"= 0"));
+        assert!(!questions[0].ending.is_enough(b"= 0") && !questions[0].ending.is_enough(b"= \"a;b"));
+        assert_eq!(prefix("<s> import os <EOL>"), "import os\n");
         write(dir.path(), "py150/line_completion/test.json", r#"{"id": 8, "input": "x", "gt": ""}"#);
         let error = super::questions(dir.path()).unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("gt"), "{error}");
@@ -227,14 +246,32 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "py150/token_completion/test.txt", "<s> abc = abd <EOL> e </s>\n<s> f </s>\n");
         let lm = CodeLm::init(&config, 1, &Device::Cpu).unwrap();
-        let found = token_accuracy(&lm, &tokenizer, dir.path(), None).unwrap();
+        let found = token_accuracy(&lm, &tokenizer, dir.path(), (&[], None)).unwrap();
         assert_eq!((found[0].language, found[0].n_files, found[0].n_tokens), ("python", 2, 5));
-        let few = token_accuracy(&lm, &tokenizer, dir.path(), Some(1)).unwrap();
+        let few = token_accuracy(&lm, &tokenizer, dir.path(), (&[], Some(1))).unwrap();
         assert_eq!((few.len(), few[0].n_tokens), (1, 4));
         // With all weights zero every token is as likely as the likeliest.
         for (_, parameter) in lm.parameters() {
             parameter.set(&parameter.zeros_like().unwrap()).unwrap();
         }
-        assert_eq!(token_accuracy(&lm, &tokenizer, dir.path(), None).unwrap()[0].accuracy, 100.0);
+        assert_eq!(token_accuracy(&lm, &tokenizer, dir.path(), (&[], None)).unwrap()[0].accuracy, 100.0);
+        assert!(token_accuracy(&lm, &tokenizer, dir.path(), (&["java".to_owned()], None)).unwrap().is_empty());
+        // A bias towards one piece: the words that consist of it are right, and no others.
+        let e = tokenizer.encode("e").unwrap()[0] as usize;
+        for (name, parameter) in lm.parameters() {
+            let mut rows = parameter.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            match name.as_str() {
+                "model.norm.weight" => rows.fill(1.0),
+                // All states are those of `e`, the only embedding with anything in it along with every other's first number.
+                "model.embed_tokens.weight" => {
+                    rows.iter_mut().step_by(32).for_each(|first| *first = 1.0);
+                    rows[32 * e] = 2.0;
+                }
+                _ => continue,
+            }
+            parameter.set(&candle_core::Tensor::from_vec(rows, parameter.shape(), &Device::Cpu).unwrap()).unwrap();
+        }
+        let one = &token_accuracy(&lm, &tokenizer, dir.path(), (&[], None)).unwrap()[0];
+        assert_eq!((one.n_tokens, one.accuracy), (5, 20.0));
     }
 }

@@ -15,10 +15,12 @@ use crate::data::lines::floor_char;
 
 mod curl;
 
+use curl::Refused;
+
 /// Text on each side of the caret that is sent, in bytes: more than any prompt of the suites holds, less than a server refuses.
 const MAX_SIDE_BYTES: usize = 16 * 1024;
-/// How often a prompt that was too long is made shorter.
-const MAX_CUTS: usize = 8;
+/// A prompt that no server should find too long.
+const SHORTEST_PROMPT_BYTES: usize = 64;
 /// What servers say of a prompt that is longer than their context.
 const TOO_LONG: [&str; 3] = ["exceed_context_size", "maximum context length", "context length"];
 
@@ -38,6 +40,8 @@ pub struct Http {
     dialect: Dialect,
     /// As the server names it.
     pub model: String,
+    /// Whether the server has to be told which of its models is meant.
+    is_chosen: bool,
     /// Whether the server takes text after the caret, as far as it has said.
     takes_suffix: bool,
 }
@@ -57,7 +61,8 @@ impl Http {
         {
             let path = props["model_path"].as_str().or(props["model_alias"].as_str()).unwrap_or("llama.cpp");
             let model = wanted.unwrap_or(path.rsplit('/').next().unwrap_or(path)).to_owned();
-            return Ok(Http { address, dialect: Dialect::LlamaCpp, model, takes_suffix: true });
+            let dialect = Dialect::LlamaCpp;
+            return Ok(Http { address, dialect, model, is_chosen: wanted.is_some(), takes_suffix: true });
         }
         let named = |models: Value| {
             let model = models["data"][0]["id"].as_str().map(str::to_owned);
@@ -72,7 +77,7 @@ impl Http {
                 )
             })?,
         };
-        Ok(Http { dialect: Dialect::OpenAi, model, address, takes_suffix: true })
+        Ok(Http { dialect: Dialect::OpenAi, model, address, is_chosen: true, takes_suffix: true })
     }
 
     fn body(&self, question: &Question, max_new_tokens: usize) -> (String, Value) {
@@ -83,7 +88,7 @@ impl Http {
         let prompt = if fragments.is_empty() && prefix.is_empty() { "\n".to_owned() } else { fragments + prefix };
         let mut body = match self.dialect {
             Dialect::LlamaCpp => json!({"n_predict": max_new_tokens, "cache_prompt": true, "n_probs": 1}),
-            Dialect::OpenAi => json!({"model": self.model, "max_tokens": max_new_tokens, "logprobs": 1}),
+            Dialect::OpenAi => json!({"max_tokens": max_new_tokens, "logprobs": 1}),
         };
         let (path, more) = match (self.dialect, suffix.is_empty()) {
             (Dialect::LlamaCpp, false) => {
@@ -96,7 +101,8 @@ impl Http {
             (Dialect::OpenAi, true) => ("/v1/completions", json!({"prompt": prompt})),
         };
         let always = json!({"temperature": 0, "stream": true});
-        for more in [more, always].into_iter().filter_map(|more| more.as_object().cloned()) {
+        let model = if self.is_chosen { json!({"model": self.model}) } else { json!({}) };
+        for more in [more, always, model].into_iter().filter_map(|more| more.as_object().cloned()) {
             body.as_object_mut().into_iter().for_each(|body| body.extend(more.clone()));
         }
         (format!("{}{path}", self.address), body)
@@ -124,39 +130,40 @@ impl Http {
 impl Answerer for Http {
     fn answer(&mut self, question: &Question, max_new_tokens: usize) -> Result<Answer> {
         let mut question = question.clone();
-        for _ in 0..=MAX_CUTS {
+        loop {
             let error = match self.ask(&question, max_new_tokens) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let said = format!("{error:#}").to_lowercase();
+            let Some(Refused { said, .. }) = error.downcast_ref() else { return Err(error) };
+            let said = said.to_lowercase();
             let refuses_suffix = said.contains("not_supported_error") || said.contains("suffix");
-            if TOO_LONG.iter().any(|words| said.contains(words)) {
-                shorten(&mut question);
-            } else if self.takes_suffix && !question.suffix.is_empty() && refuses_suffix {
-                eprintln!(
-                    "{}: takes no text after the caret, and is asked from left to right: {error:#}",
-                    self.address
-                );
-                self.takes_suffix = false;
-            } else {
+            if TOO_LONG.iter().any(|words| said.contains(words)) && shorten(&mut question) {
+                continue;
+            }
+            if !self.takes_suffix || question.suffix.is_empty() || !refuses_suffix {
                 return Err(error);
             }
+            eprintln!("{}: takes no text after the caret, and is asked from left to right: {error:#}", self.address);
+            self.takes_suffix = false;
         }
-        Err(anyhow!("{}: the context is too short for any prompt", self.address))
     }
 }
 
-/// Drops the fragment that is least useful, or half of the text on both sides.
-fn shorten(question: &mut Question) {
+/// Drops the fragment that is least useful, or half of the text on both sides; whether there was anything left to drop.
+fn shorten(question: &mut Question) -> bool {
     if !question.fragments.is_empty() {
         question.fragments.remove(0);
-        return;
+        return true;
     }
-    let middle = floor_char(&question.prefix, end(&question.prefix).len().div_ceil(2));
-    question.prefix = question.prefix[question.prefix.len() - middle..].to_owned();
+    if question.prefix.len() + question.suffix.len() < SHORTEST_PROMPT_BYTES {
+        return false;
+    }
+    let prefix = end(&question.prefix);
+    question.prefix = prefix[floor_char(prefix, prefix.len() / 2)..].to_owned();
     let half = floor_char(&question.suffix, start(&question.suffix).len() / 2);
     question.suffix.truncate(half);
+    true
 }
 
 /// What a server has said so far.
@@ -240,7 +247,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         length = self.headers['Content-Length']
         asked = json.loads(self.rfile.read(int(length))) if length else None
         reply = replies.get(self.path)
-        if asked and len(json.dumps(asked)) > 600: reply = {'error': 'exceed_context_size_error'}
+        if asked and len(json.dumps(asked)) > 700: reply = {'error': 'exceed_context_size_error'}
         if asked and 'suffix' in asked and 'no suffix' in replies: reply = {'error': 'suffix is not supported'}
         status = 404 if reply is None else 400 if 'error' in reply else 200
         self.send_response(status)
@@ -358,13 +365,25 @@ server.serve_forever()
         let replies = json!({"/v1/completions": {"choices": [choice]}, "no suffix": true});
         let Some(server) = Server::start(replies) else { return };
         let mut http = Http::connect(&format!("{}#m", server.address)).unwrap();
-        let answer = http.answer(&Question { prefix: "y = 2 + 3 * z\n".repeat(100), ..asked("\nend") }, 7).unwrap();
+        let answer = http.answer(&Question { prefix: "ü = 2 + 3 * z\n".repeat(100), ..asked("\nend") }, 7).unwrap();
         let sent: Value = serde_json::from_str(&answer.text).unwrap();
         let prompt = sent["prompt"].as_str().unwrap();
         assert!(sent.get("suffix").is_none() && prompt.ends_with("3 * z\n") && prompt.len() > 100, "{sent}");
         assert!(!prompt.contains("b.lua"), "fragments go first");
         let empty = http.answer(&question_without_text(), 7).unwrap();
         assert!(empty.text.contains("\\n"), "{}", empty.text);
+    }
+
+    #[test]
+    fn a_prompt_is_halved_at_characters_until_there_is_nothing_to_halve() {
+        let mut question = Question { prefix: format!("a{}", "é".repeat(301)), ..asked("é") };
+        let mut n_cuts = 0;
+        while shorten(&mut question) {
+            n_cuts += 1;
+        }
+        // A fragment, then halves of 604 bytes down to fewer than 64.
+        assert_eq!((n_cuts, question.fragments.len()), (5, 0));
+        assert!(question.prefix.len() < 64 && question.prefix.chars().all(|c| c == 'é'), "{}", question.prefix);
     }
 
     fn question_without_text() -> Question {

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use multicoder_grammars::LanguageId;
 use serde::Deserialize;
 
@@ -40,15 +40,15 @@ const LIBRARIES: &[(&str, &str)] = &[
     ("rust", "fn main() {}"),
 ];
 
-/// The questions of the folder `dir`, of its files `humaneval-LANGUAGE-*.jsonl.gz`; languages that we do not know are left out.
+/// The questions of the folder `dir`, of its files `humaneval-LANGUAGE-reworded.jsonl.gz`; languages that we do not know are left out.
 ///
 /// # Errors
-/// As of [`read::records`]; a file of another name.
+/// As of [`read::records`].
 pub fn questions(dir: &Path) -> Result<Vec<Question>> {
     let mut questions = Vec::new();
     for (name, path) in read::files(dir)? {
-        let told = name.strip_prefix("humaneval-").and_then(|name| name.split('-').next());
-        let told = told.ok_or_else(|| anyhow!("{}: expected a language after `humaneval-`", path.display()))?;
+        let told = name.strip_prefix("humaneval-").and_then(|name| name.strip_suffix("-reworded"));
+        let Some(told) = told else { continue };
         let Some(language) = LanguageId::by_lsp_id(told).or_else(|| LanguageId::by_extension(told)) else { continue };
         for (_, record) in read::records::<Record>(&path)? {
             questions.push(function(language, &record));
@@ -59,7 +59,10 @@ pub fn questions(dir: &Path) -> Result<Vec<Question>> {
 }
 
 fn function(language: LanguageId, record: &Record) -> Question {
-    let libraries = LIBRARIES.iter().find(|(name, _)| *name == language.name());
+    let libraries = LIBRARIES.iter().find(|(name, _)| *name == language.name()).map_or("", |(_, program)| program);
+    let mut stops = record.stop_tokens.clone();
+    // What follows would be no program, and its tests would pass.
+    stops.extend((language.name() == "php").then(|| "?>".to_owned()));
     Question {
         id: record.name.clone(),
         language: language.name(),
@@ -68,12 +71,8 @@ fn function(language: LanguageId, record: &Record) -> Question {
         suffix: String::new(),
         fragments: Vec::new(),
         truth: String::new(),
-        ending: Ending::Before(record.stop_tokens.clone()),
-        tests: libraries.map(|(_, program)| Tests {
-            text: format!("\n{}", record.tests),
-            empty: None,
-            right: Some((*program).to_owned()),
-        }),
+        ending: Ending::Before(stops),
+        tests: Some(Tests { text: format!("\n{}", record.tests), empty: None, right: Some(libraries.to_owned()) }),
     }
 }
 
@@ -113,7 +112,9 @@ fn signature(language: LanguageId, record: &Record) -> Option<Question> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::check::Checker;
     use super::super::read::tests::pack;
+    use super::super::sandbox::tests::sandbox_or_skip;
     use super::*;
     use serde_json::json;
 
@@ -169,8 +170,38 @@ mod tests {
         assert_eq!((function.setting, function.truth.as_str()), ("function", ""));
         assert_eq!(function.ending.cut("  return x;\n}\nmore"), "  return x;");
         assert_eq!(function.tests.as_ref().unwrap().text, "\ncheck()\n");
-        assert!(asked("humaneval-hs-reworded", "chooseNum x =")[0].tests.is_none());
+        assert_eq!(asked("humaneval-php-reworded", "<?php")[0].ending.cut("return 1;\n} ?>"), "return 1;");
+        assert!(asked("humaneval-php-keep", "<?php").is_empty() && asked("mbpp-php-reworded", "<?php").is_empty());
         assert!(asked("humaneval-klingon-reworded", "x").is_empty());
+    }
+
+    #[test]
+    fn a_right_function_passes_and_a_wrong_one_fails_where_there_is_something_to_run_it() {
+        if sandbox_or_skip().is_none() {
+            return;
+        }
+        let mut checker = Checker::open().unwrap();
+        // As in the data: the tests close what the prompt opens, or stand after it.
+        for (file, prompt, tests, right) in [
+            ("py", "def choose_num(x):\n", "assert choose_num(1) == 2\n", "    return x + 1"),
+            ("sh", "choose_num() {\n", "}\nset -e\n[[ $(choose_num 1) = 2 ]]\n", "    echo $(($1 + 1))"),
+            (
+                "js",
+                "function choose_num(x){\n",
+                "require('node:assert').deepEqual(choose_num(1), 2);\n",
+                "  return x + 1;\n}",
+            ),
+            ("cpp", "long choose_num(long x) {\n", "}\nint main() { return choose_num(1) != 2; }\n", "  return x + 1;"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let record = json!({"name": "HumanEval_0_choose_num", "prompt": prompt, "tests": tests, "stop_tokens": []});
+            pack(dir.path(), &format!("humaneval-{file}-reworded"), &[record]);
+            let function = questions(dir.path()).unwrap().remove(0);
+            if checker.toolchain(function.language).unwrap().is_some() {
+                assert_eq!(checker.passes(&function, right).unwrap(), Some(true), "{file}");
+                assert_eq!(checker.passes(&function, "    return 7").unwrap(), Some(false), "{file}");
+            }
+        }
     }
 
     #[test]

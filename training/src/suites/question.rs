@@ -56,7 +56,7 @@ pub enum Ending {
     FirstLine,
     /// Where the model ends it.
     Text,
-    /// After the first `;` or `}`, or before the first `{`, of Java.
+    /// After the first `;` or `}`, or before the first `{`, that white space parts from the rest: where CodeXGLUE ends a line of Java.
     Statement,
     /// Before the first of these texts.
     Before(Vec<String>),
@@ -72,7 +72,7 @@ impl Ending {
                 begins.is_some_and(|at| text[at..].contains(&b'\n'))
             }
             Ending::Text => false,
-            Ending::Statement => text.iter().any(|byte| b";{}".contains(byte)),
+            Ending::Statement => statement_end(text).is_some(),
             Ending::Before(stops) => {
                 stops.iter().any(|stop| text.windows(stop.len().max(1)).any(|window| window == stop.as_bytes()))
             }
@@ -89,7 +89,7 @@ impl Ending {
             }
             Ending::Text => text,
             Ending::Statement => {
-                let end = text.find([';', '{', '}']).map(|end| end + usize::from(!text[end..].starts_with('{')));
+                let end = statement_end(text.as_bytes()).map(|end| end + usize::from(text.as_bytes()[end] != b'{'));
                 &text[..end.unwrap_or(text.len())]
             }
             Ending::Before(stops) => {
@@ -98,6 +98,13 @@ impl Ending {
             }
         }
     }
+}
+
+/// Where the sign stands that ends a statement.
+fn statement_end(text: &[u8]) -> Option<usize> {
+    let is_blank = |at: Option<&u8>| at.is_none_or(u8::is_ascii_whitespace);
+    let is_apart = |at: usize| is_blank(at.checked_sub(1).map(|before| &text[before])) && is_blank(text.get(at + 1));
+    (0..text.len()).find(|&at| b";{}".contains(&text[at]) && is_apart(at))
 }
 
 /// The settings of questions, in their order.

@@ -33,7 +33,7 @@ pub static TOOLCHAINS: &[Toolchain] = &[
     row("bash",       "main.sh",   &["bash"],          "bash src/main.sh", ""),
     row("c",          "main.c",    &["cc"],            "cc -o main src/main.c -lm && ./main", ""),
     row("cpp",        "main.cpp",  &["c++"],           "c++ -std=c++17 -o main src/main.cpp && ./main", ""),
-    row("java",       "Main.java", &["javac", "java"], "javac -d . src/Main.java && java -ea -XX:+UseSerialGC -cp . $(ls *.class | grep -xm1 -e Main.class -e Problem.class | cut -d. -f1 | grep . || echo Solution)", ""),
+    row("java",       "Main.java", &["javac", "java"], "javac -cp '/usr/share/java/*' -d . src/Main.java && java -ea -XX:+UseSerialGC -cp '.:/usr/share/java/*' $(ls *.class | grep -xm1 -e Main.class -e Problem.class | cut -d. -f1 | grep . || echo Solution)", ""),
     row("javascript", "main.js",   &["node"],          "node src/main.js", "console.assert = (holds) => { if (!holds) process.exit(1); };\n"),
     row("lua",        "main.lua",  &["lua"],           "lua src/main.lua", ""),
     row("perl",       "main.pl",   &["perl"],          "perl src/main.pl", ""),

@@ -56,6 +56,8 @@ struct Results<'a> {
     elapsed_s: f64,
     rows: &'a [Row],
     calibrations: &'a [Calibration],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    token_accuracies: &'a [TokenAccuracy],
 }
 
 impl Args {
@@ -81,7 +83,7 @@ pub(super) fn run(
     args: &Args,
     common: &Common,
     info: &ModelInfo,
-    answerer: &mut dyn Answerer,
+    (answerer, bundle): (&mut dyn Answerer, Option<&Bundle>),
 ) -> Result<()> {
     let started = Instant::now();
     ensure!(args.limit != Some(0), "--limit 0: expected at least one question of each language");
@@ -98,6 +100,8 @@ pub(super) fn run(
     let max_new_tokens = args.max_new_tokens.unwrap_or(suite.max_new_tokens);
     let asking = Run { suite, model: &identity, max_new_tokens, answers: args.answers.as_deref() };
     let mut checker = checker(args, &questions);
+    let questions = without_unanswerable(questions, checker.as_mut())?;
+    let token_accuracies = bundle.map_or(Ok(Vec::new()), |bundle| tokens(suite, args, common, bundle))?;
     let answers = ask(&asking, &questions, answerer, checker.as_mut())?;
     let (rows, calibrations) = (score::rows(&questions, &answers), calibrate::calibrations(&questions, &answers));
     print_model(info);
@@ -106,6 +110,7 @@ pub(super) fn run(
     println!();
     checker.iter().for_each(print_not_run);
     calibrations.iter().for_each(print_calibration);
+    token_accuracies.iter().for_each(print_tokens);
     println!("{:.0} s", started.elapsed().as_secs_f64());
     let records: Vec<Record> = rows.iter().map(|row| Record::of(&info.name, &identity, row)).collect();
     if let Some(path) = common.csv.as_ref().or(args.against.as_ref()) {
@@ -124,20 +129,36 @@ pub(super) fn run(
         elapsed_s: started.elapsed().as_secs_f64(),
         rows: &rows,
         calibrations: &calibrations,
+        token_accuracies: &token_accuracies,
     })
 }
 
 /// The share of tokens that a model of ours says right, in a suite that has text too.
-///
-/// # Errors
-/// As of [`Suite::tokens`].
-pub(super) fn print_tokens(suite: &Suite, args: &Args, bundle: &Bundle) -> Result<()> {
-    let Some(tokens) = suite.tokens else { return Ok(()) };
-    for of in tokens(&bundle.lm, &bundle.tokenizer, &args.bench.join(suite.name), args.limit)? {
-        let TokenAccuracy { language, n_files, n_tokens, accuracy } = of;
-        println!("{language}: {accuracy:.2} % of {n_tokens} tokens in {n_files} files are right");
+fn tokens(suite: &Suite, args: &Args, common: &Common, bundle: &Bundle) -> Result<Vec<TokenAccuracy>> {
+    let Some(tokens) = suite.tokens else { return Ok(Vec::new()) };
+    tokens(&bundle.lm, &bundle.tokenizer, &args.bench.join(suite.name), (&common.languages, args.limit))
+}
+
+fn print_tokens(of: &TokenAccuracy) {
+    let TokenAccuracy { language, n_files, n_tokens, accuracy } = of;
+    println!("{language}: {accuracy:.2} % of {n_tokens} tokens in {n_files} files are right");
+}
+
+/// The questions that something can be said about: those with a right text, those whose answers can be run here, and those of which only the
+/// time counts.
+fn without_unanswerable(questions: Vec<Question>, mut checker: Option<&mut Checker>) -> Result<Vec<Question>> {
+    let mut kept = Vec::with_capacity(questions.len());
+    for question in questions {
+        let is_judged = question.truth.is_empty() && question.tests.is_some();
+        let toolchain = match &mut checker {
+            Some(checker) if is_judged => checker.toolchain(question.language)?,
+            _ => None,
+        };
+        if !is_judged || toolchain.is_some() {
+            kept.push(question);
+        }
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// None where nothing is to be run, or nothing can be; then standard error says why.

@@ -3,8 +3,19 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
+
+/// What a server answered that did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{url}: {curl} {said}")]
+pub(super) struct Refused {
+    url: String,
+    /// Of `curl`, with the number of the error.
+    curl: String,
+    /// Of the server.
+    pub(super) said: String,
+}
 
 /// Longest time of one answer, in seconds.
 const LIMIT_S: &str = "300";
@@ -12,7 +23,7 @@ const LIMIT_S: &str = "300";
 /// Reads JSON.
 ///
 /// # Errors
-/// What `curl` or the server says, or that it is no JSON.
+/// [`Refused`]; an answer that is no JSON.
 pub(super) fn get(url: &str) -> Result<Value> {
     let mut found = None;
     request(url, None, &mut |value| {
@@ -53,18 +64,25 @@ fn request(url: &str, body: Option<&Value>, hear: &mut dyn FnMut(Value) -> Resul
 fn listen(url: &str, child: &mut Child, hear: &mut dyn FnMut(Value) -> Result<bool>) -> Result<()> {
     let parsed = |text: &str| serde_json::from_str(text).map_err(|error| anyhow!("{url}: expected JSON: {error}"));
     let mut plain = String::new();
+    let mut has_events = false;
     for line in BufReader::new(child.stdout.take().context("curl has no output")?).lines() {
         let line = line.with_context(|| url.to_owned())?;
+        has_events |= line.starts_with("data:");
         match line.strip_prefix("data:").map(str::trim) {
             Some("[DONE]") => break,
             Some(event) if hear(parsed(event)?)? => return Ok(()),
             Some(_) => {}
+            // Comments and other fields of events.
+            None if has_events || line.starts_with(':') || line.starts_with("event:") => {}
             None => plain += &line,
         }
     }
     let mut said = String::new();
     child.stderr.take().context("curl has no output")?.read_to_string(&mut said)?;
-    ensure!(child.wait()?.success(), "{url}: {} {}", said.trim(), plain.trim());
+    if !child.wait()?.success() {
+        let (url, curl, said) = (url.to_owned(), said.trim().to_owned(), plain.trim().to_owned());
+        return Err(Refused { url, curl, said }.into());
+    }
     if !plain.is_empty() {
         hear(parsed(&plain)?)?;
     }

@@ -220,6 +220,8 @@ static void check_plans(int n, int a, int d) {
 static void check_loss(int rows, int v, float cap) {
     int pitch = (v + 7) / 8 * 8;
     auto logits = random_bf16((size_t)rows * pitch, 8);
+    for (int n = 0; n < rows; n++)
+        for (int i = v; i < pitch; i++) logits[(size_t)n * pitch + i] = half(NAN);
     vector<u32> target(rows);
     for (int i = 0; i < rows; i++) target[i] = i % 5 == 3 ? 0xffffffffu : (u32)(uniform() * v);
     vector<float> scale = {0.37f};

@@ -54,9 +54,9 @@ KERNEL __launch_bounds__(THREADS)
         float a[8];
         load_eight(a, row + i);
         for (int j = 0; j < 8; j++) {
-            float z = softcap(a[j], cap, &slope);
-            float p = i + j < v ? exp2_fast(z * LOG2_E - log_sum) : 0.0f;
-            a[j] = by * slope * (p - (i + j == (int)wanted ? 1.0f : 0.0f));
+            float z = softcap(a[j], cap, &slope), p = exp2_fast(z * LOG2_E - log_sum);
+            // What pads a row may be no number.
+            a[j] = i + j < v ? by * slope * (p - (i + j == (int)wanted ? 1.0f : 0.0f)) : 0.0f;
         }
         store_eight(row + i, a);
     }
