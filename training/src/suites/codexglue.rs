@@ -168,7 +168,7 @@ impl Words {
             let start = text.len();
             text += &with_literals(word);
             // A literal of one sign that is empty, such as a character's, leaves nothing to say.
-            ranges.extend((text.len() > start).then(|| start..text.len()));
+            ranges.extend((text.len() > start).then_some(start..text.len()));
         }
         Words { text, ranges }
     }
