@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use multicoder_model::{CodeLm, Tokenizer};
 
 pub mod answer;
 pub mod calibrate;
@@ -32,8 +33,8 @@ pub mod speed;
 pub mod toolchain;
 
 use crate::evaluate::metric;
+use crate::evaluate::sample::{self, LanguageSample, SampleOptions};
 use codexglue::TokenAccuracy;
-use multicoder_model::{CodeLm, Tokenizer};
 use question::Question;
 
 /// What a suite's questions are made of.
@@ -43,6 +44,9 @@ pub enum Data {
     /// The packages of a corpus that training never saw.
     Packages(fn(&Packages<'_>) -> Result<Vec<Question>>),
 }
+
+/// Text that carets are drawn from, of each language, in bytes.
+const BYTES_PER_LANGUAGE: usize = 400_000;
 
 /// Packages of a corpus.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +65,16 @@ impl Packages<'_> {
     /// Whether a language is asked about.
     pub fn wants(&self, language: &str) -> bool {
         self.languages.is_empty() || self.languages.iter().any(|wanted| wanted == language)
+    }
+
+    /// Files of each language, and carets in at most `n_lines` lines of them.
+    ///
+    /// # Errors
+    /// Missing or broken shards.
+    fn samples(&self, n_lines: usize) -> Result<Vec<LanguageSample>> {
+        let (languages, seed) = (self.languages, self.seed);
+        let options = SampleOptions { languages, max_bytes_per_language: BYTES_PER_LANGUAGE, n_lines, seed };
+        sample::draw(self.shards, self.split, &options)
     }
 }
 

@@ -53,12 +53,9 @@ impl TrialRow {
 /// Adds the rows of one trial, in place of those of an earlier one of the same variant and seed.
 ///
 /// # Errors
-/// As of [`rows::read`]; a file that cannot be written.
+/// As of [`rows::replace`].
 pub fn add(path: &Path, new: &[TrialRow]) -> Result<()> {
-    let mut all: Vec<TrialRow> = rows::read(path)?;
-    all.retain(|old| !new.iter().any(|new| old.is_of(&new.study, &new.budget, &new.variant, new.seed)));
-    all.extend_from_slice(new);
-    rows::write(path, &all)
+    rows::replace(path, new, |old| new.iter().any(|new| old.is_of(&new.study, &new.budget, &new.variant, new.seed)))
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::fmt::{Display, Write as _};
 
+use super::table::Cells;
+
 /// Okabe and Ito's colours, told apart by everybody, then lighter ones for what is rarer.
 pub const COLOURS: [&str; 10] =
     ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#7B68A6", "#A0A0A0", "#5F9EA0"];
@@ -51,6 +53,20 @@ pub fn table_row(page: &mut String, cells: &[&dyn Display]) {
         let _ = write!(page, "<td>{cell}");
     }
     page.push_str("</tr>\n");
+}
+
+/// Text cells, of which the first row is the heading; wide tables scroll.
+pub fn cells_table(page: &mut String, cells: &Cells) {
+    page.push_str("<div style=\"overflow-x:auto\"><table>\n");
+    for (at, row) in cells.iter().enumerate() {
+        let tag = if at == 0 { "th" } else { "td" };
+        page.push_str("<tr>");
+        for cell in row {
+            let _ = write!(page, "<{tag}>{}", escape(cell));
+        }
+        page.push_str("</tr>\n");
+    }
+    page.push_str("</table></div>\n");
 }
 
 /// A part of a bar.

@@ -54,13 +54,8 @@ pub fn render(evaluation: &Evaluation) -> String {
         html::tiles(&mut page, &tiles);
     }
     FIGURES.iter().for_each(|figure| bars(&mut page, evaluation, figure));
-    page.push_str("<h2>All figures</h2>\n<div style=\"overflow-x:auto\"><table>\n");
-    for (at, row) in table::evaluation_cells(evaluation).iter().enumerate() {
-        let tag = if at == 0 { "th" } else { "td" };
-        let cells: String = row.iter().map(|cell| format!("<{tag}>{}", escape(cell))).collect();
-        page += &format!("<tr>{cells}</tr>\n");
-    }
-    page.push_str("</table></div>\n");
+    page.push_str("<h2>All figures</h2>\n");
+    html::cells_table(&mut page, &table::evaluation_cells(evaluation));
     table::evaluation_notes(evaluation)
         .iter()
         .for_each(|note| page += &format!("<p><small>{}</small></p>\n", escape(note)));
@@ -87,7 +82,7 @@ fn bars(page: &mut String, evaluation: &Evaluation, figure: &Figure) {
             html::bar(&[Part { width: 100.0 * value / largest, colour, title: format!("{name} {value:.3}") }])
         };
         let both = bar(&row.model, COLOURS[0], "model") + &bar(&row.ngram, NGRAM, "n-gram");
-        let text = |system| value(system).map_or("-".to_owned(), |value| format!("{value:.0$}", figure.decimals));
+        let text = |system| table::figure(value(system), figure.decimals);
         table_row(page, &[&escape(&row.language), &both, &text(&row.model), &text(&row.ngram)]);
     }
     page.push_str("</table>\n");

@@ -19,6 +19,21 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     reader.deserialize().map(|row| row.map_err(|error| anyhow!("{}: {error}", path.display()))).collect()
 }
 
+/// Puts `new` into `path` in place of the rows that it holds and `is_old` picks; the others stay, before them.
+///
+/// # Errors
+/// As of [`read`] and [`write`].
+pub fn replace<T: Clone + Serialize + DeserializeOwned>(
+    path: &Path,
+    new: &[T],
+    is_old: impl Fn(&T) -> bool,
+) -> Result<()> {
+    let mut rows: Vec<T> = read(path)?;
+    rows.retain(|row| !is_old(row));
+    rows.extend_from_slice(new);
+    write(path, &rows)
+}
+
 /// Writes all `rows` in place of what `path` held.
 ///
 /// # Errors

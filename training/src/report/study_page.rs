@@ -12,7 +12,7 @@ use crate::report::table::Cells;
 /// The page; `pictured` are trials of which there are files, `points` what was reached at several amounts of compute.
 pub fn render(name: &str, study: &Study, cells: &Cells, pictured: &[Pictured], points: &[Point]) -> String {
     let mut page = format!("<p>{}</p>\n<h2>Bits per byte</h2>\n", escape(&study.about));
-    table(&mut page, cells);
+    html::cells_table(&mut page, cells);
     let _ = writeln!(
         page,
         "<p><small>Mean and standard deviation over seeds, on text of the split valid. Against {}: differences of averages under two \
@@ -31,19 +31,6 @@ pub fn render(name: &str, study: &Study, cells: &Cells, pictured: &[Pictured], p
         heat_maps(&mut page, pictured);
     }
     html::page(&format!("Study: {name}"), &page)
-}
-
-fn table(page: &mut String, cells: &Cells) {
-    page.push_str("<div style=\"overflow-x:auto\"><table>\n");
-    for (at, row) in cells.iter().enumerate() {
-        let tag = if at == 0 { "th" } else { "td" };
-        page.push_str("<tr>");
-        for cell in row {
-            let _ = write!(page, "<{tag}>{}", escape(cell));
-        }
-        page.push_str("</tr>\n");
-    }
-    page.push_str("</table></div>\n");
 }
 
 fn curves(pictured: &[Pictured]) -> String {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::evaluate::ModelInfo;
 use crate::report::html::{self, COLOURS, Part, escape, legend, table_row};
+use crate::report::table;
 use crate::suites::Suite;
 use crate::suites::calibrate::{COVERAGES, Calibration};
 use crate::suites::score::{Row, TextScores};
@@ -43,7 +44,7 @@ fn bars(page: &mut String, setting: &str, rows: &[Row]) {
         "<table><tr><th>language<th><th>exact %<th>±<th>similarity{heading}<th>questions<th>ms<th>95 % in</tr>"
     );
     for row in rows {
-        let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
+        let figure = |value: Option<f64>| table::figure(value, 1);
         let text = |value: fn(&TextScores) -> f64| figure(row.text.as_ref().map(value));
         let exact = text(|of| of.exact_match);
         let (margin, similarity) = (text(|of| of.exact_match_margin), text(|of| of.edit_similarity));

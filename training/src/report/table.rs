@@ -31,10 +31,7 @@ fn row_cells(row: &LanguageRow, model: bool, ngram: bool) -> Vec<String> {
     let mut cells =
         vec![row.language.clone(), row.n_files.to_string(), kilobytes(row.n_bytes), row.n_lines.to_string()];
     let mut pair = |value: fn(&SystemRow) -> Option<f64>, decimals: usize, ngram: bool| {
-        let show = |system: &Option<SystemRow>| {
-            let value = system.as_ref().and_then(value).filter(|value| value.is_finite());
-            value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"))
-        };
+        let show = |system: &Option<SystemRow>| figure(system.as_ref().and_then(value), decimals);
         cells.extend(model.then(|| show(&row.model)));
         cells.extend(ngram.then(|| show(&row.ngram)));
     };
@@ -45,6 +42,11 @@ fn row_cells(row: &LanguageRow, model: bool, ngram: bool) -> Vec<String> {
     pair(|row| row.line_exact_match_with_suffix, 1, false);
     pair(|row| row.line_edit_similarity_with_suffix, 1, false);
     cells
+}
+
+/// A number, or a dash where there is none.
+pub fn figure(value: Option<f64>, decimals: usize) -> String {
+    value.filter(|value| value.is_finite()).map_or("-".to_owned(), |value| format!("{value:.decimals$}"))
 }
 
 fn kilobytes(n_bytes: usize) -> String {

@@ -5,26 +5,17 @@ use multicoder_grammars::LanguageId;
 
 use super::Packages;
 use super::question::{Ending, Question};
-use crate::evaluate::sample::{self, SampleOptions};
 
 /// Lines drawn of a language.
 const LINES_PER_LANGUAGE: usize = 400;
-/// Text that they are drawn from, in bytes.
-const BYTES_PER_LANGUAGE: usize = 400_000;
 
 /// The questions of the packages: the rest of a line from before a token of it, with the text after the line, and without.
 ///
 /// # Errors
 /// Missing or broken shards.
 pub fn questions(packages: &Packages<'_>) -> Result<Vec<Question>> {
-    let options = SampleOptions {
-        languages: packages.languages,
-        max_bytes_per_language: BYTES_PER_LANGUAGE,
-        n_lines: LINES_PER_LANGUAGE,
-        seed: packages.seed,
-    };
     let mut questions = Vec::new();
-    for sample in sample::draw(packages.shards, packages.split, &options)? {
+    for sample in packages.samples(LINES_PER_LANGUAGE)? {
         let Some(language) = LanguageId::by_name(&sample.language) else { continue };
         for case in &sample.lines {
             let (before, truth, after) = sample.parts(case);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::score::{Row, TextScores};
 use crate::report::rows;
-use crate::report::table::Cells;
+use crate::report::table::{self, Cells};
 
 /// A row of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,14 +61,9 @@ impl Record {
 /// Writes `new` into `path` in place of all rows of their models; those of other models stay.
 ///
 /// # Errors
-/// As of [`rows::read`]; a file that cannot be written.
+/// As of [`rows::replace`].
 pub fn replace(path: &Path, new: &[Record]) -> Result<()> {
-    let mut kept: Vec<Record> = rows::read(path)?;
-    kept.retain(|old| new.iter().all(|new| new.model != old.model));
-    kept.extend_from_slice(new);
-    // Settings stay in the order of the suite.
-    kept.sort_by(|a, b| a.model.cmp(&b.model));
-    rows::write(path, &kept)
+    rows::replace(path, new, |old| new.iter().any(|new| new.model == old.model))
 }
 
 /// What `now` says otherwise than `before`, as a table; rows that only one of them has are left out, and where the number of
@@ -85,8 +80,7 @@ pub fn differences(before: &[Record], now: &[Record]) -> Cells {
             continue;
         }
         let questions = if row.n == old.n { row.n.to_string() } else { format!("{}, was {}", row.n, old.n) };
-        let figures = [now.0, was.0, now.1, was.1, now.2, was.2]
-            .map(|value| value.map_or("-".to_owned(), |value| format!("{value:.2}")));
+        let figures = [now.0, was.0, now.1, was.1, now.2, was.2].map(|value| table::figure(value, 2));
         cells.push([row.setting.clone(), row.language.clone(), questions].into_iter().chain(figures).collect());
     }
     cells

@@ -9,7 +9,6 @@ use multicoder_grammars::LanguageId;
 use super::Packages;
 use super::question::{Ending, Question};
 use crate::data::lines::floor_char;
-use crate::evaluate::sample::{self, SampleOptions};
 
 /// Text on both sides of the caret, in bytes, and the names of both questions.
 const SIZES: [(usize, &str, &str); 3] = [
@@ -21,22 +20,14 @@ const SIZES: [(usize, &str, &str); 3] = [
 const BEFORE: f64 = 0.75;
 /// Carets of a language.
 const CARETS: usize = 20;
-/// Text that they are drawn from, in bytes.
-const BYTES_PER_LANGUAGE: usize = 400_000;
 
 /// The questions of the packages, each pair in a row.
 ///
 /// # Errors
 /// Missing or broken shards.
 pub fn questions(packages: &Packages<'_>) -> Result<Vec<Question>> {
-    let options = SampleOptions {
-        languages: packages.languages,
-        max_bytes_per_language: BYTES_PER_LANGUAGE,
-        n_lines: 50 * CARETS,
-        seed: packages.seed,
-    };
     let mut questions = Vec::new();
-    for sample in sample::draw(packages.shards, packages.split, &options)? {
+    for sample in packages.samples(50 * CARETS)? {
         let Some(language) = LanguageId::by_name(&sample.language) else { continue };
         for (n_bytes, afresh, after_a_key) in SIZES {
             let (n_before, n_after) = ((BEFORE * n_bytes as f64) as usize, ((1.0 - BEFORE) * n_bytes as f64) as usize);

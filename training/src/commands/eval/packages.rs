@@ -126,10 +126,9 @@ fn record(common: &Common, evaluation: &Evaluation) -> Result<()> {
             infill_edit_similarity: system.line_edit_similarity_with_suffix.map(rounded),
         })
     };
-    let mut kept: Vec<Record> = rows::read(path)?;
-    kept.retain(|old| old.model != name);
-    kept.extend(evaluation.languages.iter().chain([&evaluation.macro_average]).filter_map(of));
-    rows::write(path, &kept)
+    let rows = evaluation.languages.iter().chain([&evaluation.macro_average]);
+    let new: Vec<Record> = rows.filter_map(of).collect();
+    rows::replace(path, &new, |old: &Record| old.model == name)
 }
 
 fn options(args: &Args, common: &Common, shards: &Path) -> EvalOptions {

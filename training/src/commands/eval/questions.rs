@@ -177,7 +177,7 @@ fn cells(rows: &[Row]) -> Cells {
     let mut cells = vec![heading.into_iter().map(str::to_owned).collect()];
     for row in rows {
         let mut line = vec![row.setting.clone(), row.language.clone(), row.n.to_string()];
-        let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
+        let figure = |value: Option<f64>| table::figure(value, 1);
         let text = |value: fn(&TextScores) -> f64| figure(row.text.as_ref().map(value));
         line.extend([text(|of| of.exact_match), text(|of| of.exact_match_margin), text(|of| of.edit_similarity)]);
         line.extend([text(|of| of.identifier_exact_match), text(|of| of.identifier_f1)]);

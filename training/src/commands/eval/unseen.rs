@@ -72,10 +72,7 @@ pub(super) fn run(options: &Options<'_>, common: &Common, info: &ModelInfo, bund
          knows least of it."
     );
     if let Some(path) = &common.csv {
-        let mut kept: Vec<Record> = rows::read(path)?;
-        kept.retain(|old| old.model != info.name || old.tag != options.tag);
-        kept.extend(records);
-        rows::write(path, &kept)?;
+        rows::replace(path, &records, |old: &Record| old.model == info.name && old.tag == options.tag)?;
     }
     common.write_page(|| unseen_page::render(info, &served))?;
     let (languages, served) = (&info.languages, &served);
@@ -130,7 +127,7 @@ fn record(info: &ModelInfo, tag: bool, of: &Served) -> Record {
 fn cells(records: &[Record]) -> Cells {
     let heading = ["language", "kB", "own", "nearest", "", "likeliest", "", "none", "worst", ""];
     let mut cells = vec![heading.map(str::to_owned).to_vec()];
-    let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
+    let figure = |value: Option<f64>| table::figure(value, 3);
     for of in records {
         let mut row = vec![of.language.clone(), format!("{:.0}", of.n_bytes as f64 / 1e3), figure(of.own)];
         row.extend([figure(of.nearest), of.nearest_is.clone(), figure(Some(of.likeliest)), of.likeliest_is.clone()]);
