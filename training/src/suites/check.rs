@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::question::{Ending, Question, Tests};
+use super::question::{Ending, Question};
 use super::sandbox::{Limits, Outcome, Sandbox};
 use super::toolchain::Toolchain;
 
@@ -38,12 +38,15 @@ impl Checker {
         let Some(toolchain) = self.toolchain(question.language)? else { return Ok(None) };
         let tests_nothing =
             tests.empty.as_deref().map(|program| self.runs(toolchain, program)).transpose()? == Some(true);
-        let right = tests.right.clone().unwrap_or_else(|| program(question, tests, &question.truth));
+        let right = tests.right.clone().unwrap_or_else(|| program(question, &tests.text, &question.truth));
         if tests_nothing || !self.runs(toolchain, &right)? {
             *self.unfit.entry(question.language).or_default() += 1;
             return Ok(None);
         }
-        self.runs(toolchain, &program(question, tests, answer)).map(Some)
+        let passes = self.runs(toolchain, &program(question, &tests.text, answer))?;
+        // An answer can end the program before its tests.
+        let untested = program(question, &format!("\n{}\n", toolchain.failing), answer);
+        Ok(Some(passes && !self.runs(toolchain, &untested)?))
     }
 
     /// Questions by language that do not count: their tests fail with the right answer, need what is not here, or pass without an answer.
@@ -84,16 +87,17 @@ impl Checker {
     }
 }
 
-fn program(question: &Question, tests: &Tests, answer: &str) -> String {
+fn program(question: &Question, tests: &str, answer: &str) -> String {
     let Question { prefix, suffix, truth, .. } = question;
     // What the cut at a line's end took away.
     let was_cut = question.ending != Ending::Text && truth.ends_with('\n') && !answer.ends_with('\n');
     let newline = if was_cut { "\n" } else { "" };
-    format!("{prefix}{answer}{newline}{suffix}{}", tests.text)
+    format!("{prefix}{answer}{newline}{suffix}{tests}")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::question::Tests;
     use super::super::question::tests::question;
     use super::super::sandbox::tests::sandbox_or_skip;
     use super::*;
@@ -123,6 +127,37 @@ mod tests {
         assert_eq!(checker.unfit()["python"], 2);
         asked.language = "cobol";
         assert_eq!(checker.passes(&asked, "    y = x + 2").unwrap(), None);
+    }
+
+    #[test]
+    fn an_answer_that_ends_the_program_before_its_tests_does_not_pass() {
+        if sandbox_or_skip().is_none() {
+            return;
+        }
+        let mut checker = Checker::open().unwrap();
+        for (language, prefix, answer, right) in [
+            ("bash", "", "exit 0", ":"),
+            ("javascript", "", "return;", ";"),
+            ("lua", "", "os.exit(0)", "local y"),
+            ("perl", "", "__END__", ";"),
+            ("php", "<?php\n", "return 0;", ";"),
+            ("python", "", "exit()", "pass"),
+            ("r", "", "quit()", "TRUE"),
+            ("ruby", "", "__END__", "1"),
+            ("tcl", "", "return", ""),
+        ] {
+            let mut asked = question(language, language, "whole");
+            (asked.prefix, asked.suffix, asked.truth) = (prefix.to_owned(), "\n".to_owned(), right.to_owned());
+            let failing = Toolchain::of(language).unwrap().failing;
+            asked.tests = Some(Tests { text: "\n".to_owned(), empty: None, right: None });
+            if let Some(passed) = checker.passes(&asked, right).unwrap() {
+                assert!(passed, "{language}");
+                assert_eq!(checker.passes(&asked, answer).unwrap(), Some(false), "{language}: {answer}");
+                assert_eq!(checker.passes(&asked, failing).unwrap(), Some(false), "{language}: {failing}");
+            } else {
+                assert!(checker.missing().contains(&language), "{language}: the right program fails");
+            }
+        }
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub struct Toolchain {
     pub script: &'static str,
     /// Stands before every program, so that a failed assertion ends it.
     pub prelude: &'static str,
+    /// In place of the tests: fails wherever it is reached.
+    pub failing: &'static str,
 }
 
 /// Languages whose programs reserve far more memory than they use.
@@ -23,26 +25,27 @@ const fn row(
     needs: &'static [&'static str],
     script: &'static str,
     prelude: &'static str,
+    failing: &'static str,
 ) -> Toolchain {
-    Toolchain { language, file, needs, script, prelude }
+    Toolchain { language, file, needs, script, prelude, failing }
 }
 
 /// Every language whose programs can be run, by name.
 #[rustfmt::skip]
 pub static TOOLCHAINS: &[Toolchain] = &[
-    row("bash",       "main.sh",   &["bash"],          "bash src/main.sh", ""),
-    row("c",          "main.c",    &["cc"],            "cc -o main src/main.c -lm && ./main", ""),
-    row("cpp",        "main.cpp",  &["c++"],           "c++ -std=c++17 -o main src/main.cpp && ./main", ""),
-    row("java",       "Main.java", &["javac", "java"], "javac -cp '/usr/share/java/*' -d . src/Main.java && java -ea -XX:+UseSerialGC -cp '.:/usr/share/java/*' $(ls *.class | grep -xm1 -e Main.class -e Problem.class | cut -d. -f1 | grep . || echo Solution)", ""),
-    row("javascript", "main.js",   &["node"],          "node src/main.js", "console.assert = (holds) => { if (!holds) process.exit(1); };\n"),
-    row("lua",        "main.lua",  &["lua"],           "lua src/main.lua", ""),
-    row("perl",       "main.pl",   &["perl"],          "perl src/main.pl", ""),
-    row("php",        "main.php",  &["php"],           "php -d zend.assertions=1 -d assert.exception=1 src/main.php", ""),
-    row("python",     "main.py",   &["python3"],       "python3 src/main.py", ""),
-    row("r",          "main.R",    &["Rscript"],       "Rscript src/main.R", ""),
-    row("ruby",       "main.rb",   &["ruby"],          "ruby src/main.rb", ""),
-    row("rust",       "main.rs",   &["rustc", "cc"],   "rustc --edition 2021 --test -o test src/main.rs && ./test && (! grep -q 'fn main' src/main.rs || (rustc --edition 2021 -o main src/main.rs && ./main))", ""),
-    row("tcl",        "main.tcl",  &["tclsh"],         "tclsh src/main.tcl", ""),
+    row("bash",       "main.sh",   &["bash"],          "bash src/main.sh", "", "exit 1"),
+    row("c",          "main.c",    &["cc"],            "cc -o main src/main.c -lm && ./main", "", "#error"),
+    row("cpp",        "main.cpp",  &["c++"],           "c++ -std=c++17 -o main src/main.cpp && ./main", "", "#error"),
+    row("java",       "Main.java", &["javac", "java"], "javac -cp '/usr/share/java/*' -d . src/Main.java && java -ea -XX:+UseSerialGC -cp '.:/usr/share/java/*' $(ls *.class | grep -xm1 -e Main.class -e Problem.class | cut -d. -f1 | grep . || echo Solution)", "", "?"),
+    row("javascript", "main.js",   &["node"],          "node src/main.js", "console.assert = (holds) => { if (!holds) process.exit(1); };\n", "process.exit(1)"),
+    row("lua",        "main.lua",  &["lua"],           "lua src/main.lua", "", "os.exit(1)"),
+    row("perl",       "main.pl",   &["perl"],          "perl src/main.pl", "", "exit 1;"),
+    row("php",        "main.php",  &["php"],           "php -d zend.assertions=1 -d assert.exception=1 src/main.php", "", "exit(1);"),
+    row("python",     "main.py",   &["python3"],       "python3 src/main.py", "", "raise SystemExit(1)"),
+    row("r",          "main.R",    &["Rscript"],       "Rscript src/main.R", "", "quit(status = 1)"),
+    row("ruby",       "main.rb",   &["ruby"],          "ruby src/main.rb", "", "exit 1"),
+    row("rust",       "main.rs",   &["rustc", "cc"],   "rustc --edition 2021 --test -o test src/main.rs && ./test && (! grep -q 'fn main' src/main.rs || (rustc --edition 2021 -o main src/main.rs && ./main))", "", "compile_error!();"),
+    row("tcl",        "main.tcl",  &["tclsh"],         "tclsh src/main.tcl", "", "exit 1"),
 ];
 
 impl Toolchain {
