@@ -45,7 +45,7 @@ impl MoeLayer {
 
     /// Shape: `x_ND` -> `ND`; `language_N` is row-major B·L.
     pub(crate) fn forward(&self, x_ND: &Tensor, language_N: &[u32]) -> Result<MoeOutput> {
-        let (plan, aux) = self.router.plan(x_ND, &RouterContext { language_N })?;
+        let (plan, aux) = self.router.plan(x_ND, &RouterContext { language_N, exchange: self.exchange.as_deref() })?;
         let load_E = plan.load(self.experts.len());
         let elsewhere = self.exchange.as_ref().and_then(|exchange| Some((exchange, exchange.owner_of_expert()?)));
         let mut y_ND = match elsewhere {
@@ -79,7 +79,6 @@ impl MoeLayer {
 
     /// Connects the layer with the other ranks, or cuts it off.
     pub(crate) fn set_exchange(&mut self, exchange: Option<Arc<dyn ExpertExchange>>) {
-        self.router.set_exchange(exchange.clone());
         self.exchange = exchange;
     }
 

@@ -15,7 +15,7 @@ mod muon;
 mod rms_norm;
 mod rope;
 mod rows;
-mod simd;
+pub(crate) mod simd;
 mod tables;
 
 pub use activation::{relu2, swiglu};

@@ -3,7 +3,6 @@
 //! A router is one file in `router/` and one row of the table below. It never touches an expert; `moe.rs` knows no router.
 
 use std::fmt::Debug;
-use std::sync::Arc;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -14,9 +13,30 @@ use crate::exchange::ExpertExchange;
 use crate::params::Params;
 
 /// What a router may look at besides the tokens.
+#[derive(Clone, Copy)]
 pub struct RouterContext<'a> {
     /// Language index of each token, [`crate::UNKNOWN_LANGUAGE`] for none; row-major B·L.
     pub language_N: &'a [u32],
+    /// Those that route the rest of the batch at the same time; none where this is all of it.
+    pub exchange: Option<&'a dyn ExpertExchange>,
+}
+
+impl RouterContext<'_> {
+    /// Share of the assignments that each of `n_experts` has in the whole batch: a product of means is not the mean of products.
+    ///
+    /// # Errors
+    /// A rank that does not answer.
+    pub fn shares(&self, expert_A: &[u32], n_experts: usize) -> Result<Vec<f32>> {
+        let mut counts_E = vec![0f64; n_experts];
+        let is_idle = self.exchange.is_some_and(|exchange| exchange.is_idle());
+        let counted_A = if is_idle { &[] } else { expert_A };
+        counted_A.iter().for_each(|&expert| counts_E[expert as usize] += 1.0);
+        if let Some(exchange) = self.exchange {
+            exchange.sum(&mut counts_E)?;
+        }
+        let n = counts_E.iter().sum::<f64>().max(1.0);
+        Ok(counts_E.iter().map(|count| (count / n) as f32).collect())
+    }
 }
 
 /// What a router decides, as plain data: which token goes to which expert, with what weight.
@@ -30,6 +50,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Leaves no token any expert: padding must not give one a gradient, not even of zeros.
+    pub(crate) fn drop_assignments(&mut self) {
+        (self.token_A, self.expert_A, self.weight_A) = (Vec::new(), Vec::new(), None);
+    }
+
     /// Share of the assignments that each expert has; sums to 1 unless there are none.
     pub fn load(&self, n_experts: usize) -> Vec<f32> {
         let mut load_E = vec![0f32; n_experts];
@@ -54,9 +79,6 @@ pub trait Router: Send + Sync + Debug {
 
     /// Called after an optimizer step with the share of assignments that each expert had.
     fn after_step(&mut self, _load_E: &[f32]) {}
-
-    /// Connects a router whose losses depend on the loads of the whole batch with the ranks that have the rest of it, or cuts it off.
-    fn set_exchange(&mut self, _exchange: Option<Arc<dyn ExpertExchange>>) {}
 }
 
 /// A router's options: what its row in the table must offer.
@@ -79,6 +101,10 @@ pub trait RouterSpec: Default {
     }
     /// Experts that one token meets, the shared one not counted.
     fn n_selected(&self) -> usize;
+    /// Whether a plan that depends on the tokens weighs the shared expert's output.
+    fn weighs_shared(&self) -> bool {
+        false
+    }
     fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize;
 }
 
@@ -127,6 +153,11 @@ macro_rules! routers {
             /// Whether a language's tokens meet the experts of that language and no others.
             pub fn is_by_language(&self) -> bool {
                 match self { $(RouterConfig::$spec(spec) => spec.is_by_language()),* }
+            }
+
+            /// Whether a plan that depends on the tokens weighs the shared expert's output.
+            pub fn weighs_shared(&self) -> bool {
+                match self { $(RouterConfig::$spec(spec) => spec.weighs_shared()),* }
             }
 
             pub fn n_selected(&self) -> usize {

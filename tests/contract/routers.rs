@@ -131,7 +131,7 @@ fn plan(router: &RouterConfig, language_N: &[u32]) -> Plan {
     let n = language_N.len();
     let values: Vec<f32> = (0..n * config.d_model).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
     let x_ND = Tensor::from_vec(values, (n, config.d_model), &Device::Cpu).unwrap();
-    router.plan(&x_ND, &RouterContext { language_N }).unwrap().0
+    router.plan(&x_ND, &RouterContext { language_N, exchange: None }).unwrap().0
 }
 
 #[test]

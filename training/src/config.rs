@@ -319,20 +319,10 @@ impl RunConfig {
 }
 
 impl RunConfig {
-    /// Activations are computed again by the tape alone, which replays the plan that the router made once for the step.
+    /// Activations are computed again by the tape alone.
     fn validate_checkpointing(&self) -> Result<()> {
-        if !self.checkpoint_activations {
-            return Ok(());
-        }
-        let router = self.model.moe.as_ref().map(|moe| &moe.router);
-        if let Some(router) = router.filter(|router| router.reads_tokens()) {
-            let name = router.name();
-            bail!(
-                "checkpoint_activations = true: model.moe.router.kind = {name:?} reads the tokens; expected one that goes by language"
-            );
-        }
         ensure!(
-            self.parallel.mode != Mode::Expert,
+            !self.checkpoint_activations || self.parallel.mode != Mode::Expert,
             "checkpoint_activations = true: expected another parallel.mode than \"expert\", whose layers are not on the tape"
         );
         Ok(())
@@ -436,13 +426,12 @@ mod tests {
         assert!(error_of("data.fim_frac=1.5").contains("expected 0 to 1"));
         assert!(error_of("data.snippet_frac=-0.1").contains("data.snippet_frac = -0.1: expected 0 to 1"));
         assert!(error_of("n_steps").contains("expected path=value"));
-        let token = "model.moe.router={ kind = \"token\" }";
         let mut table = smoke();
-        for assignment in [token, "checkpoint_activations=true"] {
+        for assignment in ["parallel.mode=expert", "checkpoint_activations=true"] {
             set(&mut table, assignment).unwrap();
         }
         let error = format!("{:#}", resolve(&table, "smoke").unwrap_err());
-        assert!(error.contains("model.moe.router.kind = \"token\" reads the tokens"), "{error}");
+        assert!(error.contains("expected another parallel.mode"), "{error}");
         assert!(error_of("seed.x=1").contains("seed is a value"));
         assert!(preset("smok").unwrap_err().to_string().contains("did you mean `smoke`?"));
     }

@@ -96,7 +96,7 @@ mod tests {
     fn four_tokens_four_experts() {
         let router = PlHardRouter { expert_of_language: vec![2, 0], n_experts: 4 };
         let x_ND = Tensor::zeros((4, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let plan = |language_N: &[u32]| router.plan(&x_ND, &RouterContext { language_N }).map(|(plan, _)| plan);
+        let plan = |language_N: &[u32]| router.plan(&x_ND, &RouterContext { language_N, exchange: None }).map(|(plan, _)| plan);
 
         let known = plan(&[1, 0, 0, 1]).unwrap();
         assert_eq!((known.token_A, known.expert_A), (vec![0, 1, 2, 3], vec![0, 2, 2, 0]));

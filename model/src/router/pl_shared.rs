@@ -70,6 +70,10 @@ impl RouterSpec for PlShared {
         1
     }
 
+    fn weighs_shared(&self) -> bool {
+        self.reads_tokens()
+    }
+
     fn n_parameters(&self, model: &ModelConfig, _moe: &MoeConfig) -> usize {
         if self.combine == Combine::Sigmoid { model.d_model } else { 0 }
     }
@@ -130,7 +134,7 @@ mod tests {
         let v_1D = Some(Tensor::full(v, (1, 2), &Device::Cpu).unwrap());
         let x_ND = Tensor::new(&[[1f32, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], &Device::Cpu).unwrap();
         let router = PlSharedRouter { by_language, combine, v_1D };
-        router.plan(&x_ND, &RouterContext { language_N: &[0, UNKNOWN_LANGUAGE, 1, 0] }).unwrap().0
+        router.plan(&x_ND, &RouterContext { language_N: &[0, UNKNOWN_LANGUAGE, 1, 0], exchange: None }).unwrap().0
     }
 
     #[test]

@@ -4,15 +4,12 @@
 //! likeliest experts, no capacity (no token is dropped, so no token depends on another). Balance loss: Switch eq. 4; z-loss: Zoph et al.
 //! 2022 (arXiv 2202.08906) eq. 5. Weights are gathered from the probabilities on the device, so the gradient reaches the router.
 
-use std::sync::Arc;
-
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::softmax;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ModelConfig, MoeConfig, check};
 use crate::error::Result;
-use crate::exchange::ExpertExchange;
 use crate::params::{Init, Params};
 use crate::router::{Aux, Plan, Router, RouterContext, RouterSpec};
 
@@ -44,7 +41,7 @@ impl RouterSpec for Token {
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>> {
         let init = Init::Normal(1.0 / (model.d_model as f64).sqrt());
         let w_ED = params.get("router.weight", &[moe.n_experts, model.d_model], init)?;
-        Ok(Box::new(TokenRouter { w_ED, spec: self.clone(), exchange: None }))
+        Ok(Box::new(TokenRouter { w_ED, spec: self.clone() }))
     }
 
     fn validate(&self, _model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
@@ -65,11 +62,10 @@ impl RouterSpec for Token {
 struct TokenRouter {
     w_ED: Tensor,
     spec: Token,
-    exchange: Option<Arc<dyn ExpertExchange>>,
 }
 
 impl Router for TokenRouter {
-    fn plan(&self, x_ND: &Tensor, _context: &RouterContext) -> Result<(Plan, Aux)> {
+    fn plan(&self, x_ND: &Tensor, context: &RouterContext) -> Result<(Plan, Aux)> {
         let logits_NE = x_ND.to_dtype(DType::F32)?.matmul(&self.w_ED.t()?)?;
         let probs_NE = softmax(&logits_NE, D::Minus1)?;
         let (n, e) = probs_NE.dims2()?;
@@ -82,38 +78,19 @@ impl Router for TokenRouter {
         if self.spec.normalize {
             weight_NS = weight_NS.broadcast_div(&weight_NS.sum_keepdim(1)?)?;
         }
-        let loss = self.aux_loss(&logits_NE, &probs_NE, &expert_A)?;
+        let loss = self.aux_loss(&logits_NE, &probs_NE, &context.shares(&expert_A, e)?)?;
         let weight_A = Some(weight_NS.flatten_all()?);
         Ok((Plan { token_A, expert_A, weight_A, shared_weight_N: None }, Aux { loss: Some(loss) }))
     }
-
-    fn set_exchange(&mut self, exchange: Option<Arc<dyn ExpertExchange>>) {
-        self.exchange = exchange;
-    }
 }
 
 impl TokenRouter {
-    fn aux_loss(&self, logits_NE: &Tensor, probs_NE: &Tensor, expert_A: &[u32]) -> Result<Tensor> {
-        let e = probs_NE.dim(1)?;
-        let share_E = Tensor::from_vec(self.shares(expert_A, e)?, e, probs_NE.device())?;
+    fn aux_loss(&self, logits_NE: &Tensor, probs_NE: &Tensor, share_E: &[f32]) -> Result<Tensor> {
+        let e = share_E.len();
+        let share_E = Tensor::new(share_E, probs_NE.device())?;
         let balance = (probs_NE.mean(0)?.mul(&share_E)?.sum_all()? * (e as f64 * self.spec.balance_loss))?;
         let z = logits_NE.log_sum_exp(D::Minus1)?.sqr()?.mean_all()?;
         Ok((balance + (z * self.spec.z_loss)?)?)
-    }
-}
-
-impl TokenRouter {
-    /// Share of the assignments that each expert has, over all ranks: a product of means is not the mean of products.
-    fn shares(&self, expert_A: &[u32], e: usize) -> Result<Vec<f32>> {
-        let mut counts_E = vec![0f64; e];
-        let is_idle = self.exchange.as_ref().is_some_and(|exchange| exchange.is_idle());
-        let counted_A = if is_idle { &[] } else { expert_A };
-        counted_A.iter().for_each(|&expert| counts_E[expert as usize] += 1.0);
-        if let Some(exchange) = &self.exchange {
-            exchange.sum(&mut counts_E)?;
-        }
-        let n = counts_E.iter().sum::<f64>().max(1.0);
-        Ok(counts_E.iter().map(|count| (count / n) as f32).collect())
     }
 }
 
@@ -142,8 +119,8 @@ mod tests {
         let spec = Token { top_k: 2, normalize: true, ..Token::default() };
         let x_ND =
             Tensor::new(&[[2f32, 1.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0], [0.0, 5.0, 0.0, 5.0], [0.0; 4]], &Device::Cpu);
-        let (plan, aux) = TokenRouter { w_ED, spec, exchange: None }
-            .plan(&x_ND.unwrap(), &RouterContext { language_N: &[0; 4] })
+        let (plan, aux) = TokenRouter { w_ED, spec }
+            .plan(&x_ND.unwrap(), &RouterContext { language_N: &[0; 4], exchange: None })
             .unwrap();
         assert_eq!(plan.token_A, [0, 0, 1, 1, 2, 2, 3, 3]);
         assert_eq!(plan.expert_A, [0, 1, 2, 0, 1, 3, 0, 1]);

@@ -7,15 +7,20 @@ use candle_core::{Storage, Var};
 
 use super::op::{BufId, Buffer, Op, ParamId};
 use super::profile::Profile;
+use super::step_data::HostPlan;
 use super::{StepData, Tape};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::exchange::ExpertExchange;
 use crate::gradients::Gradients;
 use crate::ops::{CrossEntropyMemory, Rope};
+use crate::router::Router;
 
 mod kernels;
+mod routed;
 
 pub(super) use kernels::attention_shape;
+use routed::{Outputs, Routed};
 
 /// What a run reads besides its buffers.
 pub(crate) struct Inputs<'a> {
@@ -25,6 +30,12 @@ pub(crate) struct Inputs<'a> {
     pub(crate) data: &'a StepData,
     /// What the summed loss is multiplied by before its gradient is taken.
     pub(crate) scale: f32,
+    /// What the routers' losses, which are means over tokens, are multiplied by.
+    pub(crate) share: f64,
+    /// The routers of the layers with experts, and what they may look at besides the tokens.
+    pub(crate) routers: &'a [&'a dyn Router],
+    pub(crate) language_N: &'a [u32],
+    pub(crate) exchange: Option<&'a dyn ExpertExchange>,
 }
 
 /// The memory of tapes on the CPU: made by the first run, kept for the next ones.
@@ -32,6 +43,8 @@ pub(crate) struct Inputs<'a> {
 pub struct CpuTape {
     slots: Vec<Vec<f32>>,
     loss: CrossEntropyMemory,
+    /// By layer with experts, what its router made of the tokens in the last run; none where plans were there before.
+    routed: Vec<Option<Routed>>,
     /// Where the time went.
     pub profile: Profile,
 }
@@ -53,12 +66,24 @@ impl CpuTape {
         for (slot, &len) in self.slots.iter_mut().zip(&tape.slot_len) {
             slot.resize(slot.len().max(len), 0.0);
         }
+        self.routed = inputs.routers.iter().map(|_| None).collect();
         let weights = Weights::read(inputs.parameters)?;
         let mut nll_sum = 0.0;
         for op in &tape.ops {
             let start = Instant::now();
-            let mut memory = Memory { buffers: &tape.buffers, slots: &mut self.slots };
+            let plans = Plans { made_before: &inputs.data.plans, routed: &self.routed };
+            let mut memory = Memory { buffers: &tape.buffers, slots: &mut self.slots, plans };
             match op {
+                Op::Route { x, moe } => {
+                    let routed = Routed::new(inputs, *moe, memory.get(*x), memory.shape(*x).1)?;
+                    self.routed[*moe] = Some(routed);
+                }
+                Op::RouteGrad { dout, y, shared, moe, dx } => memory.write([*dx], |memory, [dx]| {
+                    let Some(routed) = &self.routed[*moe] else { return Ok(()) };
+                    let shared = shared.map(|shared| memory.get(shared));
+                    let outputs = Outputs { dout: memory.get(*dout), y: memory.get(*y), shared };
+                    routed.backward(inputs, &outputs, gradients, dx)
+                })?,
                 Op::Ready { parameters } => ready(gradients, parameters.clone())?,
                 Op::LinearCrossEntropy { x, head, dx } => {
                     let run = (&weights, inputs, &mut *gradients);
@@ -76,6 +101,13 @@ impl CpuTape {
         &self.loss.nll_N
     }
 
+    /// Of the last run: the routers' losses, and the loads of the experts of each layer that has some.
+    pub(crate) fn routing(&self, data: &StepData) -> Result<(f64, Vec<Vec<f32>>)> {
+        let aux_loss = self.routed.iter().flatten().map(Routed::aux_loss).sum::<Result<f64>>()?;
+        let plans = Plans { made_before: &data.plans, routed: &self.routed };
+        Ok((aux_loss, (0..data.plans.len()).map(|moe| plans.get(moe).load_E.clone()).collect()))
+    }
+
     /// Bytes that it holds.
     pub fn n_bytes(&self) -> usize {
         4 * (self.slots.iter().map(Vec::len).sum::<usize>() + self.loss.n_elements())
@@ -86,6 +118,20 @@ impl CpuTape {
 struct Memory<'a> {
     buffers: &'a [Buffer],
     slots: &'a mut Vec<Vec<f32>>,
+    plans: Plans<'a>,
+}
+
+/// The plan of each layer with experts: made before the step, or by its router from the tokens.
+#[derive(Clone, Copy)]
+struct Plans<'a> {
+    made_before: &'a [HostPlan],
+    routed: &'a [Option<Routed>],
+}
+
+impl<'a> Plans<'a> {
+    fn get(self, moe: usize) -> &'a HostPlan {
+        self.routed[moe].as_ref().map_or(&self.made_before[moe], |routed| &routed.plan)
+    }
 }
 
 impl Memory<'_> {

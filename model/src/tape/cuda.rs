@@ -86,7 +86,7 @@ impl CudaTape {
     }
 
     fn with_device(device: Device, lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<CudaTape> {
-        if !TrainTape::is_for(lm) {
+        if !TrainTape::is_for_gpu(lm) {
             return Err(Error::Input(
                 "a router that reads tokens: expected one that goes by language, to train on a GPU".into(),
             ));

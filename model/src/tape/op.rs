@@ -146,6 +146,20 @@ pub enum Op {
         dout: BufId,
         dgate: BufId,
     },
+    /// The router of MoE layer `moe` makes its plan of the tokens. Shape of `x`: `ND`.
+    Route {
+        x: BufId,
+        moe: usize,
+    },
+    /// The gradient of the weights in the plan, and of the router's losses, on to the router's parameters and `dx`. `y` is what the
+    /// experts said (`AD`), `shared` what the shared one did (`ND`), where the plan weighs it.
+    RouteGrad {
+        dout: BufId,
+        y: BufId,
+        shared: Option<BufId>,
+        moe: usize,
+        dx: BufId,
+    },
     /// The rows of `x` in the order of the plan of MoE layer `moe`. Shape: `ND` -> `AD`.
     Gather {
         x: BufId,
@@ -223,6 +237,7 @@ impl Op {
             Op::Attention { .. } => "attention",
             Op::AttentionGrad { .. } => "attention gradient",
             Op::Relu2 { .. } | Op::Relu2Grad { .. } | Op::Swiglu { .. } | Op::SwigluGrad { .. } => "activation",
+            Op::Route { .. } | Op::RouteGrad { .. } => "router",
             Op::Gather { .. }
             | Op::GatherGrad { .. }
             | Op::Combine { .. }
@@ -280,6 +295,8 @@ impl Op {
             Op::Relu2Grad { x, dout } => (vec![x], vec![dout]),
             Op::Swiglu { gate, up, out } => (vec![gate, up], vec![out]),
             Op::SwigluGrad { gate, up, dout, dgate } => (vec![gate, up], vec![dout, dgate]),
+            Op::Route { x, .. } => (vec![x], vec![]),
+            Op::RouteGrad { dout, y, shared, dx, .. } => ([dout, y].into_iter().chain(shared).collect(), vec![dx]),
             Op::Gather { x, out, .. } | Op::Combine { x, out, .. } | Op::WeighShared { x, out, .. } => {
                 (vec![x], vec![out])
             }

@@ -4,9 +4,9 @@ use candle_core::{DType, Device, Tensor};
 
 use super::shards::n_shards;
 use super::step::step_data;
-use super::{TapeOptions, TrainTape, record};
+use super::{TapeOptions, record};
 use crate::config::{ModelConfig, UNKNOWN_LANGUAGE};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lm::{Batch, CodeLm};
 use crate::ops::CrossEntropyMemory;
 use crate::params::Params;
@@ -16,13 +16,9 @@ use crate::params::Params;
 /// that the batch is divided into. No weight is allocated.
 ///
 /// # Errors
-/// A configuration or a length that makes no model; a model that the tape does not run, see [`TrainTape::is_for`].
+/// A configuration or a length that makes no model.
 pub fn planned_elements(config: &ModelConfig, b: usize, l: usize, options: TapeOptions) -> Result<usize> {
     let lm = CodeLm::new(config, Params::shapes_only(), &Device::Cpu)?;
-    if !TrainTape::is_for(&lm) {
-        let reason = "a router that looks at tokens: expected one that goes by language alone, for the tape to run it";
-        return Err(Error::Input(reason.to_owned()));
-    }
     let n_shards = n_shards(b, rayon::current_num_threads(), config.n_parameters());
     let part = part_elements(&lm, b / n_shards, l, options)?;
     Ok(n_shards * part + (n_shards - 1) * config.n_parameters())

@@ -26,7 +26,7 @@ pub struct TapeOptions {
 pub fn record(config: &ModelConfig, names: &[&str], data: &StepData, options: TapeOptions) -> Result<Tape> {
     let params = names.iter().enumerate().map(|(i, name)| (*name, i)).collect();
     let n = data.b * data.l;
-    let mut recorder = Recorder { config, params, data, n, ops: Vec::new(), buffers: Vec::new() };
+    let mut recorder = Recorder { config, params, data, n, ops: Vec::new(), buffers: Vec::new(), replays: false };
     recorder.step(options)?;
     let Recorder { ops, mut buffers, .. } = recorder;
     let ops = slots::without_dead(ops, buffers.len());
@@ -41,6 +41,8 @@ struct Recorder<'a> {
     n: usize,
     ops: Vec<Op>,
     buffers: Vec<Buffer>,
+    /// Whether a layer is written a second time: plans are then there.
+    replays: bool,
 }
 
 /// The buffers of a layer's forward pass that its backward pass reads.
@@ -76,7 +78,13 @@ struct Attention {
 
 enum Ffn {
     Dense(Hidden),
-    Moe { moe: usize, shared: Option<Hidden>, routed: Option<Hidden> },
+    Moe { moe: usize, shared: Option<Hidden>, routed: Option<Hidden>, chosen: Option<Chosen> },
+}
+
+/// What a router that reads the tokens weighs: the outputs of the experts, and that of the shared one.
+struct Chosen {
+    y: BufId,
+    shared: Option<BufId>,
 }
 
 /// A feed-forward network and its activations.
@@ -120,7 +128,7 @@ impl Recorder<'_> {
         let dx = self.loss(x, normed)?;
         for (layer, mut recorded) in layers.into_iter().enumerate().rev() {
             if options.checkpoint_activations {
-                // The plans of the first pass stay: routing is replayed, not made again.
+                self.replays = true;
                 recorded = self.layer(layer, recorded.x, None)?;
             }
             self.layer_grad(&recorded, dx)?;
@@ -201,20 +209,25 @@ impl Recorder<'_> {
         };
         let moe = (0..layer).filter(|&layer| self.config.is_moe_layer(layer)).count();
         let plan = &self.data.plans[moe];
-        let mut shared = None;
+        let reads_tokens = moe_config.router.reads_tokens();
+        if reads_tokens && !self.replays {
+            self.ops.push(Op::Route { x, moe });
+        }
+        let (mut shared, mut weighed) = (None, None);
         if moe_config.d_ff_shared > 0 {
             let weights = Weights::One(format!("{name}.mlp.shared_expert"));
             let y = if plan.shared_weight_N.is_some() { self.like(x) } else { out };
             shared = Some(self.feed_forward(x, weights, moe_config.d_ff_shared, y, false)?);
             if plan.shared_weight_N.is_some() {
                 self.ops.push(Op::WeighShared { x: y, moe, out });
+                weighed = Some(y);
             }
         }
         let (a, accumulate) = (plan.token_A.len(), shared.is_some());
         let weights = Weights::Experts { name: format!("{name}.mlp.experts"), moe };
         if plan.is_plain() {
             let routed = self.feed_forward(x, weights, moe_config.d_ff_expert, out, accumulate)?;
-            return Ok(Ffn::Moe { moe, shared, routed: Some(routed) });
+            return Ok(Ffn::Moe { moe, shared, routed: Some(routed), chosen: None });
         }
         let [gathered, y] = [0; 2].map(|_| self.buffer(a, self.config.d_model));
         let mut routed = None;
@@ -226,7 +239,8 @@ impl Recorder<'_> {
         if a > 0 || !accumulate {
             self.ops.push(Op::Combine { x: y, moe, out, accumulate });
         }
-        Ok(Ffn::Moe { moe, shared, routed })
+        let chosen = reads_tokens.then_some(Chosen { y, shared: weighed });
+        Ok(Ffn::Moe { moe, shared, routed, chosen })
     }
 
     fn feed_forward(&mut self, x: BufId, weights: Weights, f: usize, out: BufId, accumulate: bool) -> Result<Hidden> {

@@ -31,25 +31,29 @@ pub(super) struct Shard {
 pub(super) struct Shards(Vec<Shard>);
 
 impl Shards {
-    /// The memory of a batch that is not divided; none where it is.
-    pub(super) fn undivided(&mut self, batch: &Batch, gradients: &Gradients) -> Result<Option<&mut CpuTape>> {
+    /// Into how many parts a batch is divided; their memory is there afterwards.
+    pub(super) fn n_parts(&mut self, batch: &Batch, gradients: &Gradients) -> Result<usize> {
         let n_shards = n_shards(batch.x_BL.dim(0)?, rayon::current_num_threads(), gradients.values().len());
         self.make(n_shards, gradients)?;
-        Ok(self.0.first_mut().filter(|_| n_shards == 1).map(|shard| &mut shard.cpu))
+        Ok(n_shards)
     }
 
-    /// Runs `run` on equal parts of the batch at the same time, adds up their gradients, and returns what they returned, in order.
+    /// The memory of a batch that is not divided; none where it is.
+    pub(super) fn undivided(&mut self, n_parts: usize) -> Option<&mut CpuTape> {
+        self.0.first_mut().filter(|_| n_parts == 1).map(|shard| &mut shard.cpu)
+    }
+
+    /// Runs `run` on `n_shards` equal parts of the batch at the same time, adds up their gradients, and returns what they returned, in order.
     /// With `ready` the gradients of a layer are added up when all parts have left it, while the backward passes go on.
     pub(super) fn run<T: Send>(
         &mut self,
         batch: &Batch,
+        n_shards: usize,
         gradients: &mut Gradients,
         run: impl Fn(&mut CpuTape, &Batch, &mut Gradients, &mut Ready) -> Result<T> + Sync,
         mut ready: Option<&mut Ready>,
     ) -> Result<Vec<T>> {
-        let b = batch.x_BL.dim(0)?;
-        let n_shards = n_shards(b, rayon::current_num_threads(), gradients.values().len());
-        let parts = parts(batch, b / n_shards, n_shards)?;
+        let parts = parts(batch, batch.x_BL.dim(0)? / n_shards, n_shards)?;
         let Some((first, others)) = self.0[..n_shards].split_first_mut() else { return Ok(Vec::new()) };
         let (mut merger, senders) = Merger::new(others.len());
         let says = ready.is_some();

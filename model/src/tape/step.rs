@@ -3,14 +3,16 @@
 use std::ops::Range;
 
 use super::cpu::{Inputs, attention_shape};
+use super::meeting::Meeting;
 use super::record::record;
 use super::shards::Shards;
 use super::step_data::HostPlan;
 use super::{CpuTape, DeviceOptimizer, DeviceTape, Profile, StepData, TapeOptions};
 use crate::error::Result;
+use crate::exchange::ExpertExchange;
 use crate::gradients::Gradients;
 use crate::lm::{Batch, CodeLm, IGNORE_ID, LossOutput, row_sums};
-use crate::router::RouterContext;
+use crate::router::{Router, RouterContext};
 
 /// What a forward and backward pass says besides the gradients.
 #[derive(Clone, Debug, Default)]
@@ -75,11 +77,15 @@ impl TrainTape {
         self.device.as_mut().map(|device| &mut **device as &mut dyn DeviceTape)
     }
 
-    /// Whether the tape runs this model: one on the CPU whose routers go by language and whose tokens stay here. Others run by autograd.
+    /// Whether the tape runs this model: one on the CPU whose tokens stay here. Others run by autograd.
     pub fn is_for(lm: &CodeLm) -> bool {
         let travels = lm.exchange().is_some_and(|exchange| exchange.owner_of_expert().is_some());
-        let reads_tokens = lm.config().moe.as_ref().is_some_and(|moe| moe.router.reads_tokens());
-        lm.device().is_cpu() && !travels && !reads_tokens
+        lm.device().is_cpu() && !travels
+    }
+
+    /// Whether a tape on a GPU runs it, too: one whose plans are made before the step.
+    pub fn is_for_gpu(lm: &CodeLm) -> bool {
+        TrainTape::is_for(lm) && !lm.config().moe.as_ref().is_some_and(|moe| moe.router.reads_tokens())
     }
 
     /// Adds the gradient of [`CodeLm::loss_of_share`] to `gradients`. `ready` hears of all parameters, from the last to the first,
@@ -108,13 +114,17 @@ impl TrainTape {
         if let Some(start_BL) = &batch.start_BL {
             attention_shape(lm.config(), b, l).check_starts(start_BL)?;
         }
-        let run = |cpu: &mut CpuTape, batch: &Batch, gradients: &mut Gradients, ready: &mut Ready| {
-            run(lm, batch, (self.options, (1.0 / divisor) as f32), cpu, gradients, ready)
-        };
-        if let Some(cpu) = self.shards.undivided(batch, gradients)? {
-            return run(cpu, batch, gradients, ready.unwrap_or(&mut |_, _| Ok(())));
+        let scale = (1.0 / divisor) as f32;
+        let n_parts = self.shards.n_parts(batch, gradients)?;
+        let part = Part { lm, options: self.options, scale, share: share / n_parts as f64 };
+        if let Some(cpu) = self.shards.undivided(n_parts) {
+            return part.run(batch, lm.exchange(), cpu, gradients, ready.unwrap_or(&mut |_, _| Ok(())));
         }
-        let parts = self.shards.run(batch, gradients, run, ready)?;
+        let meeting = Meeting::new(n_parts, lm.exchange());
+        let run = |cpu: &mut CpuTape, batch: &Batch, gradients: &mut Gradients, ready: &mut Ready| {
+            part.run(batch, Some(&meeting.seat()), cpu, gradients, ready)
+        };
+        let parts = self.shards.run(batch, n_parts, gradients, run, ready)?;
         let mut loss = StepLoss::default();
         let share = 1.0 / parts.len() as f32;
         parts.iter().for_each(|part| loss.add(part, share));
@@ -166,25 +176,47 @@ fn gpu_tape(_: usize, _: &CodeLm, _: TapeOptions, _: &DeviceOptimizer) -> Result
     Err(no_gpu_code())
 }
 
-/// Runs one part of a batch.
-fn run(
-    lm: &CodeLm,
-    batch: &Batch,
-    (options, scale): (TapeOptions, f32),
-    cpu: &mut CpuTape,
-    gradients: &mut Gradients,
-    ready: &mut Ready,
-) -> Result<StepLoss> {
-    let data = step_data(lm, batch)?;
-    let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
-    let tape = record(lm.config(), &names, &data, options)?;
-    let (config, rope, parameters) = (lm.config(), lm.rope(), lm.parameters());
-    let inputs = Inputs { config, rope, parameters, data: &data, scale };
-    let nll_sum = cpu.run(&tape, &inputs, gradients, ready)?;
-    let n_tokens = data.target_N.iter().filter(|&&id| id != IGNORE_ID).count();
-    let load_E = data.plans.into_iter().map(|plan| plan.load_E).collect();
-    let nll_B = row_sums(cpu.nll_N(), data.l);
-    Ok(StepLoss { nll_sum, aux_loss: 0.0, nll_B, n_tokens, load_E })
+/// What the parts of a batch have in common.
+struct Part<'a> {
+    lm: &'a CodeLm,
+    options: TapeOptions,
+    scale: f32,
+    /// Of one part, in the means of the step.
+    share: f64,
+}
+
+impl Part<'_> {
+    /// Runs one part; `exchange` knows of the others.
+    fn run(
+        &self,
+        batch: &Batch,
+        exchange: Option<&dyn ExpertExchange>,
+        cpu: &mut CpuTape,
+        gradients: &mut Gradients,
+        ready: &mut Ready,
+    ) -> Result<StepLoss> {
+        let lm = self.lm;
+        let data = step_data(lm, batch)?;
+        let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
+        let tape = record(lm.config(), &names, &data, self.options)?;
+        let routers: Vec<&dyn Router> = lm.routers().collect();
+        let inputs = Inputs {
+            config: lm.config(),
+            rope: lm.rope(),
+            parameters: lm.parameters(),
+            data: &data,
+            scale: self.scale,
+            share: self.share,
+            routers: &routers,
+            language_N: &batch.language_BL,
+            exchange,
+        };
+        let nll_sum = cpu.run(&tape, &inputs, gradients, ready)?;
+        let n_tokens = data.target_N.iter().filter(|&&id| id != IGNORE_ID).count();
+        let (aux_loss, load_E) = cpu.routing(&data)?;
+        let nll_B = row_sums(cpu.nll_N(), data.l);
+        Ok(StepLoss { nll_sum, aux_loss: aux_loss * self.share, nll_B, n_tokens, load_E })
+    }
 }
 
 /// Everything that the tape needs to know of the batch.
@@ -193,11 +225,16 @@ pub(super) fn step_data(lm: &CodeLm, batch: &Batch) -> Result<StepData> {
     let n_experts = lm.config().moe.as_ref().map_or(0, |moe| moe.n_experts);
     let x_N0 = candle_core::Tensor::zeros((data.id_N.len(), 0), candle_core::DType::F32, lm.device())?;
     let is_idle = lm.exchange().is_some_and(|exchange| exchange.is_idle());
+    let reads_tokens = lm.config().moe.as_ref().map(|moe| &moe.router).filter(|router| router.reads_tokens());
     for router in lm.routers() {
-        let (mut plan, _) = router.plan(&x_N0, &RouterContext { language_N: &batch.language_BL })?;
+        if let Some(router) = reads_tokens {
+            data.plans.push(HostPlan::largest(router, data.id_N.len()));
+            continue;
+        }
+        let context = RouterContext { language_N: &batch.language_BL, exchange: None };
+        let (mut plan, _) = router.plan(&x_N0, &context)?;
         if is_idle {
-            // Padding must not give an expert a gradient, not even of zeros.
-            (plan.token_A, plan.expert_A, plan.weight_A) = (Vec::new(), Vec::new(), None);
+            plan.drop_assignments();
         }
         data.plans.push(HostPlan::new(&plan, data.id_N.len(), n_experts)?);
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::lm::{Batch, bigram_bucket, check_ids};
-use crate::router::Plan;
+use crate::router::{Plan, RouterConfig};
 
 /// One batch as a tape reads it; everything is row-major B·L.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +28,8 @@ pub struct HostPlan {
     pub token_A: Vec<u32>,
     /// Runs of assignments to one expert: the expert and their number.
     pub runs: Vec<(usize, usize)>,
+    /// Where each assignment stands in the router's plan.
+    pub order_A: Vec<u32>,
     pub weight_A: Option<Vec<f32>>,
     pub shared_weight_N: Option<Vec<f32>>,
     /// Whether assignment `a` is that of token `a` for every token.
@@ -61,11 +63,16 @@ impl HostPlan {
         let shared_weight_N = plan.shared_weight_N.as_ref().map(|weight_N| weight_N.to_vec1::<f32>()).transpose()?;
         let runs = runs(&ordered(&plan.expert_A));
         let load_E = plan.load(n_experts);
-        Ok(HostPlan { token_A: ordered(&plan.token_A), runs, weight_A, shared_weight_N, in_place, load_E })
+        let token_A = ordered(&plan.token_A);
+        Ok(HostPlan { token_A, runs, order_A, weight_A, shared_weight_N, in_place, load_E })
     }
-}
 
-impl HostPlan {
+    /// The largest plan of a router that reads the tokens: what a tape is recorded for before there is a plan.
+    pub(super) fn largest(router: &RouterConfig, n_tokens: usize) -> HostPlan {
+        let shared_weight_N = router.weighs_shared().then(Vec::new);
+        HostPlan { token_A: vec![0; n_tokens * router.n_selected()], shared_weight_N, ..HostPlan::default() }
+    }
+
     /// Whether experts read and write the tokens' own rows, with no weights.
     pub fn is_plain(&self) -> bool {
         self.in_place && self.weight_A.is_none()

@@ -131,6 +131,8 @@ fn assert_equals_autograd(name: &str, lm: &CodeLm, batch: &Batch) {
         let (loss, gradients) = gradients(lm, batch, TapeOptions { checkpoint_activations });
         let nll_sum = loss.nll_sum;
         assert_same_rows(&loss, &expected.nll_B, name);
+        let aux_loss = (loss.aux_loss, expected.aux_loss);
+        assert!((aux_loss.0 - aux_loss.1).abs() < 1e-5, "{name}: losses of routers {aux_loss:?}");
         assert!((nll_sum - expected.nll_sum).abs() < 1e-3, "{name}: loss {nll_sum}, not {}", expected.nll_sum);
         for (idx, (parameter, var)) in lm.parameters().iter().enumerate() {
             let what = format!("{name}, checkpointing {checkpoint_activations}, {parameter}");
@@ -225,12 +227,17 @@ fn in_pool<T: Send>(n_threads: usize, f: impl FnOnce() -> T + Send) -> T {
 
 #[test]
 fn a_batch_divided_among_threads_has_the_same_gradients() {
-    let lm = model(&tiny(Some(RouterConfig::all().remove(1))));
+    RouterConfig::all().into_iter().for_each(assert_divided_is_whole);
+}
+
+fn assert_divided_is_whole(router: RouterConfig) {
+    let lm = model(&tiny(Some(router)));
     let run = |n_threads| in_pool(n_threads, || gradients(&lm, &batch(4, 20, true), TapeOptions::default()));
     let (whole, undivided) = run(1);
     for n_threads in [2, 4, 6] {
         let (loss, divided) = run(n_threads);
         assert!((loss.nll_sum - whole.nll_sum).abs() < 1e-4, "{n_threads} threads");
+        assert!((loss.aux_loss - whole.aux_loss).abs() < 1e-6, "{n_threads} threads");
         let rows = loss.nll_B.iter().zip(&whole.nll_B);
         assert!(loss.nll_B.len() == 4 && rows.clone().all(|(a, b)| (a - b).abs() < 1e-4), "{rows:?}");
         for idx in 0..divided.n_parameters() {
@@ -251,13 +258,10 @@ fn a_batch_divided_among_threads_has_the_same_gradients() {
 fn checkpointing_changes_no_bit() {
     for (name, config) in configs() {
         let lm = model(&config);
-        if TrainTape::is_for(&lm) {
-            let run =
-                |checkpoint_activations| gradients(&lm, &batch(3, 64, true), TapeOptions { checkpoint_activations });
-            let ((kept, gradients), (again, gradients_again)) = (run(false), run(true));
-            assert_eq!((kept.nll_sum, kept.load_E), (again.nll_sum, again.load_E), "{name}");
-            assert_eq!(gradients, gradients_again, "{name}");
-        }
+        let run = |checkpoint_activations| gradients(&lm, &batch(3, 64, true), TapeOptions { checkpoint_activations });
+        let ((kept, gradients), (again, gradients_again)) = (run(false), run(true));
+        assert_eq!((kept.nll_sum, kept.load_E), (again.nll_sum, again.load_E), "{name}");
+        assert_eq!(gradients, gradients_again, "{name}");
     }
 }
 
@@ -294,15 +298,11 @@ fn memory_is_known_before_there_is_a_model() {
         let lm = model(&config);
         for (checkpoint_activations, (b, l)) in [(false, (3, 64)), (true, (3, 64)), (false, (2, 20)), (true, (2, 20))] {
             let options = TapeOptions { checkpoint_activations };
-            let planned = planned_elements(&config, b, l, options);
-            if !TrainTape::is_for(&lm) {
-                assert!(planned.unwrap_err().to_string().contains("looks at tokens"), "{name}");
-                continue;
-            }
+            let planned = planned_elements(&config, b, l, options).unwrap();
             let mut tape = TrainTape::new(options);
             let batch = batch(b, l, false);
             tape.step(&lm, &batch, (40.0, 1.0), &mut Gradients::of(&lm), None).unwrap();
-            assert_eq!(4 * planned.unwrap(), tape.n_bytes(), "{name}, {b} rows of {l}, {options:?}");
+            assert_eq!(4 * planned, tape.n_bytes(), "{name}, {b} rows of {l}, {options:?}");
         }
     }
     assert!(planned_elements(&tiny(None), 1, 65, TapeOptions::default()).is_err(), "longer than the context");

@@ -1,11 +1,15 @@
 //! The suite `packages` as one HTML page: bars by language of the model beside the n-gram model, and the table.
 
-use crate::evaluate::summary::{Evaluation, SystemRow};
+use std::fmt::Display;
+
+use crate::evaluate::summary::{Evaluation, LanguageRow, SystemRow};
 use crate::report::html::{self, COLOURS, Part, escape, legend, table_row};
 use crate::report::table;
 
-/// Colour of the baseline.
-const NGRAM: &str = "#A0A0A0";
+/// A system of a row, its name and its colour.
+type System = (fn(&LanguageRow) -> &Option<SystemRow>, &'static str, &'static str);
+
+const SYSTEMS: [System; 2] = [(|row| &row.model, "model", COLOURS[0]), (|row| &row.ngram, "n-gram", "#A0A0A0")];
 
 /// A figure that is drawn.
 struct Figure {
@@ -62,28 +66,34 @@ pub fn render(evaluation: &Evaluation) -> String {
     html::page("packages", &page)
 }
 
-/// One row a language, longest where the figure is largest; nothing where nobody has the figure.
+/// One row a language, longest where the figure is largest; nothing of a system that has the figure of no language.
 fn bars(page: &mut String, evaluation: &Evaluation, figure: &Figure) {
     let rows = || evaluation.languages.iter().chain([&evaluation.macro_average]);
-    let value = |system: &Option<SystemRow>| system.as_ref().and_then(figure.value).filter(|value| value.is_finite());
-    let largest = rows().flat_map(|row| [value(&row.model), value(&row.ngram)]).flatten().fold(0.0, f64::max);
+    let value = |(of, _, _): &System, row: &LanguageRow| {
+        of(row).as_ref().and_then(figure.value).filter(|value| value.is_finite())
+    };
+    let systems: Vec<System> =
+        SYSTEMS.into_iter().filter(|system| rows().any(|row| value(system, row).is_some())).collect();
+    let largest =
+        rows().flat_map(|row| systems.iter().filter_map(move |system| value(system, row))).fold(0.0, f64::max);
     if largest <= 0.0 {
         return;
     }
     *page += &format!("<h2>{}</h2>\n<p><small>{}</small></p>\n", figure.title, figure.note);
-    legend(
-        page,
-        [("model", COLOURS[0]), ("n-gram", NGRAM)].into_iter().map(|(name, colour)| (name.to_owned(), colour)),
-    );
-    page.push_str("<table><tr><th>language<th><th>model<th>n-gram</tr>\n");
+    legend(page, systems.iter().map(|(_, name, colour)| ((*name).to_owned(), *colour)));
+    page.push_str("<table><tr><th>language<th>");
+    systems.iter().for_each(|(_, name, _)| *page += &format!("<th>{name}"));
+    page.push_str("</tr>\n");
     for row in rows() {
-        let bar = |system: &Option<SystemRow>, colour: &'static str, name: &str| {
-            let Some(value) = value(system) else { return String::new() };
-            html::bar(&[Part { width: 100.0 * value / largest, colour, title: format!("{name} {value:.3}") }])
+        let bar = |system: &System| {
+            let Some(value) = value(system, row) else { return String::new() };
+            let title = format!("{} {value:.3}", system.1);
+            html::bar(&[Part { width: 100.0 * value / largest, colour: system.2, title }])
         };
-        let both = bar(&row.model, COLOURS[0], "model") + &bar(&row.ngram, NGRAM, "n-gram");
-        let text = |system| table::figure(value(system), figure.decimals);
-        table_row(page, &[&escape(&row.language), &both, &text(&row.model), &text(&row.ngram)]);
+        let figures = systems.iter().map(|system| table::figure(value(system, row), figure.decimals));
+        let cells: Vec<String> =
+            [escape(&row.language), systems.iter().map(bar).collect()].into_iter().chain(figures).collect();
+        table_row(page, &cells.iter().map(|cell| cell as &dyn Display).collect::<Vec<_>>());
     }
     page.push_str("</table>\n");
 }
@@ -117,5 +127,9 @@ mod tests {
         // Bits, lines from the left and tokens of two rows and two systems; nobody has lines with the text after them.
         assert_eq!((page.matches("class=\"bar\"").count(), page.matches("<h2>").count()), (12, 4));
         assert!(page.contains("width:50.00%") && page.contains("width:100.00%"));
+        let mut alone = evaluation;
+        (alone.languages[0].ngram, alone.macro_average.ngram) = (None, None);
+        let page = render(&alone);
+        assert!(page.contains("<th>model</tr>") && page.matches("class=\"bar\"").count() == 6);
     }
 }

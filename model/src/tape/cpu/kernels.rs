@@ -1,7 +1,6 @@
 //! Each operation of a tape on slices: shapes, then one call of `ops`.
 
 use super::super::op::{BufId, Op, ParamId};
-use super::super::step_data::HostPlan;
 use super::{Inputs, Memory, Weights};
 use crate::config::ModelConfig;
 use crate::gradients::Gradients;
@@ -23,14 +22,16 @@ pub(super) fn run(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inpu
         Op::Attention { .. } | Op::AttentionGrad { .. } => attention(op, memory, inputs),
         Op::Relu2 { .. } | Op::Relu2Grad { .. } | Op::Swiglu { .. } | Op::SwigluGrad { .. } => activations(op, memory),
         Op::ExpertLinear { .. } | Op::ExpertLinearGradInput { .. } | Op::ExpertLinearGradWeight { .. } => {
-            experts(op, memory, weights, inputs, gradients);
+            experts(op, memory, weights, gradients);
         }
         Op::Gather { .. }
         | Op::GatherGrad { .. }
         | Op::Combine { .. }
         | Op::CombineGrad { .. }
-        | Op::WeighShared { .. } => dispatch(op, memory, inputs),
-        Op::LinearCrossEntropy { .. } | Op::Ready { .. } => unreachable!("run by the tape itself"),
+        | Op::WeighShared { .. } => dispatch(op, memory),
+        Op::Route { .. } | Op::RouteGrad { .. } | Op::LinearCrossEntropy { .. } | Op::Ready { .. } => {
+            unreachable!("run by the tape itself")
+        }
     }
 }
 
@@ -138,11 +139,11 @@ fn linears(op: &Op, memory: &mut Memory, weights: &Weights, gradients: &mut Grad
     }
 }
 
-fn experts(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inputs, gradients: &mut Gradients) {
+fn experts(op: &Op, memory: &mut Memory, weights: &Weights, gradients: &mut Gradients) {
     match op {
         Op::ExpertLinear { x, weights: experts, moe, out, accumulate } => memory.write([*out], |memory, [out]| {
             let (d, f) = (memory.shape(*x).1, out.len() / memory.shape(*x).0);
-            for (expert, rows) in inputs.data.plans[*moe].stretches() {
+            for (expert, rows) in memory.plans.get(*moe).stretches() {
                 let (x, out) = (&memory.get(*x)[rows.start * d..rows.end * d], &mut out[rows.start * f..rows.end * f]);
                 ops::linear_forward(x, weights.get(experts[expert]), (rows.len(), d), (out, *accumulate));
             }
@@ -150,7 +151,7 @@ fn experts(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inputs, gra
         Op::ExpertLinearGradInput { dout, weights: experts, moe, dx, accumulate } => {
             memory.write([*dx], |memory, [dx]| {
                 let (f, d) = (memory.shape(*dout).1, dx.len() / memory.shape(*dout).0);
-                for (expert, rows) in inputs.data.plans[*moe].stretches() {
+                for (expert, rows) in memory.plans.get(*moe).stretches() {
                     let dout = &memory.get(*dout)[rows.start * f..rows.end * f];
                     let dx = &mut dx[rows.start * d..rows.end * d];
                     ops::linear_grad_input(dout, weights.get(experts[expert]), (rows.len(), f), (dx, *accumulate));
@@ -159,7 +160,7 @@ fn experts(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inputs, gra
         }
         Op::ExpertLinearGradWeight { x, dout, weights: experts, moe } => {
             let ((_, d), (_, f)) = (memory.shape(*x), memory.shape(*dout));
-            for (expert, rows) in inputs.data.plans[*moe].stretches() {
+            for (expert, rows) in memory.plans.get(*moe).stretches() {
                 let x = &memory.get(*x)[rows.start * d..rows.end * d];
                 let dout = &memory.get(*dout)[rows.start * f..rows.end * f];
                 ops::linear_grad_weight(x, dout, (rows.len(), f), gradients.slot(experts[expert].0));
@@ -204,11 +205,13 @@ fn activations(op: &Op, memory: &mut Memory) {
     }
 }
 
-fn dispatch(op: &Op, memory: &mut Memory, inputs: &Inputs) {
-    let plan = |moe: usize| -> &HostPlan { &inputs.data.plans[moe] };
+fn dispatch(op: &Op, memory: &mut Memory) {
+    let plans = memory.plans;
+    let plan = |moe: usize| plans.get(moe);
     match *op {
         Op::Gather { x, moe, out } => memory.write([out], |memory, [out]| {
-            ops::copy_table_rows(memory.get(x), &plan(moe).token_A, out);
+            let (token_A, d) = (&plan(moe).token_A, memory.shape(x).1);
+            ops::copy_table_rows(memory.get(x), token_A, &mut out[..token_A.len() * d]);
         }),
         Op::GatherGrad { dout, moe, dx, accumulate } => memory.write([dx], |memory, [dx]| {
             if !accumulate {

@@ -110,7 +110,7 @@ fn every_option_equals_the_cpu(test: &str, place: Place) {
     let Some(device) = device(test, place, 32) else { return };
     for (name, config) in cpu::configs() {
         let lm = rounded(cpu::model(&sized(&config)));
-        if !TrainTape::is_for(&lm) {
+        if !TrainTape::is_for_gpu(&lm) {
             let error = CudaTape::with_device(device.clone(), &lm, TapeOptions::default(), &adamw(&lm)).err();
             assert!(error.is_some_and(|error| error.to_string().contains("router that reads tokens")), "{name}");
             continue;
@@ -166,7 +166,7 @@ fn rows_that_mix_languages_equal_the_cpu(test: &str, place: Place) {
     let Some(device) = device(test, place, 32) else { return };
     for (name, config) in cpu::configs_with_experts() {
         let lm = rounded(cpu::model(&sized(&config)));
-        if !TrainTape::is_for(&lm) {
+        if !TrainTape::is_for_gpu(&lm) {
             continue;
         }
         let mut tape = CudaTape::with_device(device.clone(), &lm, TapeOptions::default(), &adamw(&lm)).unwrap();

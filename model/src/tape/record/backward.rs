@@ -1,7 +1,7 @@
 //! The second half of the tape: each forward operation's gradient, in reverse order.
 
 use super::super::op::{BufId, Op};
-use super::{Attention, Ffn, Hidden, Layer, Normed, Recorder, Weights};
+use super::{Attention, Chosen, Ffn, Hidden, Layer, Normed, Recorder, Weights};
 use crate::error::Result;
 
 impl Recorder<'_> {
@@ -61,12 +61,15 @@ impl Recorder<'_> {
         let dx = self.like(layer.ffn_norm.out);
         match &layer.ffn {
             Ffn::Dense(hidden) => self.feed_forward_grad(hidden, dout, (dx, false))?,
-            Ffn::Moe { moe, shared, routed } => {
+            Ffn::Moe { moe, shared, routed, chosen } => {
                 if let Some(hidden) = shared {
                     self.shared_grad(hidden, *moe, dout, dx)?;
                 }
                 if let Some(hidden) = routed {
                     self.routed_grad(hidden, *moe, dout, (dx, shared.is_some()))?;
+                }
+                if let Some(Chosen { y, shared }) = *chosen {
+                    self.ops.push(Op::RouteGrad { dout, y, shared, moe: *moe, dx });
                 }
             }
         }
