@@ -195,9 +195,12 @@ mod tests {
         let moe = MoeConfig {
             layers: config::MoeLayers::EveryN(2),
             n_experts: 2,
+            experts_by_layer: Vec::new(),
             d_ff_expert: 16,
+            expert_param: Default::default(),
             d_ff_shared: 0,
             router: RouterConfig::all().remove(0),
+            modifiers: Vec::new(),
             expert_of_language: BTreeMap::new(),
         };
         let model = json_config(tokenizer.vocab_size(), &languages, &moe);

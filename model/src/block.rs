@@ -5,11 +5,13 @@ use candle_core::Tensor;
 use crate::attention::Attention;
 use crate::cache::LayerCache;
 use crate::config::ModelConfig;
+use crate::draw::Draw;
 use crate::error::Result;
 use crate::experts::FeedForward;
 use crate::moe::{MoeLayer, MoeOutput};
 use crate::ops::{self, Rope};
 use crate::params::{Init, Params};
+use crate::router::RouterContext;
 
 /// `x + attention(norm(x))`, then `x + ffn(norm(x))`.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub(crate) struct Block {
     attention: Attention,
     ffn_norm_D: Tensor,
     pub(crate) ffn: Ffn,
+    /// Layers with experts before this one.
+    moe: usize,
     norm_eps: f64,
 }
 
@@ -29,9 +33,12 @@ pub(crate) enum Ffn {
 }
 
 /// What is known of the tokens besides their ids.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct TokenContext<'a> {
-    pub(crate) language_N: &'a [u32],
+    /// What all routers may look at.
+    pub(crate) router: RouterContext<'a>,
+    /// Random numbers of a step of training.
+    pub(crate) draw: Option<&'a Draw>,
     /// The first position of its sequence that each token sees; none for the first of all.
     pub(crate) start_BL: Option<&'a [u32]>,
 }
@@ -49,12 +56,13 @@ impl Block {
         let attention = params.scope("self_attn", |params| Attention::new(config, layer, params))?;
         let ffn_norm_D = params.get("post_attention_layernorm.weight", &[d], Init::One)?;
         let ffn = params.scope("mlp", |params| {
-            Ok(match config.moe.as_ref().filter(|_| config.is_moe_layer(layer)) {
-                Some(moe) => Ffn::Moe(MoeLayer::new(config, moe, params)?),
+            Ok(match config.moe_of_layer(layer) {
+                Some(moe) => Ffn::Moe(MoeLayer::new(config, &moe, params)?),
                 None => Ffn::Dense(FeedForward::new(config, config.d_ff, params)?),
             })
         })?;
-        Ok(Block { input_norm_D, attention, ffn_norm_D, ffn, norm_eps: config.norm_eps })
+        let moe = (0..layer).filter(|&layer| config.is_moe_layer(layer)).count();
+        Ok(Block { input_norm_D, attention, ffn_norm_D, ffn, moe, norm_eps: config.norm_eps })
     }
 
     /// Shapes: `x_BLD`, `ids_N` (on the CPU) -> `BLD`.
@@ -73,7 +81,9 @@ impl Block {
         let (y_ND, report) = match &self.ffn {
             Ffn::Dense(ffn) => (ffn.forward(&normed_ND)?, None),
             Ffn::Moe(moe) => {
-                let MoeOutput { y_ND, aux_loss, load_E } = moe.forward(&normed_ND, context.language_N)?;
+                let draw = context.draw.map(|draw| draw.layer(self.moe));
+                let context = RouterContext { draw, ..context.router };
+                let MoeOutput { y_ND, aux_loss, load_E } = moe.forward(&normed_ND, &context)?;
                 (y_ND, Some(MoeReport { aux_loss, load_E }))
             }
         };

@@ -71,13 +71,13 @@ impl Bundle {
     /// # Errors
     /// A tokenizer with more entries than the model, or a router that looks at later tokens.
     pub fn new(lm: CodeLm, tokenizer: Tokenizer, info: BundleInfo) -> Result<Bundle> {
+        if let Some(moe) = lm.config().moe.as_ref().filter(|moe| !moe.is_causal()) {
+            let reason = format!("router {} looks at later tokens and cannot be served", moe.router.name());
+            return Err(Error::corrupt(&info.origin, reason));
+        }
         let (ids, rows) = (tokenizer.vocab_size(), lm.config().vocab_size);
         if ids > rows {
             let reason = format!("the tokenizer has {ids} ids: expected at most vocab_size = {rows}");
-            return Err(Error::corrupt(&info.origin, reason));
-        }
-        if let Some(moe) = lm.config().moe.as_ref().filter(|moe| !moe.router.is_causal()) {
-            let reason = format!("router {} looks at later tokens and cannot be served", moe.router.name());
             return Err(Error::corrupt(&info.origin, reason));
         }
         Ok(Bundle { lm, tokenizer, info })

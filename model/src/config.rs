@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::adapters::AdapterConfig;
 use crate::copy::CopyConfig;
 use crate::error::{Error, Result};
-use crate::router::RouterConfig;
+use crate::experts::ExpertParam;
+use crate::modifier::{Modified, ModifierConfig};
+use crate::params::Params;
+use crate::router::{Router, RouterConfig};
 
 /// The language index of text whose language no expert was trained for.
 pub const UNKNOWN_LANGUAGE: u32 = u32::MAX;
@@ -54,6 +58,9 @@ pub struct ModelConfig {
     pub languages: Vec<String>,
     #[serde(default)]
     pub moe: Option<MoeConfig>,
+    /// Small networks after each layer, one for each language.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterConfig>,
     /// How what the text itself says is mixed in; training knows nothing of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy: Option<CopyConfig>,
@@ -76,15 +83,69 @@ pub enum Activation {
 pub struct MoeConfig {
     pub layers: MoeLayers,
     pub n_experts: usize,
+    /// Experts of each of these layers, from the first to the last, instead of `n_experts`: a pyramid (Rajbhandari et al. 2022, arXiv
+    /// 2201.05596, §4.1).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub experts_by_layer: Vec<usize>,
     /// Hidden width of one expert.
     pub d_ff_expert: usize,
+    /// How experts hold their weights.
+    #[serde(default, skip_serializing_if = "ExpertParam::is_full")]
+    pub expert_param: ExpertParam,
     /// Hidden width of the shared expert; 0 for none.
     #[serde(default)]
     pub d_ff_shared: usize,
     pub router: RouterConfig,
+    /// What changes the router's plan, or adds to its losses, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modifiers: Vec<ModifierConfig>,
     /// The expert of each language, for routers that choose by language; language index modulo `n_experts` where absent.
     #[serde(default)]
     pub expert_of_language: BTreeMap<String, usize>,
+}
+
+impl MoeConfig {
+    /// The configuration of the `moe`-th layer with experts alone.
+    pub fn of_layer(&self, moe: usize) -> MoeConfig {
+        let n_experts = self.experts_by_layer.get(moe).copied().unwrap_or(self.n_experts);
+        MoeConfig { n_experts, experts_by_layer: Vec::new(), ..self.clone() }
+    }
+
+    /// Whether plans depend on the tokens' values or on parameters; else they are made before the first layer.
+    pub fn reads_tokens(&self) -> bool {
+        self.router.reads_tokens() || self.modifiers.iter().any(ModifierConfig::reads_tokens)
+    }
+
+    /// Whether plans that are made in their layer weigh the shared expert's output.
+    pub fn weighs_shared(&self) -> bool {
+        self.router.weighs_shared() || self.modifiers.iter().any(ModifierConfig::weighs_shared)
+    }
+
+    /// Whether parts of a batch may be trained on apart: a token's experts depend on no other, and losses are means over tokens.
+    pub fn is_local(&self) -> bool {
+        self.router.is_local() && self.modifiers.iter().all(ModifierConfig::is_local)
+    }
+
+    /// Whether a token's experts depend on no later token when the model is measured or served.
+    pub fn is_causal(&self) -> bool {
+        self.router.is_causal() && self.modifiers.iter().all(ModifierConfig::is_causal)
+    }
+
+    /// Parameters that routing has in one layer.
+    pub fn n_routing_parameters(&self, model: &ModelConfig) -> usize {
+        let modifiers = self.modifiers.iter().map(|modifier| modifier.n_parameters(model)).sum::<usize>();
+        self.router.n_parameters(model, self) + modifiers
+    }
+
+    /// The router with its modifiers.
+    pub(crate) fn build_router(&self, model: &ModelConfig, params: &mut Params) -> Result<Box<dyn Router>> {
+        let router = self.router.build(model, self, params)?;
+        if self.modifiers.is_empty() {
+            return Ok(router);
+        }
+        let modifiers = self.modifiers.iter().map(|modifier| modifier.build(model, self, params));
+        Ok(Box::new(Modified { router, modifiers: modifiers.collect::<Result<_>>()? }))
+    }
 }
 
 /// The layers that have experts.
@@ -130,15 +191,37 @@ impl ModelConfig {
         (0..self.n_layers).filter(|&layer| self.is_moe_layer(layer)).count()
     }
 
+    /// Whether all weights are parameters: none is made anew in each pass.
+    pub fn is_plain(&self) -> bool {
+        let has_network = matches!(self.adapter, Some(AdapterConfig::Hyper(_)));
+        !has_network && self.moe.as_ref().is_none_or(|moe| moe.expert_param.is_plain())
+    }
+
     /// The index of a language by name; [`UNKNOWN_LANGUAGE`] for none and for names that the model does not have.
     pub fn language_index(&self, name: Option<&str>) -> u32 {
         let found = name.and_then(|name| self.languages.iter().position(|language| language == name));
         found.map_or(UNKNOWN_LANGUAGE, |idx| idx as u32)
     }
 
+    /// The configuration of each layer with experts, from the first to the last.
+    pub fn moe_layers(&self) -> Vec<MoeConfig> {
+        let layers = |moe: &MoeConfig| (0..self.n_moe_layers()).map(|i| moe.of_layer(i)).collect();
+        self.moe.as_ref().map_or_else(Vec::new, layers)
+    }
+
+    /// The configuration of layer `layer`, if it has experts.
+    pub(crate) fn moe_of_layer(&self, layer: usize) -> Option<MoeConfig> {
+        let before = (0..layer).filter(|&layer| self.is_moe_layer(layer)).count();
+        self.moe.as_ref().filter(|_| self.is_moe_layer(layer)).map(|moe| moe.of_layer(before))
+    }
+
     /// The expert of each language, by language index. Empty without experts.
     pub fn expert_of_language(&self) -> Vec<usize> {
-        let Some(moe) = &self.moe else { return Vec::new() };
+        self.moe.as_ref().map_or_else(Vec::new, |moe| self.expert_of_language_in(moe))
+    }
+
+    /// The expert of each language in a layer, by language index.
+    pub(crate) fn expert_of_language_in(&self, moe: &MoeConfig) -> Vec<usize> {
         let expert = |(idx, name): (usize, &String)| {
             moe.expert_of_language.get(name).copied().unwrap_or(idx % moe.n_experts.max(1))
         };
@@ -179,6 +262,7 @@ impl ModelConfig {
         names.dedup();
         check(names.len() == self.languages.len(), "languages", format!("{:?}", self.languages), "no name twice")?;
         self.copy.as_ref().map_or(Ok(()), CopyConfig::validate)?;
+        self.adapter.as_ref().map_or(Ok(()), |adapter| adapter.validate(self))?;
         self.moe.as_ref().map_or(Ok(()), |moe| self.validate_moe(moe))
     }
 
@@ -193,23 +277,44 @@ impl ModelConfig {
             MoeLayers::List(list) => list.iter().all(|&layer| layer < self.n_layers),
         };
         check(in_range && self.n_moe_layers() > 0, "moe.layers", layers, &expected)?;
+        let by_layer = format!("{:?}", moe.experts_by_layer);
+        let expected = format!("none, or a positive number for each of {} layers with experts", self.n_moe_layers());
+        let fits = moe.experts_by_layer.is_empty() || moe.experts_by_layer.len() == self.n_moe_layers();
+        check(fits && !moe.experts_by_layer.contains(&0), "moe.experts_by_layer", by_layer, &expected)?;
+        self.moe_layers().iter().try_for_each(|moe| self.validate_routing(moe))
+    }
+
+    /// Of one layer with experts.
+    fn validate_routing(&self, moe: &MoeConfig) -> Result<()> {
         for (name, &expert) in &moe.expert_of_language {
             let known = format!("a name of languages = {:?}", self.languages);
             check(self.languages.contains(name), "moe.expert_of_language", name, &known)?;
             let below = format!("an expert below n_experts = {}", moe.n_experts);
             check(expert < moe.n_experts, "moe.expert_of_language", format!("{name} = {expert}"), &below)?;
         }
+        let name = |modifier: &ModifierConfig| modifier.name();
+        let twice = moe
+            .modifiers
+            .iter()
+            .enumerate()
+            .find(|(i, one)| moe.modifiers[..*i].iter().any(|other| name(other) == name(one)));
+        check(twice.is_none(), "moe.modifiers", twice.map_or("", |(_, one)| name(one)), "no kind twice")?;
+        moe.modifiers.iter().try_for_each(|modifier| modifier.validate(self, moe))?;
+        moe.expert_param.validate(self, moe)?;
         moe.router.validate(self, moe)
     }
 
     /// Parameters in all.
     pub fn n_parameters(&self) -> usize {
-        self.count(|moe| moe.n_experts)
+        let adapters = self.adapter.as_ref().map_or(0, |adapter| adapter.n_parameters(self));
+        self.count(|moe| moe.expert_param.n_parameters(self, moe)) + adapters
     }
 
     /// Parameters that one token is multiplied by: the tied embedding counts once, tables of which a token reads a row do not.
     pub fn n_active_parameters(&self) -> usize {
-        self.count(|moe| moe.router.n_selected()) - self.table_parameters()
+        let adapter = self.adapter.as_ref().map_or(0, |adapter| 2 * self.d_model * (adapter.bottleneck() + 1));
+        let of_experts = |moe: &MoeConfig| moe.router.n_selected() * self.n_ffn_parameters(moe.d_ff_expert);
+        self.count(of_experts) - self.table_parameters() + self.n_layers * adapter
     }
 
     /// Multiplications and additions of a forward pass for one token with `context` positions before it, times two (FLOPs).
@@ -225,21 +330,23 @@ impl ModelConfig {
         self.bigram_buckets * self.d_model + values
     }
 
-    fn count(&self, n_experts: impl Fn(&MoeConfig) -> usize) -> usize {
+    /// Parameters of a feed-forward network of hidden width `f`.
+    pub(crate) fn n_ffn_parameters(&self, f: usize) -> usize {
         let matrices = match self.activation {
             Activation::Swiglu => 3,
             Activation::Relu2 => 2,
         };
+        matrices * self.d_model * f
+    }
+
+    fn count(&self, of_experts: impl Fn(&MoeConfig) -> usize) -> usize {
         let (d, q, kv) = (self.d_model, self.n_heads * self.d_head, self.n_kv_heads * self.d_head);
         let bias = if self.qkv_bias { q + 2 * kv } else { 0 };
         let qk_norm = if self.qk_norm { 2 * self.d_head } else { 0 };
         let attention = 2 * d * q + 2 * d * kv + bias + qk_norm + 2 * d;
-        let ffn = |layer: usize| match self.moe.as_ref().filter(|_| self.is_moe_layer(layer)) {
-            None => matrices * d * self.d_ff,
-            Some(moe) => {
-                let hidden = n_experts(moe) * moe.d_ff_expert + moe.d_ff_shared;
-                matrices * d * hidden + moe.router.n_parameters(self, moe)
-            }
+        let ffn = |layer: usize| match self.moe_of_layer(layer) {
+            None => self.n_ffn_parameters(self.d_ff),
+            Some(moe) => of_experts(&moe) + self.n_ffn_parameters(moe.d_ff_shared) + moe.n_routing_parameters(self),
         };
         let embeddings = if self.tie_embeddings { 1 } else { 2 } * self.vocab_size * d;
         embeddings + self.table_parameters() + d + (0..self.n_layers).map(|layer| attention + ffn(layer)).sum::<usize>()
@@ -282,11 +389,15 @@ pub(crate) mod tests {
             moe: router.map(|router| MoeConfig {
                 layers: MoeLayers::EveryN(2),
                 n_experts: 4,
+                experts_by_layer: Vec::new(),
                 d_ff_expert: 16,
+                expert_param: ExpertParam::default(),
                 d_ff_shared: 16,
                 router,
+                modifiers: Vec::new(),
                 expert_of_language: BTreeMap::new(),
             }),
+            adapter: None,
             copy: None,
         }
     }

@@ -225,6 +225,7 @@ mod tests {
                 y_BL: Tensor::new(ids(2), &Device::Cpu).unwrap(),
                 language_BL: (0..12).map(|i| i % 3).collect(),
                 start_BL: None,
+                training: None,
             };
             let run = |lm: &CodeLm| {
                 let output = lm.loss(&batch, 12.0).unwrap();

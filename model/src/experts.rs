@@ -1,32 +1,58 @@
-//! Feed-forward networks: a dense layer's, the shared expert's, and one for each expert.
+//! Feed-forward networks: a dense layer's, the shared expert's, and those of experts: the seam ([`Experts`]) and the one table of the ways
+//! in which experts hold their weights.
+//!
+//! A way is one file in `experts/` and one row of the table below. The layer knows none of them.
+
+use std::borrow::Cow;
+use std::fmt::Debug;
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
-use crate::config::{Activation, ModelConfig};
+use crate::config::{Activation, ModelConfig, MoeConfig};
+use crate::draw::LayerDraw;
 use crate::error::Result;
 use crate::ops::{self, linear};
 use crate::params::{Init, Params};
 
 /// `down(relu(up x)^2)` or `down(silu(gate x) * up x)`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct FeedForward {
     w_gate_FD: Option<Tensor>,
     w_up_FD: Tensor,
     w_down_DF: Tensor,
 }
 
+/// One matrix of a network: its name, its shape, and how it begins.
+pub(crate) type Projection = (&'static str, [usize; 2], Init);
+
 impl FeedForward {
     /// Builds the network with hidden width `f` below the current scope of `params`.
     pub(crate) fn new(config: &ModelConfig, f: usize, params: &mut Params) -> Result<FeedForward> {
+        FeedForward::of(config, f, &mut |(name, shape, init)| params.get(&format!("{name}.weight"), &shape, init))
+    }
+
+    /// Builds it of the matrices that `weight` makes.
+    pub(crate) fn of(
+        config: &ModelConfig,
+        f: usize,
+        weight: &mut dyn FnMut(Projection) -> Result<Tensor>,
+    ) -> Result<FeedForward> {
         let d = config.d_model;
         let inner = Init::Normal(1.0 / (d as f64).sqrt());
         let w_gate_FD = match config.activation {
-            Activation::Swiglu => Some(params.get("gate_proj.weight", &[f, d], inner)?),
+            Activation::Swiglu => Some(weight(("gate_proj", [f, d], inner))?),
             Activation::Relu2 => None,
         };
-        let w_up_FD = params.get("up_proj.weight", &[f, d], inner)?;
-        let w_down_DF = params.get("down_proj.weight", &[d, f], output_init(config, f))?;
+        let w_up_FD = weight(("up_proj", [f, d], inner))?;
+        let w_down_DF = weight(("down_proj", [d, f], output_init(config, f)))?;
         Ok(FeedForward { w_gate_FD, w_up_FD, w_down_DF })
+    }
+
+    /// Its matrices by name.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
+        let gate = self.w_gate_FD.as_ref().map(|w_FD| ("gate_proj", w_FD));
+        gate.into_iter().chain([("up_proj", &self.w_up_FD), ("down_proj", &self.w_down_DF)])
     }
 
     /// Shape: `x_ND` -> `ND`.
@@ -43,4 +69,92 @@ impl FeedForward {
 /// Initial values of a matrix that writes to the residual stream: smaller the deeper the model (Radford et al. 2019, §2.3).
 pub(crate) fn output_init(config: &ModelConfig, inputs: usize) -> Init {
     Init::Normal(1.0 / (inputs as f64).sqrt() / (2.0 * config.n_layers as f64).sqrt())
+}
+
+/// The experts of a layer.
+pub(crate) trait Experts: Send + Sync + Debug {
+    /// The network of each expert, for one pass.
+    ///
+    /// # Errors
+    /// A failing device.
+    fn networks(&self, draw: Option<LayerDraw>) -> Result<Cow<'_, [FeedForward]>>;
+}
+
+/// A way to hold weights: what its row in the table must offer.
+pub(crate) trait ExpertParamSpec: Default {
+    const NAME: &'static str;
+    /// The source of the method.
+    const PAPER: &'static str;
+    /// Whether weights are parameters themselves, side by side: what a tape needs.
+    const IS_PLAIN: bool;
+
+    /// Weights are asked for below the layer's scope.
+    fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Experts>>;
+    fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
+    /// Parameters of all experts of a layer.
+    fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize;
+}
+
+macro_rules! expert_params {
+    ($($module:ident :: $spec:ident),* $(,)?) => {
+        $(pub mod $module;)*
+
+        /// How experts hold their weights, tagged by its name (`kind = "mpo"`).
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind", rename_all = "snake_case")]
+        pub enum ExpertParam {
+            $($spec($module::$spec)),*
+        }
+
+        impl ExpertParam {
+            /// Every way with its default options, in the order of the table.
+            pub fn all() -> Vec<ExpertParam> {
+                vec![$(ExpertParam::$spec($module::$spec::default())),*]
+            }
+
+            pub fn name(&self) -> &'static str {
+                match self { $(ExpertParam::$spec(_) => $module::$spec::NAME),* }
+            }
+
+            pub fn paper(&self) -> &'static str {
+                match self { $(ExpertParam::$spec(_) => $module::$spec::PAPER),* }
+            }
+
+            /// Whether weights are parameters themselves, side by side.
+            pub fn is_plain(&self) -> bool {
+                match self { $(ExpertParam::$spec(_) => $module::$spec::IS_PLAIN),* }
+            }
+
+            pub(crate) fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Experts>> {
+                match self { $(ExpertParam::$spec(spec) => spec.build(model, moe, params)),* }
+            }
+
+            pub(crate) fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
+                match self { $(ExpertParam::$spec(spec) => spec.validate(model, moe)),* }
+            }
+
+            /// Parameters of all experts of a layer.
+            pub fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize {
+                match self { $(ExpertParam::$spec(spec) => spec.n_parameters(model, moe)),* }
+            }
+        }
+    };
+}
+
+expert_params! {
+    full::Full,
+    mpo::Mpo,
+}
+
+impl Default for ExpertParam {
+    fn default() -> Self {
+        ExpertParam::Full(full::Full::default())
+    }
+}
+
+impl ExpertParam {
+    /// Whether it is what a configuration need not name.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, ExpertParam::Full(_))
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::Tensor;
 
+use crate::adapters::AdapterConfig;
 use crate::config::check;
 use crate::error::{Error, Result};
 use crate::lm::CodeLm;
@@ -26,6 +27,8 @@ impl CodeLm {
         if let Some(unknown) = languages.iter().find(|name| !config.languages.contains(name)) {
             return Err(Error::Input(format!("language {unknown}: expected one of {}", config.languages.join(", "))));
         }
+        let is_hyper = matches!(config.adapter, Some(AdapterConfig::Hyper(_)));
+        check(!is_hyper, "adapter", "hyper", "plain adapters: see CodeLm::materialized")?;
         let expert_of_language = config.expert_of_language();
         let is_kept = |name: &String| languages.contains(name);
         // From an expert's number to its new one, in order.
@@ -42,6 +45,12 @@ impl CodeLm {
         config.languages.retain(is_kept);
         let mut tensors: HashMap<String, Tensor> = HashMap::new();
         for (name, var) in self.parameters() {
+            let adapts_dropped = name.strip_prefix("model.adapters.").and_then(|rest| rest.split('.').nth(1));
+            if adapts_dropped
+                .is_some_and(|language| language != "unknown" && !languages.iter().any(|kept| kept == language))
+            {
+                continue;
+            }
             if let Some(name) = renamed(name, &kept) {
                 tensors.insert(name, var.as_tensor().clone());
             }

@@ -19,13 +19,16 @@ pub mod device;
 pub mod gradients;
 pub mod lm;
 
+pub mod adapters;
 mod attention;
 mod block;
 mod cache;
 pub mod exchange;
-mod experts;
+pub mod experts;
 mod moe;
 
+pub mod draw;
+pub mod modifier;
 pub mod router;
 
 pub mod ops;
@@ -41,6 +44,7 @@ mod bundle;
 pub mod checkpoint;
 mod extract;
 pub mod gguf;
+mod materialize;
 
 mod error;
 
@@ -48,12 +52,14 @@ pub use bundle::{Bundle, BundleInfo, Golden};
 pub use cache::KvCache;
 pub use config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE};
 pub use copy::CopyConfig;
+pub use draw::StepKey;
 pub use error::{Error, Result};
 pub use exchange::ExpertExchange;
 pub use fim::{Prompt, PromptBudget, Snippet};
 pub use generate::{Finish, GenerateOptions, Generated, Generator};
 pub use gradients::Gradients;
 pub use lm::{Batch, CodeLm, IGNORE_ID};
+pub use modifier::ModifierConfig;
 pub use params::Params;
 pub use router::RouterConfig;
 pub use tokenizer::Tokenizer;

@@ -4,21 +4,25 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
+use crate::adapters::{self, Adapters};
 use crate::block::{Block, Ffn, MoeReport, TokenContext};
 use crate::cache::KvCache;
 use crate::config::{ModelConfig, check};
 use crate::copy::CopyConfig;
+use crate::draw::{Draw, StepKey};
 use crate::error::{Error, Result};
 use crate::exchange::ExpertExchange;
+use crate::experts::Experts;
 use crate::ops::{self, Rope, linear};
 use crate::params::{Init, Params};
-use crate::router::Router;
+use crate::router::{Router, RouterContext};
 
 /// The target id that is not counted in a loss.
 pub const IGNORE_ID: u32 = u32::MAX;
 
 /// One batch: `x_BL` are ids, `y_BL` the ids that follow, both u32; [`IGNORE_ID`] in `y_BL` is not counted. They are read on the host:
 /// best on the CPU, whatever the model's device.
+#[derive(Clone)]
 pub struct Batch {
     pub x_BL: Tensor,
     pub y_BL: Tensor,
@@ -26,11 +30,14 @@ pub struct Batch {
     pub language_BL: Vec<u32>,
     /// The position in its sequence at which each token's document begins: attention stays within documents. None: one document a row.
     pub start_BL: Option<Vec<u32>>,
+    /// The step of training that it is for: what is random there, and only there, depends on it.
+    pub training: Option<StepKey>,
 }
 
 impl Batch {
-    pub(crate) fn context(&self) -> TokenContext<'_> {
-        TokenContext { language_N: &self.language_BL, start_BL: self.start_BL.as_deref() }
+    /// The random numbers of its step, for rows of `l` of its ids.
+    pub(crate) fn draw(&self, id_N: &[u32], l: usize) -> Option<Draw> {
+        self.training.map(|key| Draw::new(key, id_N, l))
     }
 }
 
@@ -62,6 +69,7 @@ pub struct CodeLm {
     embed_VD: Tensor,
     /// Added by the hash of the last two ids.
     bigram_VD: Option<Tensor>,
+    adapters: Option<Box<dyn Adapters>>,
     blocks: Vec<Block>,
     norm_D: Tensor,
     /// The output projection where it is not the embedding.
@@ -84,15 +92,19 @@ impl CodeLm {
     pub fn new(config: &ModelConfig, mut params: Params, device: &Device) -> Result<CodeLm> {
         config.validate()?;
         let (v, d) = (config.vocab_size, config.d_model);
-        let (embed_VD, bigram_VD, blocks, norm_D) = params.scope("model", |params| {
+        let (embed_VD, bigram_VD, adapters, blocks, norm_D) = params.scope("model", |params| {
             let embed_VD = params.get("embed_tokens.weight", &[v, d], Init::Normal(1.0 / (d as f64).sqrt()))?;
             let bigram_VD = match config.bigram_buckets {
                 0 => None,
                 buckets => Some(params.get("embed_bigrams.weight", &[buckets, d], Init::Zero)?),
             };
+            let adapters = match &config.adapter {
+                Some(adapter) => Some(params.scope("adapters", |params| adapter.build(config, params))?),
+                None => None,
+            };
             let block = |layer| params.scope(&format!("layers.{layer}"), |params| Block::new(config, layer, params));
             let blocks = (0..config.n_layers).map(block).collect::<Result<Vec<_>>>()?;
-            Ok((embed_VD, bigram_VD, blocks, params.get("norm.weight", &[d], Init::One)?))
+            Ok((embed_VD, bigram_VD, adapters, blocks, params.get("norm.weight", &[d], Init::One)?))
         })?;
         let head_VD = match config.tie_embeddings {
             true => None,
@@ -105,7 +117,18 @@ impl CodeLm {
             return Err(Error::Input(format!("weight {name} belongs to no layer of the configured model")));
         }
         let device = device.clone();
-        Ok(CodeLm { config: config.clone(), embed_VD, bigram_VD, blocks, norm_D, head_VD, rope, vars, device })
+        Ok(CodeLm {
+            config: config.clone(),
+            embed_VD,
+            bigram_VD,
+            adapters,
+            blocks,
+            norm_D,
+            head_VD,
+            rope,
+            vars,
+            device,
+        })
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -139,7 +162,7 @@ impl CodeLm {
     /// The part that a batch has in the loss of an optimizer step, of whose tokens it holds `share` (0 to 1): nats divided by
     /// `divisor`, the counted tokens of the step, plus the routers' losses, which are means over tokens, times `share`.
     pub fn loss_of_share(&self, batch: &Batch, divisor: f64, share: f64) -> Result<LossOutput> {
-        let (x_ND, reports) = self.hidden(&batch.x_BL, batch.context())?;
+        let (x_ND, reports) = self.hidden_of(batch)?;
         let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
         let cross_entropy = ops::linear_cross_entropy(&x_ND, self.head(), &target_N, self.config.logit_softcap)?;
         let mut loss = (&cross_entropy.nll_sum / divisor)?;
@@ -163,7 +186,7 @@ impl CodeLm {
 
     /// How likely each target was. No gradient.
     pub fn scores(&self, batch: &Batch) -> Result<Scores> {
-        let (x_ND, _) = self.hidden(&batch.x_BL, batch.context())?;
+        let (x_ND, _) = self.hidden_of(batch)?;
         let target_N = batch.y_BL.flatten_all()?.to_vec1::<u32>()?;
         let (nll_N, correct_N) = ops::linear_scores(&x_ND, self.head(), &target_N, self.config.logit_softcap)?;
         Ok(Scores { nll_N, correct_N })
@@ -173,7 +196,8 @@ impl CodeLm {
     pub fn forward_logits(&self, ids: &[u32], language: u32) -> Result<Tensor> {
         let x_1L = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
         let language_N = vec![language; ids.len()];
-        let (x_LD, _) = self.hidden(&x_1L, TokenContext { language_N: &language_N, start_BL: None })?;
+        let router = RouterContext { language_N: &language_N, ..RouterContext::default() };
+        let (x_LD, _) = self.hidden(&x_1L, TokenContext { router, ..TokenContext::default() })?;
         self.logits(&x_LD)
     }
 
@@ -181,7 +205,8 @@ impl CodeLm {
     pub fn expert_loads(&self, ids: &[u32], language: u32) -> Result<Vec<Vec<f32>>> {
         let x_1L = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
         let language_N = vec![language; ids.len()];
-        let (_, reports) = self.hidden(&x_1L, TokenContext { language_N: &language_N, start_BL: None })?;
+        let router = RouterContext { language_N: &language_N, ..RouterContext::default() };
+        let (_, reports) = self.hidden(&x_1L, TokenContext { router, ..TokenContext::default() })?;
         Ok(reports.into_iter().map(|report| report.load_E).collect())
     }
 
@@ -204,15 +229,17 @@ impl CodeLm {
         cache.truncate(held);
         check_ids(ids, self.config.vocab_size)?;
         let language_N = vec![language; ids.len()];
-        let context = TokenContext { language_N: &language_N, start_BL: None };
+        let router = RouterContext { id_N: ids, language_N: &language_N, ..RouterContext::default() };
+        let context = TokenContext { router, ..TokenContext::default() };
         let ids_N = Tensor::new(ids, &Device::Cpu)?;
         let before = cache.ids().last().copied().unwrap_or(0);
         let mut x_1LD = self.embed(&ids_N, ids, ids.len(), before)?.unsqueeze(0)?;
-        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+        for (layer, (block, cached)) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
             if cancelled() {
                 return Err(Error::Cancelled);
             }
-            (x_1LD, _) = block.forward(&x_1LD, &ids_N, &self.rope, &context, Some(layer))?;
+            (x_1LD, _) = block.forward(&x_1LD, &ids_N, &self.rope, &context, Some(cached))?;
+            x_1LD = self.adapt(layer, x_1LD, &language_N)?;
         }
         cache.commit(ids);
         let last_1D = x_1LD.narrow(1, ids.len() - 1, 1)?.squeeze(1)?;
@@ -255,18 +282,28 @@ impl CodeLm {
         self.head_VD.as_ref().unwrap_or(&self.embed_VD)
     }
 
-    /// The final hidden states of a batch, normalized. Shape: `BL` -> `ND`.
+    fn hidden_of(&self, batch: &Batch) -> Result<(Tensor, Vec<MoeReport>)> {
+        let id_N = batch.x_BL.flatten_all()?.to_vec1::<u32>()?;
+        let draw = batch.draw(&id_N, batch.x_BL.dim(1)?);
+        let router = RouterContext { language_N: &batch.language_BL, ..RouterContext::default() };
+        let context = TokenContext { router, draw: draw.as_ref(), start_BL: batch.start_BL.as_deref() };
+        self.hidden(&batch.x_BL, context)
+    }
+
+    /// The final hidden states of ids, normalized. Shape: `BL` -> `ND`.
     fn hidden(&self, x_BL: &Tensor, context: TokenContext) -> Result<(Tensor, Vec<MoeReport>)> {
         let (b, l) = x_BL.dims2()?;
-        self.check_batch(b, l, context.language_N.len())?;
+        self.check_batch(b, l, context.router.language_N.len())?;
         let ids_N = x_BL.flatten_all()?.to_device(&Device::Cpu)?;
         let ids = ids_N.to_vec1::<u32>()?;
         check_ids(&ids, self.config.vocab_size)?;
+        let router = RouterContext { id_N: &ids, ..context.router };
+        let context = TokenContext { router, ..context };
         let mut reports = Vec::new();
         let mut x_BLD = self.embed(&ids_N, &ids, l, 0)?.reshape((b, l, self.config.d_model))?;
-        for block in &self.blocks {
+        for (layer, block) in self.blocks.iter().enumerate() {
             let (y_BLD, report) = block.forward(&x_BLD, &ids_N, &self.rope, &context, None)?;
-            x_BLD = y_BLD;
+            x_BLD = self.adapt(layer, y_BLD, context.router.language_N)?;
             reports.extend(report);
         }
         let x_BLD = ops::rms_norm(&x_BLD, &self.norm_D, self.config.norm_eps)?;
@@ -281,6 +318,26 @@ impl CodeLm {
 
     pub(crate) fn rope(&self) -> &Rope {
         &self.rope
+    }
+
+    pub(crate) fn adapters(&self) -> Option<&dyn Adapters> {
+        self.adapters.as_deref()
+    }
+
+    /// The experts of each layer that has some, with the number of the layer.
+    pub(crate) fn experts_by_layer(&self) -> impl Iterator<Item = (usize, &dyn Experts)> {
+        self.blocks.iter().enumerate().filter_map(|(layer, block)| match &block.ffn {
+            Ffn::Moe(moe) => Some((layer, moe.experts())),
+            Ffn::Dense(_) => None,
+        })
+    }
+
+    /// What a layer says, with that of its adapters. Shape: `BLD`.
+    fn adapt(&self, layer: usize, x_BLD: Tensor, language_N: &[u32]) -> Result<Tensor> {
+        match &self.adapters {
+            Some(adapters) => adapters::adapt(&**adapters, layer, &x_BLD, language_N),
+            None => Ok(x_BLD),
+        }
     }
 
     /// The routers of the layers with experts, in order.
@@ -364,7 +421,7 @@ mod tests {
     fn batch() -> Batch {
         let ids = |seed: u32| Tensor::new(vec![(0..12).map(|i| i * 7 % 90 + seed).collect::<Vec<u32>>()], &Device::Cpu);
         let language_BL = (0..12).map(|i| i % 3).collect();
-        Batch { x_BL: ids(1).unwrap(), y_BL: ids(2).unwrap(), language_BL, start_BL: None }
+        Batch { x_BL: ids(1).unwrap(), y_BL: ids(2).unwrap(), language_BL, start_BL: None, training: None }
     }
 
     #[test]

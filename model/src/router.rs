@@ -4,19 +4,29 @@
 
 use std::fmt::Debug;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::adapters::AdapterConfig;
 use crate::config::{ModelConfig, MoeConfig};
+use crate::draw::LayerDraw;
 use crate::error::Result;
 use crate::exchange::ExpertExchange;
+use crate::experts::ExpertParam;
+use crate::modifier::ModifierConfig;
 use crate::params::Params;
 
-/// What a router may look at besides the tokens.
-#[derive(Clone, Copy)]
+/// What a router may look at besides the tokens' values; tokens are row-major B·L.
+#[derive(Clone, Copy, Default)]
 pub struct RouterContext<'a> {
-    /// Language index of each token, [`crate::UNKNOWN_LANGUAGE`] for none; row-major B·L.
+    /// Id of each token.
+    pub id_N: &'a [u32],
+    /// Language index of each token, [`crate::UNKNOWN_LANGUAGE`] for none.
     pub language_N: &'a [u32],
+    /// Random numbers of a step of training; none where a model is measured or served.
+    pub draw: Option<LayerDraw<'a>>,
+    /// Experts that may be chosen; none for all.
+    pub allowed_E: Option<&'a [bool]>,
     /// Those that route the rest of the batch at the same time; none where this is all of it.
     pub exchange: Option<&'a dyn ExpertExchange>,
 }
@@ -50,6 +60,61 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Multiplies the weight of each assignment. Shape of `factor_A`: `A`.
+    pub(crate) fn weigh(&mut self, factor_A: &Tensor) -> Result<()> {
+        self.weight_A = Some(match &self.weight_A {
+            Some(weight_A) => weight_A.mul(factor_A)?,
+            None => factor_A.clone(),
+        });
+        Ok(())
+    }
+
+    /// Multiplies the weight of every assignment.
+    pub(crate) fn scale(&mut self, factor: f64) -> Result<()> {
+        let device = self.weight_A.as_ref().map_or(&Device::Cpu, |weight_A| weight_A.device());
+        self.weigh(&Tensor::full(factor as f32, self.token_A.len(), device)?)
+    }
+
+    /// Gives the experts of a token `gate` of its output, and the shared expert the rest. Shape: `N`.
+    pub(crate) fn share_out(&mut self, gate_N: &Tensor) -> Result<()> {
+        if !self.token_A.is_empty() {
+            let token_A = Tensor::new(self.token_A.as_slice(), gate_N.device())?;
+            self.weigh(&gate_N.index_select(&token_A, 0)?)?;
+        }
+        let rest_N = gate_N.affine(-1.0, 1.0)?;
+        self.shared_weight_N = Some(match &self.shared_weight_N {
+            Some(weight_N) => weight_N.mul(&rest_N)?,
+            None => rest_N,
+        });
+        Ok(())
+    }
+
+    /// Every token meets each of `e` experts, all with the same weight.
+    pub(crate) fn mean_of_all(n: usize, e: usize, device: &Device) -> Result<Plan> {
+        let (token_A, expert_A) = (0..(n * e) as u32).map(|a| (a / e as u32, a % e as u32)).unzip();
+        let weight_A = Some(Tensor::full(1.0 / e as f32, n * e, device)?);
+        Ok(Plan { token_A, expert_A, weight_A, shared_weight_N: None })
+    }
+
+    /// Keeps the assignments for which `keeps` says so.
+    pub(crate) fn retain(&mut self, keeps: &[bool]) -> Result<()> {
+        let kept: Vec<u32> = (0..keeps.len() as u32).filter(|&a| keeps[a as usize]).collect();
+        if kept.len() == keeps.len() {
+            return Ok(());
+        }
+        if kept.is_empty() {
+            self.drop_assignments();
+            return Ok(());
+        }
+        let take = |values: &[u32]| kept.iter().map(|&a| values[a as usize]).collect();
+        (self.token_A, self.expert_A) = (take(&self.token_A), take(&self.expert_A));
+        if let Some(weight_A) = &self.weight_A {
+            let kept = Tensor::new(kept.as_slice(), weight_A.device())?;
+            self.weight_A = Some(weight_A.index_select(&kept, 0)?);
+        }
+        Ok(())
+    }
+
     /// Leaves no token any expert: padding must not give one a gradient, not even of zeros.
     pub(crate) fn drop_assignments(&mut self) {
         (self.token_A, self.expert_A, self.weight_A) = (Vec::new(), Vec::new(), None);
@@ -70,6 +135,19 @@ impl Plan {
 pub struct Aux {
     /// Added to the loss as it is (already multiplied by its coefficient), a scalar.
     pub loss: Option<Tensor>,
+    /// What the choice was made by; none where it was made by language, by hash or by lot.
+    pub scores: Option<Scores>,
+}
+
+impl Aux {
+    /// Adds a scalar, already multiplied by its coefficient, to the loss.
+    pub(crate) fn add(&mut self, loss: Tensor) -> Result<()> {
+        self.loss = Some(match &self.loss {
+            Some(sum) => (sum + loss)?,
+            None => loss,
+        });
+        Ok(())
+    }
 }
 
 /// Chooses experts for tokens.
@@ -91,7 +169,7 @@ pub trait RouterSpec: Default {
 
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>>;
     fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
-    /// Whether the plan depends on the tokens' values, or on their languages alone: then it is made once a step, before the first layer.
+    /// Whether the plan depends on the tokens' values or on parameters; else it is made once a step, before the first layer.
     fn reads_tokens(&self) -> bool {
         true
     }
@@ -99,13 +177,27 @@ pub trait RouterSpec: Default {
     fn is_by_language(&self) -> bool {
         false
     }
+    /// Whether it scores every expert for every token: losses and dropout of experts need that.
+    fn has_scores(&self) -> bool {
+        self.reads_tokens() && !self.is_by_language()
+    }
     /// Experts that one token meets, the shared one not counted.
     fn n_selected(&self) -> usize;
+    /// The most assignments that tokens of these languages have while it trains.
+    fn max_assignments(&self, language_N: &[u32], _moe: &MoeConfig) -> usize {
+        language_N.len() * self.n_selected()
+    }
+    /// Whether a token's experts depend on no other token while it trains; else a batch is not divided among threads.
+    fn is_local(&self) -> bool {
+        Self::CAUSAL
+    }
     /// Whether a plan that depends on the tokens weighs the shared expert's output.
     fn weighs_shared(&self) -> bool {
         false
     }
     fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize;
+    /// [`RouterSpec::n_parameters`] as a formula.
+    const PARAMETERS: &'static str;
 }
 
 macro_rules! routers {
@@ -137,6 +229,10 @@ macro_rules! routers {
                 match self { $(RouterConfig::$spec(_) => $module::$spec::CAUSAL),* }
             }
 
+            pub fn parameters(&self) -> &'static str {
+                match self { $(RouterConfig::$spec(_) => $module::$spec::PARAMETERS),* }
+            }
+
             pub fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>> {
                 match self { $(RouterConfig::$spec(spec) => spec.build(model, moe, params)),* }
             }
@@ -145,7 +241,7 @@ macro_rules! routers {
                 match self { $(RouterConfig::$spec(spec) => spec.validate(model, moe)),* }
             }
 
-            /// Whether the plan depends on the tokens' values, or on their languages alone.
+            /// Whether the plan depends on the tokens' values or on parameters.
             pub fn reads_tokens(&self) -> bool {
                 match self { $(RouterConfig::$spec(spec) => spec.reads_tokens()),* }
             }
@@ -153,6 +249,21 @@ macro_rules! routers {
             /// Whether a language's tokens meet the experts of that language and no others.
             pub fn is_by_language(&self) -> bool {
                 match self { $(RouterConfig::$spec(spec) => spec.is_by_language()),* }
+            }
+
+            /// Whether it scores every expert for every token.
+            pub fn has_scores(&self) -> bool {
+                match self { $(RouterConfig::$spec(spec) => spec.has_scores()),* }
+            }
+
+            /// The most assignments that tokens of these languages have while it trains.
+            pub fn max_assignments(&self, language_N: &[u32], moe: &MoeConfig) -> usize {
+                match self { $(RouterConfig::$spec(spec) => spec.max_assignments(language_N, moe)),* }
+            }
+
+            /// Whether a token's experts depend on no other token while it trains.
+            pub fn is_local(&self) -> bool {
+                match self { $(RouterConfig::$spec(spec) => spec.is_local()),* }
             }
 
             /// Whether a plan that depends on the tokens weighs the shared expert's output.
@@ -171,24 +282,65 @@ macro_rules! routers {
     };
 }
 
+pub(crate) mod losses;
+mod scores;
+
+pub use scores::Scores;
+
 routers! {
     pl_hard::PlHard,
     pl_shared::PlShared,
+    pl_group::PlGroup,
+    pl_gate::PlGate,
     token::Token,
+    switch::Switch,
+    cosine::Cosine,
+    expert_choice::ExpertChoice,
+    hash::Hash,
+    random::Random,
+    base::Base,
+    dts::Dts,
+    bilevel::Bilevel,
 }
 
-/// `docs/routers.md`, generated from the table.
+/// `docs/methods.md`, generated from the tables.
 pub fn table_markdown() -> String {
     let mut text = String::from(
-        "# Routers\n\nGenerated from the table in `model/src/router.rs`; do not edit.\n\n| `kind` | causal | source | options (default) |\n|---|---|---|---|\n",
+        "# Methods\n\nGenerated from the tables in `model/src/router.rs` and `model/src/modifier.rs`; do not edit.\n\n## Routers\n\n\
+         `[model.moe.router]`. Parameters are those of the router in one layer, for width D, E experts and L languages; a router's FLOPs \
+         a token are twice as many, or none where there are no parameters.\n\n\
+         | `kind` | causal | experts a token | parameters | source | options (default) |\n|---|---|---|---|---|---|\n",
     );
     for router in RouterConfig::all() {
-        let mut options = serde_json::to_value(&router).unwrap_or_default();
-        if let Some(options) = options.as_object_mut() {
-            options.remove("kind");
-        }
-        let causal = if router.is_causal() { "yes" } else { "no" };
-        text += &format!("| `{}` | {causal} | {} | `{options}` |\n", router.name(), router.paper());
+        let causal = if router.is_causal() { "yes" } else { "no: training studies only" };
+        let (selected, options) = (router.n_selected(), options(serde_json::to_value(&router)));
+        let (name, formula, paper) = (router.name(), router.parameters(), router.paper());
+        text += &format!("| `{name}` | {causal} | {selected} | {formula} | {paper} | `{options}` |\n");
+    }
+    text += "\n## Modifiers\n\n`[[model.moe.modifiers]]`, after any router that they fit, in the order of the configuration.\n\n\
+             | `kind` | source | options (default) |\n|---|---|---|\n";
+    for modifier in ModifierConfig::all() {
+        let options = options(serde_json::to_value(&modifier));
+        text += &format!("| `{}` | {} | `{options}` |\n", modifier.name(), modifier.paper());
+    }
+    text += "\n## Experts' weights\n\n`[model.moe.expert_param]`.\n\n| `kind` | source | options |\n|---|---|---|\n";
+    for param in ExpertParam::all() {
+        let options = options(serde_json::to_value(&param));
+        text += &format!("| `{}` | {} | `{options}` |\n", param.name(), param.paper());
+    }
+    text += "\n## Adapters\n\n`[model.adapter]`, after each layer.\n\n| `kind` | source | options (default) |\n|---|---|---|\n";
+    for adapter in AdapterConfig::all() {
+        let options = options(serde_json::to_value(&adapter));
+        text += &format!("| `{}` | {} | `{options}` |\n", adapter.name(), adapter.paper());
     }
     text
+}
+
+/// All but the name.
+fn options(value: serde_json::Result<serde_json::Value>) -> String {
+    let mut options = value.unwrap_or_default();
+    if let Some(options) = options.as_object_mut() {
+        options.remove("kind");
+    }
+    options.to_string()
 }

@@ -2,5 +2,6 @@
 #![allow(non_snake_case)]
 
 mod languages;
+mod modifiers;
 mod presets;
 mod routers;

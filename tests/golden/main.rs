@@ -69,7 +69,8 @@ impl Golden {
         let n_predicted = ids.len() - 1;
         let row = |ids: &[u32]| Tensor::new(ids, &Device::Cpu)?.unsqueeze(0);
         let (x_BL, y_BL) = (row(&ids[..n_predicted])?, row(&ids[1..])?);
-        let batch = Batch { x_BL, y_BL, language_BL: vec![UNKNOWN_LANGUAGE; n_predicted], start_BL: None };
+        let batch =
+            Batch { x_BL, y_BL, language_BL: vec![UNKNOWN_LANGUAGE; n_predicted], start_BL: None, training: None };
         let output = lm.loss(&batch, n_predicted as f64)?;
         let expected = self.facts["mean_loss_0"].as_f64().context("mean_loss_0")?;
         let got = f64::from(output.loss.to_scalar::<f32>()?);

@@ -9,7 +9,7 @@ use multicoder_tests::source::{SourceFile, files};
 
 #[test]
 fn routers_document_is_current() {
-    expect_file!["../../docs/routers.md"].assert_eq(&multicoder_model::router::table_markdown());
+    expect_file!["../../docs/methods.md"].assert_eq(&multicoder_model::router::table_markdown());
 }
 
 #[test]

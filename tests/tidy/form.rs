@@ -106,21 +106,27 @@ fn names_place(line: &str, place: &str) -> bool {
     line.match_indices(place).any(|(index, _)| !before(index).is_some_and(inside))
 }
 
-/// `cargo fmt` does not see modules that a macro declares (the routers); they are checked by path.
+/// `cargo fmt` does not see modules that a macro declares; they are checked by path.
 #[test]
 fn files_behind_macros_are_formatted() {
     let root = repository_root();
     let sources = files(&root, &[".rs"]);
-    let routers: Vec<PathBuf> =
-        sources.iter().filter(|file| file.is_under("model/src/router")).map(|file| root.join(&file.path)).collect();
-    assert!(!routers.is_empty(), "model/src/router/ holds the routers, one file each");
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for folder in ["router", "modifier", "experts", "adapters"].map(|name| format!("model/src/{name}")) {
+        let before = paths.len();
+        paths.extend(sources.iter().filter(|file| file.is_under(&folder)).map(|file| root.join(&file.path)));
+        assert!(paths.len() > before, "{folder}/ holds the rows of a table, one file each");
+    }
     let output =
-        Command::new("rustfmt").args(["--check", "--edition", "2024"]).args(&routers).current_dir(&root).output();
+        Command::new("rustfmt").args(["--check", "--edition", "2024"]).args(&paths).current_dir(&root).output();
     match output {
         Err(error) => skipped("files_behind_macros_are_formatted", &format!("rustfmt does not start: {error}")),
         Ok(output) => {
             let differences = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success(), "run `rustfmt --edition 2024 model/src/router/*.rs`\n{differences}");
+            assert!(
+                output.status.success(),
+                "run `rustfmt --edition 2024 model/src/{{router,modifier,experts,adapters}}/*.rs`\n{differences}"
+            );
         }
     }
 }

@@ -27,6 +27,8 @@ pub enum Model {
     DenseTwin,
     /// The same with a router that reads tokens.
     TokenRouter,
+    /// The same with a router that the name of the variant tells.
+    OtherRouter,
 }
 
 /// One thing to measure.

@@ -1,5 +1,6 @@
 //! `RunConfig`: everything that decides what a run computes. A preset or a file, then `--set path=value`, validated once.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -92,6 +93,10 @@ pub struct DataConfig {
     /// Languages that have it; empty for all.
     #[serde(default)]
     pub expert_dropout_languages: Vec<String>,
+    /// Languages that are drawn from a later step on, and that step: those that would be learnt by heart come last (Elbayad et al. 2023,
+    /// arXiv 2212.07571, curriculum). The others share out their part until then.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub curriculum: BTreeMap<String, u64>,
     /// Whether suffix tokens count in the loss.
     pub count_suffix: bool,
     /// Whether attention stays within each of the pieces that a sequence is packed of.

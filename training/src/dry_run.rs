@@ -19,7 +19,7 @@ pub fn report(config: &RunConfig) -> String {
     let states = states_bytes(config);
     let (activations, together) = match activation_bytes(config) {
         Ok(bytes) => (format!("{} (one micro-step on the CPU)", mib(bytes)), mib(states + bytes)),
-        Err(error) => (format!("unknown: {error}"), format!("more than {}", mib(states))),
+        Err(error) => (format!("unknown: {error:#}"), format!("more than {}", mib(states))),
     };
     [
         format!("parameters              {}", model.n_parameters()),

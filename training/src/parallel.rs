@@ -105,6 +105,14 @@ impl ParallelConfig {
             ensure!(value > 0.0 && value <= 1e6, "parallel.{name} = {value}: expected a number above 0, up to 1e6");
         }
         let router = config.model.moe.as_ref().map(|moe| &moe.router);
+        let divides_experts = matches!(self.mode, Mode::Expert | Mode::LanguageOwned);
+        if let Some(moe) = config.model.moe.as_ref().filter(|_| divides_experts) {
+            let by_layer = &moe.experts_by_layer;
+            ensure!(
+                by_layer.is_empty(),
+                "parallel.mode: model.moe.experts_by_layer = {by_layer:?}: expected none where ranks own experts"
+            );
+        }
         match self.mode {
             Mode::Single | Mode::Data => {}
             Mode::Expert => ensure!(router.is_some(), "parallel.mode = \"expert\": expected a model with model.moe"),

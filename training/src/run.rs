@@ -131,7 +131,7 @@ pub fn run_on(
             break;
         }
         let lr = lr_at(&config.schedule, state.n_steps, state.step);
-        let report = step(&mut lm, &mut optimizer, &mut workspace, &mut loader, &mut mesh, &options, lr)?;
+        let report = step(&mut lm, &mut optimizer, &mut workspace, &mut loader, &mut mesh, &options, (state.step, lr))?;
         metrics.log_step(state.step, state.n_steps, lr, &report)?;
         state.step += 1;
         clock.add_step(report.elapsed_s);
@@ -271,6 +271,7 @@ fn step_options(config: &RunConfig, device: &Device) -> StepOptions {
         language_indices: config.data.languages.iter().map(|name| config.model.language_index(Some(name))).collect(),
         document_mask: config.data.document_mask,
         device: device.clone(),
+        seed: config.seed,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use multicoder_model::tape::{DeviceTape, Ready, TapeOptions, TrainTape, n_gpus};
-use multicoder_model::{Batch, CodeLm, Gradients, UNKNOWN_LANGUAGE};
+use multicoder_model::{Batch, CodeLm, Gradients, StepKey, UNKNOWN_LANGUAGE};
 
 use crate::data::loader::{Batch as LoadedBatch, Loader};
 use crate::data::packer::{NO_LANGUAGE, Sequence};
@@ -28,6 +28,8 @@ pub struct StepOptions {
     pub document_mask: bool,
     /// Where the model lives.
     pub device: Device,
+    /// Of what is random in a step.
+    pub seed: u64,
 }
 
 /// Memory that steps share: nothing of a step is allocated anew.
@@ -115,7 +117,7 @@ pub struct StepReport {
     pub comm_wait_s: f64,
 }
 
-/// Trains on the loader's next batch. `mesh` divides each micro-step; what is reported holds for all ranks together.
+/// Trains on the loader's next batch, in step `step` with learning rate `lr`. `mesh` divides each micro-step; what is reported holds for all ranks together.
 ///
 /// # Errors
 /// A loss or gradient that is not finite on any rank stops all of them before any weight is touched; errors of data, tensors, ranks.
@@ -126,7 +128,7 @@ pub fn step(
     loader: &mut Loader,
     mesh: &mut Mesh,
     options: &StepOptions,
-    lr: f64,
+    (step, lr): (u64, f64),
 ) -> Result<StepReport> {
     // What ranks said to each other since the last step counts, but the time that it took is not of this one.
     let (before, _) = mesh.take_traffic();
@@ -136,7 +138,8 @@ pub fn step(
     let mut report = StepReport { n_counted: batch.n_counted, load_E: no_load(lm), languages, ..StepReport::default() };
     report.loader_wait_s = start.elapsed().as_secs_f64();
     report.epochs = loader.epochs();
-    let rows = accumulate(lm, workspace, &batch, mesh, options, &mut report)?;
+    let key = StepKey { seed: options.seed, step };
+    let rows = accumulate(lm, workspace, &batch, mesh, (options, key), &mut report)?;
     let Workspace { tape, gradients } = workspace;
     match tape.device() {
         Some(device) if mesh.world() == 1 => update_on_device(device, &mut report, &rows, options, lr)?,
@@ -206,7 +209,7 @@ fn accumulate(
     Workspace { tape, gradients }: &mut Workspace,
     batch: &LoadedBatch,
     mesh: &mut Mesh,
-    options: &StepOptions,
+    (options, key): (&StepOptions, StepKey),
     report: &mut StepReport,
 ) -> Result<Vec<usize>> {
     gradients.clear();
@@ -226,7 +229,8 @@ fn accumulate(
         mine.sort_by_key(|sequence| sequence.language_idx);
         let first_row = rows.len();
         rows.extend(mine.iter().map(|sequence| sequence.language_idx));
-        let inputs = to_batch(&mine, &options.language_indices, options.document_mask, &options.device)?;
+        let mut inputs = to_batch(&mine, &options.language_indices, options.document_mask, &options.device)?;
+        inputs.training = Some(key);
         let is_last = micro_steps.peek().is_none();
         // After the last micro-step's backward pass has left a layer, its sums over the ranks begin.
         let speaks = is_last && mesh.world() > 1;
@@ -285,7 +289,7 @@ pub fn to_batch(
     let y_BL = Tensor::from_vec(flat(|sequence| &sequence.y_L), (b, l), device)?;
     let language_BL = sequences.iter().flat_map(|sequence| language_L(sequence, language_indices)).collect();
     let start_BL = document_mask.then(|| flat(|sequence| &sequence.start_L));
-    Ok(Batch { x_BL, y_BL, language_BL, start_BL })
+    Ok(Batch { x_BL, y_BL, language_BL, start_BL, training: None })
 }
 
 /// The model's language of each token: that of its region, or the row's where the model does not have it; none where it was dropped.
@@ -316,8 +320,7 @@ fn counted_by_language(batch: &LoadedBatch, n_languages: usize) -> Vec<LanguageL
 
 /// The load of each expert before there is any, per MoE layer.
 fn no_load(lm: &CodeLm) -> Vec<Vec<f32>> {
-    let n_experts = lm.config().moe.as_ref().map_or(0, |moe| moe.n_experts);
-    vec![vec![0.0; n_experts]; lm.config().n_moe_layers()]
+    lm.config().moe_layers().iter().map(|moe| vec![0.0; moe.n_experts]).collect()
 }
 
 fn add_load(sum: &mut [Vec<f32>], load: &[Vec<f32>], share: f32) {

@@ -21,9 +21,10 @@ impl RouterSpec for PlHard {
     const NAME: &'static str = "pl_hard";
     const PAPER: &'static str = "Gong et al. 2022, arXiv 2212.09666 (reading: one expert per language)";
     const CAUSAL: bool = true;
+    const PARAMETERS: &'static str = "0";
 
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, _params: &mut Params) -> Result<Box<dyn Router>> {
-        Ok(Box::new(PlHardRouter { expert_of_language: model.expert_of_language(), n_experts: moe.n_experts }))
+        Ok(Box::new(PlHardRouter { expert_of_language: model.expert_of_language_in(moe), n_experts: moe.n_experts }))
     }
 
     fn validate(&self, _model: &ModelConfig, _moe: &MoeConfig) -> Result<()> {
@@ -36,6 +37,11 @@ impl RouterSpec for PlHard {
 
     fn is_by_language(&self) -> bool {
         true
+    }
+
+    fn max_assignments(&self, language_N: &[u32], moe: &MoeConfig) -> usize {
+        let n_unknown = language_N.iter().filter(|language| **language == UNKNOWN_LANGUAGE).count();
+        language_N.len() + n_unknown * (moe.n_experts - 1)
     }
 
     fn n_selected(&self) -> usize {
@@ -96,7 +102,9 @@ mod tests {
     fn four_tokens_four_experts() {
         let router = PlHardRouter { expert_of_language: vec![2, 0], n_experts: 4 };
         let x_ND = Tensor::zeros((4, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let plan = |language_N: &[u32]| router.plan(&x_ND, &RouterContext { language_N, exchange: None }).map(|(plan, _)| plan);
+        let plan = |language_N: &[u32]| {
+            router.plan(&x_ND, &RouterContext { language_N, ..RouterContext::default() }).map(|(plan, _)| plan)
+        };
 
         let known = plan(&[1, 0, 0, 1]).unwrap();
         assert_eq!((known.token_A, known.expert_A), (vec![0, 1, 2, 3], vec![0, 2, 2, 0]));

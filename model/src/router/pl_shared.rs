@@ -39,9 +39,11 @@ impl RouterSpec for PlShared {
     const PAPER: &'static str =
         "Gong et al. 2022, arXiv 2212.09666; residual form Rajbhandari et al. 2022, arXiv 2201.05596";
     const CAUSAL: bool = true;
+    const PARAMETERS: &'static str = "0; D with `sigmoid`";
 
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>> {
-        let by_language = PlHardRouter { expert_of_language: model.expert_of_language(), n_experts: moe.n_experts };
+        let by_language =
+            PlHardRouter { expert_of_language: model.expert_of_language_in(moe), n_experts: moe.n_experts };
         let v_1D = match self.combine {
             Combine::Sigmoid => Some(params.get("router.weight", &[1, model.d_model], Init::Zero)?),
             Combine::Sum | Combine::Half => None,
@@ -134,7 +136,10 @@ mod tests {
         let v_1D = Some(Tensor::full(v, (1, 2), &Device::Cpu).unwrap());
         let x_ND = Tensor::new(&[[1f32, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], &Device::Cpu).unwrap();
         let router = PlSharedRouter { by_language, combine, v_1D };
-        router.plan(&x_ND, &RouterContext { language_N: &[0, UNKNOWN_LANGUAGE, 1, 0], exchange: None }).unwrap().0
+        router
+            .plan(&x_ND, &RouterContext { language_N: &[0, UNKNOWN_LANGUAGE, 1, 0], ..RouterContext::default() })
+            .unwrap()
+            .0
     }
 
     #[test]

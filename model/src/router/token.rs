@@ -4,14 +4,13 @@
 //! likeliest experts, no capacity (no token is dropped, so no token depends on another). Balance loss: Switch eq. 4; z-loss: Zoph et al.
 //! 2022 (arXiv 2202.08906) eq. 5. Weights are gathered from the probabilities on the device, so the gradient reaches the router.
 
-use candle_core::{D, DType, Tensor};
-use candle_nn::ops::softmax;
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ModelConfig, MoeConfig, check};
 use crate::error::Result;
-use crate::params::{Init, Params};
-use crate::router::{Aux, Plan, Router, RouterContext, RouterSpec};
+use crate::params::Params;
+use crate::router::{Aux, Plan, Router, RouterContext, RouterSpec, Scores, losses, scores};
 
 /// Options of the `token` router.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,11 +36,10 @@ impl RouterSpec for Token {
     const NAME: &'static str = "token";
     const PAPER: &'static str = "Fedus et al. 2022, arXiv 2101.03961; dropless";
     const CAUSAL: bool = true;
+    const PARAMETERS: &'static str = "D·E";
 
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>> {
-        let init = Init::Normal(1.0 / (model.d_model as f64).sqrt());
-        let w_ED = params.get("router.weight", &[moe.n_experts, model.d_model], init)?;
-        Ok(Box::new(TokenRouter { w_ED, spec: self.clone() }))
+        Ok(Box::new(TokenRouter { w_ED: scores::weight(model, moe, 1.0, params)?, spec: self.clone() }))
     }
 
     fn validate(&self, _model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
@@ -59,58 +57,33 @@ impl RouterSpec for Token {
 }
 
 #[derive(Debug)]
-struct TokenRouter {
-    w_ED: Tensor,
-    spec: Token,
+pub(super) struct TokenRouter {
+    pub(super) w_ED: Tensor,
+    pub(super) spec: Token,
 }
 
 impl Router for TokenRouter {
     fn plan(&self, x_ND: &Tensor, context: &RouterContext) -> Result<(Plan, Aux)> {
-        let logits_NE = x_ND.to_dtype(DType::F32)?.matmul(&self.w_ED.t()?)?;
-        let probs_NE = softmax(&logits_NE, D::Minus1)?;
-        let (n, e) = probs_NE.dims2()?;
-        let s = self.spec.top_k;
-        // The one read from the device: dispatch groups tokens by expert on the host.
-        let expert_A = top_k(&probs_NE.detach().flatten_all()?.to_vec1::<f32>()?, e, s);
-        let token_A: Vec<u32> = (0..(n * s) as u32).map(|a| a / s as u32).collect();
-        let expert_NS = Tensor::from_slice(&expert_A, (n, s), x_ND.device())?;
-        let mut weight_NS = probs_NE.gather(&expert_NS, 1)?;
-        if self.spec.normalize {
-            weight_NS = weight_NS.broadcast_div(&weight_NS.sum_keepdim(1)?)?;
+        let Token { top_k, normalize, balance_loss, z_loss } = self.spec;
+        let scores = Scores::new(scores::logits(x_ND, &self.w_ED)?, context)?;
+        let mut plan = scores.likeliest(top_k)?;
+        if let Some(weight_A) = plan.weight_A.as_mut().filter(|_| normalize) {
+            let weight_NS = weight_A.reshape(((), top_k))?;
+            *weight_A = weight_NS.broadcast_div(&weight_NS.sum_keepdim(1)?)?.flatten_all()?;
         }
-        let loss = self.aux_loss(&logits_NE, &probs_NE, &context.shares(&expert_A, e)?)?;
-        let weight_A = Some(weight_NS.flatten_all()?);
-        Ok((Plan { token_A, expert_A, weight_A, shared_weight_N: None }, Aux { loss: Some(loss) }))
+        let mut aux = Aux::default();
+        let share_E = context.shares(&plan.expert_A, scores.probs_NE.dim(1)?)?;
+        aux.add(losses::balance(&scores.probs_NE, &share_E, balance_loss)?)?;
+        aux.add(losses::z(&scores, z_loss)?)?;
+        aux.scores = Some(scores);
+        Ok((plan, aux))
     }
-}
-
-impl TokenRouter {
-    fn aux_loss(&self, logits_NE: &Tensor, probs_NE: &Tensor, share_E: &[f32]) -> Result<Tensor> {
-        let e = share_E.len();
-        let share_E = Tensor::new(share_E, probs_NE.device())?;
-        let balance = (probs_NE.mean(0)?.mul(&share_E)?.sum_all()? * (e as f64 * self.spec.balance_loss))?;
-        let z = logits_NE.log_sum_exp(D::Minus1)?.sqr()?.mean_all()?;
-        Ok((balance + (z * self.spec.z_loss)?)?)
-    }
-}
-
-/// The `s` likeliest experts of each row of `probs_NE`, likeliest first; the lower index wins a tie.
-fn top_k(probs_NE: &[f32], e: usize, s: usize) -> Vec<u32> {
-    let mut order: Vec<u32> = Vec::with_capacity(e);
-    let mut selected = Vec::with_capacity(probs_NE.len() / e * s);
-    for probs_E in probs_NE.chunks_exact(e) {
-        order.clear();
-        order.extend(0..e as u32);
-        order.sort_by(|&a, &b| probs_E[b as usize].total_cmp(&probs_E[a as usize]).then(a.cmp(&b)));
-        selected.extend(&order[..s]);
-    }
-    selected
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     #[test]
     fn four_tokens_four_experts() {
@@ -119,9 +92,7 @@ mod tests {
         let spec = Token { top_k: 2, normalize: true, ..Token::default() };
         let x_ND =
             Tensor::new(&[[2f32, 1.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0], [0.0, 5.0, 0.0, 5.0], [0.0; 4]], &Device::Cpu);
-        let (plan, aux) = TokenRouter { w_ED, spec }
-            .plan(&x_ND.unwrap(), &RouterContext { language_N: &[0; 4], exchange: None })
-            .unwrap();
+        let (plan, aux) = TokenRouter { w_ED, spec }.plan(&x_ND.unwrap(), &RouterContext::default()).unwrap();
         assert_eq!(plan.token_A, [0, 0, 1, 1, 2, 2, 3, 3]);
         assert_eq!(plan.expert_A, [0, 1, 2, 0, 1, 3, 0, 1]);
         let weight_A = plan.weight_A.unwrap().to_vec1::<f32>().unwrap();

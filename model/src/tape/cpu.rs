@@ -10,11 +10,11 @@ use super::profile::Profile;
 use super::step_data::HostPlan;
 use super::{StepData, Tape};
 use crate::config::ModelConfig;
+use crate::draw::Draw;
 use crate::error::{Error, Result};
-use crate::exchange::ExpertExchange;
 use crate::gradients::Gradients;
 use crate::ops::{CrossEntropyMemory, Rope};
-use crate::router::Router;
+use crate::router::{Router, RouterContext};
 
 mod kernels;
 mod routed;
@@ -34,8 +34,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) share: f64,
     /// The routers of the layers with experts, and what they may look at besides the tokens.
     pub(crate) routers: &'a [&'a dyn Router],
-    pub(crate) language_N: &'a [u32],
-    pub(crate) exchange: Option<&'a dyn ExpertExchange>,
+    pub(crate) context: RouterContext<'a>,
+    pub(crate) draw: Option<&'a Draw>,
 }
 
 /// The memory of tapes on the CPU: made by the first run, kept for the next ones.

@@ -88,7 +88,8 @@ impl CudaTape {
     fn with_device(device: Device, lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<CudaTape> {
         if !TrainTape::is_for_gpu(lm) {
             return Err(Error::Input(
-                "a router that reads tokens: expected one that goes by language, to train on a GPU".into(),
+                "a router that reads tokens, or layers with unlike numbers of experts: expected a router by language and n_experts alone, to train on \
+                 a GPU".into(),
             ));
         }
         let layout = Layout::new(lm.parameters().iter().map(|(_, parameter)| parameter.elem_count()));
@@ -235,7 +236,7 @@ impl DeviceTape for CudaTape {
     }
 
     fn step(&mut self, lm: &CodeLm, batch: &Batch, divisor: f64) -> Result<StepLoss> {
-        let data = step_data(lm, batch)?;
+        let data = step_data(lm, batch, lm.exchange())?;
         let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
         let tape = record(lm.config(), &names, &data, self.options)?;
         self.prepare(lm, &tape, &data, divisor)?;

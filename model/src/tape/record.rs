@@ -209,7 +209,7 @@ impl Recorder<'_> {
         };
         let moe = (0..layer).filter(|&layer| self.config.is_moe_layer(layer)).count();
         let plan = &self.data.plans[moe];
-        let reads_tokens = moe_config.router.reads_tokens();
+        let reads_tokens = moe_config.reads_tokens();
         if reads_tokens && !self.replays {
             self.ops.push(Op::Route { x, moe });
         }
@@ -286,8 +286,8 @@ impl Recorder<'_> {
 
     /// The weight `projection` of every expert.
     fn expert_params(&self, weights: &Weights, projection: &str) -> Result<Vec<ParamId>> {
-        let Weights::Experts { name, .. } = weights else { return Ok(Vec::new()) };
-        let n_experts = self.config.moe.as_ref().map_or(0, |moe| moe.n_experts);
+        let Weights::Experts { name, moe } = weights else { return Ok(Vec::new()) };
+        let n_experts = self.config.moe.as_ref().map_or(0, |config| config.of_layer(*moe).n_experts);
         (0..n_experts).map(|e| self.param(&format!("{name}.{e}.{projection}.weight"))).collect()
     }
 

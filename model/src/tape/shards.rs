@@ -32,8 +32,9 @@ pub(super) struct Shards(Vec<Shard>);
 
 impl Shards {
     /// Into how many parts a batch is divided; their memory is there afterwards.
-    pub(super) fn n_parts(&mut self, batch: &Batch, gradients: &Gradients) -> Result<usize> {
-        let n_shards = n_shards(batch.x_BL.dim(0)?, rayon::current_num_threads(), gradients.values().len());
+    pub(super) fn n_parts(&mut self, batch: &Batch, may_divide: bool, gradients: &Gradients) -> Result<usize> {
+        let n_shards =
+            n_shards((batch.x_BL.dim(0)?, may_divide), rayon::current_num_threads(), gradients.values().len());
         self.make(n_shards, gradients)?;
         Ok(n_shards)
     }
@@ -139,7 +140,10 @@ impl Shard {
 }
 
 /// The most parts of as many sequences and cores each.
-pub(super) fn n_shards(b: usize, n_threads: usize, n_values: usize) -> usize {
+pub(super) fn n_shards((b, may_divide): (usize, bool), n_threads: usize, n_values: usize) -> usize {
+    if !may_divide {
+        return 1;
+    }
     let fits = |n: &usize| (n - 1) * n_values * 4 <= MAX_GRADIENT_BYTES;
     (1..=n_threads).rev().filter(|n| b.is_multiple_of(*n) && n_threads.is_multiple_of(*n)).find(fits).unwrap_or(1)
 }
@@ -155,6 +159,7 @@ fn parts(batch: &Batch, b: usize, n: usize) -> Result<Vec<Batch>> {
             y_BL: batch.y_BL.narrow(0, rows.start, b)?,
             language_BL: tokens(&batch.language_BL, rows.clone()),
             start_BL: batch.start_BL.as_ref().map(|start_BL| tokens(start_BL, rows)),
+            training: batch.training,
         })
     };
     (0..n).map(part).collect()
@@ -167,9 +172,10 @@ mod tests {
     #[test]
     fn parts_are_equal_and_their_gradients_fit() {
         assert_eq!(
-            [(8, 2), (4, 4), (3, 2), (6, 4), (1, 8), (12, 8)].map(|(b, t)| n_shards(b, t, 1000)),
+            [(8, 2), (4, 4), (3, 2), (6, 4), (1, 8), (12, 8)].map(|(b, t)| n_shards((b, true), t, 1000)),
             [2, 4, 1, 2, 1, 4]
         );
-        assert_eq!(n_shards(8, 8, MAX_GRADIENT_BYTES / 4), 2);
+        assert_eq!(n_shards((8, true), 8, MAX_GRADIENT_BYTES / 4), 2);
+        assert_eq!(n_shards((8, false), 8, 1000), 1);
     }
 }

@@ -8,6 +8,7 @@ use super::record::record;
 use super::shards::Shards;
 use super::step_data::HostPlan;
 use super::{CpuTape, DeviceOptimizer, DeviceTape, Profile, StepData, TapeOptions};
+use crate::config::MoeConfig;
 use crate::error::Result;
 use crate::exchange::ExpertExchange;
 use crate::gradients::Gradients;
@@ -36,7 +37,8 @@ impl StepLoss {
         self.aux_loss += part.aux_loss;
         self.nll_B.extend(&part.nll_B);
         self.n_tokens += part.n_tokens;
-        self.load_E.resize_with(part.load_E.len(), || vec![0.0; part.load_E[0].len()]);
+        self.load_E.resize_with(part.load_E.len(), Vec::new);
+        self.load_E.iter_mut().zip(&part.load_E).for_each(|(sum, load)| sum.resize(load.len(), 0.0));
         let loads = self.load_E.iter_mut().flatten().zip(part.load_E.iter().flatten());
         loads.for_each(|(sum, load)| *sum += load * share);
     }
@@ -77,15 +79,18 @@ impl TrainTape {
         self.device.as_mut().map(|device| &mut **device as &mut dyn DeviceTape)
     }
 
-    /// Whether the tape runs this model: one on the CPU whose tokens stay here. Others run by autograd.
+    /// Whether the tape runs this model: one on the CPU whose tokens stay here and whose weights are parameters. Others run by autograd.
     pub fn is_for(lm: &CodeLm) -> bool {
         let travels = lm.exchange().is_some_and(|exchange| exchange.owner_of_expert().is_some());
-        lm.device().is_cpu() && !travels
+        let config = lm.config();
+        let is_plain = config.adapter.is_none() && config.moe.as_ref().is_none_or(|moe| moe.expert_param.is_plain());
+        lm.device().is_cpu() && !travels && is_plain
     }
 
-    /// Whether a tape on a GPU runs it, too: one whose plans are made before the step.
+    /// Whether a tape on a GPU runs it, too: one whose plans are made before the step, with as many experts in each layer.
     pub fn is_for_gpu(lm: &CodeLm) -> bool {
-        TrainTape::is_for(lm) && !lm.config().moe.as_ref().is_some_and(|moe| moe.router.reads_tokens())
+        TrainTape::is_for(lm)
+            && !lm.config().moe.as_ref().is_some_and(|moe| moe.reads_tokens() || !moe.experts_by_layer.is_empty())
     }
 
     /// Adds the gradient of [`CodeLm::loss_of_share`] to `gradients`. `ready` hears of all parameters, from the last to the first,
@@ -115,7 +120,8 @@ impl TrainTape {
             attention_shape(lm.config(), b, l).check_starts(start_BL)?;
         }
         let scale = (1.0 / divisor) as f32;
-        let n_parts = self.shards.n_parts(batch, gradients)?;
+        let is_local = lm.config().moe.as_ref().is_none_or(MoeConfig::is_local);
+        let n_parts = self.shards.n_parts(batch, is_local, gradients)?;
         let part = Part { lm, options: self.options, scale, share: share / n_parts as f64 };
         if let Some(cpu) = self.shards.undivided(n_parts) {
             return part.run(batch, lm.exchange(), cpu, gradients, ready.unwrap_or(&mut |_, _| Ok(())));
@@ -196,10 +202,11 @@ impl Part<'_> {
         ready: &mut Ready,
     ) -> Result<StepLoss> {
         let lm = self.lm;
-        let data = step_data(lm, batch)?;
+        let data = step_data(lm, batch, exchange)?;
         let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
         let tape = record(lm.config(), &names, &data, self.options)?;
         let routers: Vec<&dyn Router> = lm.routers().collect();
+        let draw = batch.draw(&data.id_N, data.l);
         let inputs = Inputs {
             config: lm.config(),
             rope: lm.rope(),
@@ -208,8 +215,13 @@ impl Part<'_> {
             scale: self.scale,
             share: self.share,
             routers: &routers,
-            language_N: &batch.language_BL,
-            exchange,
+            context: RouterContext {
+                id_N: &data.id_N,
+                language_N: &batch.language_BL,
+                exchange,
+                ..RouterContext::default()
+            },
+            draw: draw.as_ref(),
         };
         let nll_sum = cpu.run(&tape, &inputs, gradients, ready)?;
         let n_tokens = data.target_N.iter().filter(|&&id| id != IGNORE_ID).count();
@@ -220,23 +232,24 @@ impl Part<'_> {
 }
 
 /// Everything that the tape needs to know of the batch.
-pub(super) fn step_data(lm: &CodeLm, batch: &Batch) -> Result<StepData> {
+pub(super) fn step_data(lm: &CodeLm, batch: &Batch, exchange: Option<&dyn ExpertExchange>) -> Result<StepData> {
     let mut data = StepData::new(lm.config(), batch)?;
-    let n_experts = lm.config().moe.as_ref().map_or(0, |moe| moe.n_experts);
-    let x_N0 = candle_core::Tensor::zeros((data.id_N.len(), 0), candle_core::DType::F32, lm.device())?;
-    let is_idle = lm.exchange().is_some_and(|exchange| exchange.is_idle());
-    let reads_tokens = lm.config().moe.as_ref().map(|moe| &moe.router).filter(|router| router.reads_tokens());
-    for router in lm.routers() {
-        if let Some(router) = reads_tokens {
-            data.plans.push(HostPlan::largest(router, data.id_N.len()));
+    let n = data.id_N.len();
+    let draw = batch.draw(&data.id_N, data.l);
+    let x_N0 = candle_core::Tensor::zeros((n, 0), candle_core::DType::F32, lm.device())?;
+    for (i, (router, moe)) in lm.routers().zip(lm.config().moe_layers()).enumerate() {
+        if moe.reads_tokens() {
+            data.plans.push(HostPlan::largest(&moe, &batch.language_BL));
             continue;
         }
-        let context = RouterContext { language_N: &batch.language_BL, exchange: None };
+        let draw = draw.as_ref().map(|draw| draw.layer(i));
+        let context =
+            RouterContext { id_N: &data.id_N, language_N: &batch.language_BL, draw, exchange, allowed_E: None };
         let (mut plan, _) = router.plan(&x_N0, &context)?;
-        if is_idle {
+        if exchange.is_some_and(|exchange| exchange.is_idle()) {
             plan.drop_assignments();
         }
-        data.plans.push(HostPlan::new(&plan, data.id_N.len(), n_experts)?);
+        data.plans.push(HostPlan::new(&plan, n, moe.n_experts)?);
     }
     Ok(data)
 }

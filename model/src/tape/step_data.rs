@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, MoeConfig};
 use crate::error::Result;
 use crate::lm::{Batch, bigram_bucket, check_ids};
-use crate::router::{Plan, RouterConfig};
+use crate::router::Plan;
 
 /// One batch as a tape reads it; everything is row-major B·L.
 #[derive(Clone, Debug, Default)]
@@ -68,9 +68,10 @@ impl HostPlan {
     }
 
     /// The largest plan of a router that reads the tokens: what a tape is recorded for before there is a plan.
-    pub(super) fn largest(router: &RouterConfig, n_tokens: usize) -> HostPlan {
-        let shared_weight_N = router.weighs_shared().then(Vec::new);
-        HostPlan { token_A: vec![0; n_tokens * router.n_selected()], shared_weight_N, ..HostPlan::default() }
+    pub(super) fn largest(moe: &MoeConfig, language_N: &[u32]) -> HostPlan {
+        let shared_weight_N = moe.weighs_shared().then(Vec::new);
+        let n_assignments = moe.router.max_assignments(language_N, moe);
+        HostPlan { token_A: vec![0; n_assignments], shared_weight_N, ..HostPlan::default() }
     }
 
     /// Whether experts read and write the tokens' own rows, with no weights.

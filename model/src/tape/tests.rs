@@ -4,10 +4,12 @@ use candle_core::{Device, Tensor};
 
 use super::step::step_data;
 use super::{Op, StepLoss, TapeOptions, TrainTape, planned_elements, record};
+use crate::StepKey;
 use crate::config::tests::tiny;
 use crate::config::{Activation, ModelConfig, UNKNOWN_LANGUAGE};
 use crate::gradients::Gradients;
 use crate::lm::{Batch, CodeLm, IGNORE_ID};
+use crate::modifier::ModifierConfig;
 use crate::ops::tests::values;
 use crate::router::RouterConfig;
 use crate::router::pl_shared::{Combine, PlShared};
@@ -19,8 +21,13 @@ pub(super) fn configs() -> Vec<(String, ModelConfig)> {
     let mut routers = RouterConfig::all();
     routers.extend([shared(Combine::Half), shared(Combine::Sigmoid)]);
     configs.extend(routers.into_iter().map(|router| (format!("{router:?}"), tiny(Some(router)))));
+    configs.extend(modified());
     type Edit = (&'static str, fn(&mut ModelConfig));
-    let edits: [Edit; 6] = [
+    let edits: [Edit; 7] = [
+        ("pyramid", |config| {
+            let moe = config.moe.get_or_insert_with(|| tiny(Some(RouterConfig::all().remove(4))).moe.unwrap());
+            (moe.layers, moe.experts_by_layer) = (crate::config::MoeLayers::EveryN(1), vec![2, 6]);
+        }),
         ("relu2", |config| config.activation = Activation::Relu2),
         ("heads", |config| config.qk_norm = true),
         ("softcap", |config| config.logit_softcap = 2.0),
@@ -37,6 +44,21 @@ pub(super) fn configs() -> Vec<(String, ModelConfig)> {
         configs.push((name.to_owned(), config));
     }
     configs
+}
+
+/// Every modifier, behind a router that it fits.
+fn modified() -> Vec<(String, ModelConfig)> {
+    let with = |modifier: ModifierConfig| {
+        let routers = RouterConfig::all().into_iter().filter(|router| router.is_causal());
+        let config = |router| {
+            let mut config = tiny(Some(router));
+            config.moe.as_mut().unwrap().modifiers = vec![modifier.clone()];
+            config
+        };
+        let fits = routers.map(config).filter(|config| config.validate().is_ok());
+        fits.map(|config| (format!("{:?}", config.moe.as_ref().unwrap()), config)).take(4).collect::<Vec<_>>()
+    };
+    ModifierConfig::all().into_iter().flat_map(with).collect()
 }
 
 /// A model none of whose parameters is zero or one throughout.
@@ -64,6 +86,7 @@ pub(super) fn batch(b: usize, l: usize, mixed: bool) -> Batch {
         y_BL: Tensor::from_vec(target_N, (b, l), &Device::Cpu).unwrap(),
         language_BL: (0..n).map(language).collect(),
         start_BL: mixed.then(|| (0..n).map(|i| (i % l / 9 * 9) as u32).collect()),
+        training: None,
     }
 }
 
@@ -119,7 +142,11 @@ fn the_tape_equals_autograd_for_every_option() {
     for (name, config) in configs() {
         let lm = model(&config);
         for batch in [batch(2, 20, false), batch(2, 20, true), batch(3, 64, false)] {
-            assert_equals_autograd(&name, &lm, &batch);
+            // As measured, early in training and late.
+            for step in [None, Some(0), Some(9000)] {
+                let training = step.map(|step| StepKey { seed: 3, step });
+                assert_equals_autograd(&name, &lm, &Batch { training, ..batch.clone() });
+            }
         }
     }
 }
@@ -164,7 +191,7 @@ fn rows_that_mix_languages_have_the_gradients_of_autograd_on_one_thread_and_on_m
 /// would be in a row of its own language alone.
 #[test]
 fn a_token_of_a_mixed_row_meets_the_experts_of_its_own_language() {
-    for router in RouterConfig::all() {
+    for router in RouterConfig::all().into_iter().filter(RouterConfig::is_causal) {
         let name = router.name();
         let lm = model(&tiny(Some(router)));
         let mixed = batch_of_stretches(2, 60, 7, true);
@@ -227,7 +254,7 @@ fn in_pool<T: Send>(n_threads: usize, f: impl FnOnce() -> T + Send) -> T {
 
 #[test]
 fn a_batch_divided_among_threads_has_the_same_gradients() {
-    RouterConfig::all().into_iter().for_each(assert_divided_is_whole);
+    RouterConfig::all().into_iter().filter(RouterConfig::is_local).for_each(assert_divided_is_whole);
 }
 
 fn assert_divided_is_whole(router: RouterConfig) {
@@ -282,7 +309,7 @@ fn checkpointing_keeps_less() {
 #[test]
 fn what_is_computed_again_is_only_what_the_gradients_need() {
     let lm = model(&tiny(None));
-    let (names, data) = (names(&lm), step_data(&lm, &batch(2, 20, false)).unwrap());
+    let (names, data) = (names(&lm), step_data(&lm, &batch(2, 20, false), None).unwrap());
     let count = |checkpoint_activations| {
         let tape = record(lm.config(), &names, &data, TapeOptions { checkpoint_activations }).unwrap();
         let count = |is: fn(&Op) -> bool| tape.ops.iter().filter(|op| is(op)).count();
@@ -300,9 +327,16 @@ fn memory_is_known_before_there_is_a_model() {
             let options = TapeOptions { checkpoint_activations };
             let planned = planned_elements(&config, b, l, options).unwrap();
             let mut tape = TrainTape::new(options);
-            let batch = batch(b, l, false);
+            let batch = Batch { training: Some(StepKey { seed: 0, step: 0 }), ..batch(b, l, false) };
             tape.step(&lm, &batch, (40.0, 1.0), &mut Gradients::of(&lm), None).unwrap();
-            assert_eq!(4 * planned, tape.n_bytes(), "{name}, {b} rows of {l}, {options:?}");
+            let (planned, held) = (4 * planned, tape.n_bytes());
+            // How many outputs are masked is a matter of chance.
+            let is_close =
+                planned.abs_diff(held) * 20 < held && config.moe.as_ref().is_some_and(|moe| !moe.modifiers.is_empty());
+            assert!(
+                planned == held || is_close,
+                "{name}, {b} rows of {l}, {options:?}: {planned} planned, {held} held"
+            );
         }
     }
     assert!(planned_elements(&tiny(None), 1, 65, TapeOptions::default()).is_err(), "longer than the context");

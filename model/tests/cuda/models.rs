@@ -38,7 +38,13 @@ fn batch() -> Batch {
     let ids = |seed: u32| (0..128u32).map(|i| (i * 37 + seed + i * i * 7) % 96).collect::<Vec<_>>();
     let tensor = |ids| Tensor::from_vec(ids, (4, 32), &Device::Cpu).unwrap();
     let language = |n: usize| [0, 2, 1, UNKNOWN_LANGUAGE][n / 32];
-    Batch { x_BL: tensor(ids(1)), y_BL: tensor(ids(2)), language_BL: (0..128).map(language).collect(), start_BL: None }
+    Batch {
+        x_BL: tensor(ids(1)),
+        y_BL: tensor(ids(2)),
+        language_BL: (0..128).map(language).collect(),
+        start_BL: None,
+        training: None,
+    }
 }
 
 fn losses(config: &ModelConfig, device: &Device) -> (CodeLm, LossOutput, GradStore) {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use multicoder_model::ops::set_bf16_products;
 use multicoder_model::tape::{Profile, TapeOptions};
-use multicoder_model::{Batch, CodeLm, ModelConfig};
+use multicoder_model::{Batch, CodeLm, ModelConfig, StepKey};
 use serde::{Deserialize, Serialize};
 
 use super::Measured;
@@ -107,13 +107,15 @@ fn random_batch(job: &Job, idx: usize) -> Result<Batch> {
         Ok(Tensor::from_vec(ids, (b, l), &Device::Cpu)?)
     };
     let (x_BL, y_BL) = (ids()?, ids()?);
+    // Late in training, when every schedule of a router has ended.
+    let training = StepKey { seed: 1, step: 1_000_000 + idx as u64 };
     let n_experts = job.model.moe.as_ref().map_or(1, |moe| moe.n_experts);
     let mut expert_B: Vec<usize> = (0..b).map(|row| row % n_experts).collect();
     expert_B.sort_unstable();
     let expert_of_language = job.model.expert_of_language();
     let language_of = |expert: usize| expert_of_language.iter().position(|known| *known == expert).unwrap_or(0) as u32;
     let language_BL = expert_B.into_iter().flat_map(|expert| std::iter::repeat_n(language_of(expert), l)).collect();
-    Ok(Batch { x_BL, y_BL, language_BL, start_BL: None })
+    Ok(Batch { x_BL, y_BL, language_BL, start_BL: None, training: Some(training) })
 }
 
 #[cfg(test)]

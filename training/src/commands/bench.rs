@@ -49,6 +49,9 @@ struct TrainArgs {
     /// Also measures the dense model with as many active parameters.
     #[arg(long)]
     dense_twin: bool,
+    /// Also measures it with every other router in place of its own.
+    #[arg(long)]
+    routers: bool,
     /// Also measures with activations computed a second time instead of kept.
     #[arg(long)]
     checkpointing: bool,
@@ -163,12 +166,16 @@ fn variants(args: &TrainArgs, config: &RunConfig, torch: Option<&Torch>) -> Resu
                 Model::Asked => "",
                 Model::DenseTwin => ", dense twin",
                 Model::TokenRouter => ", token router",
+                Model::OtherRouter => &format!(", {}", config.model.moe.as_ref().map_or("", |moe| moe.router.name())),
             };
             let (name, config) = (format!("{name}{suffix}"), config.clone());
             variants.push(Variant { name, model: *model, compute, program, config, device });
         };
         for model in &models {
             push("multicoder", model, Program::Multicoder { checkpoint_activations: false });
+        }
+        for model in args.routers.then(|| other_routers(config)).into_iter().flatten() {
+            push("multicoder", &model, Program::Multicoder { checkpoint_activations: false });
         }
         if args.checkpointing {
             push("multicoder, checkpointing", &models[0], Program::Multicoder { checkpoint_activations: true });
@@ -206,6 +213,20 @@ fn by_token(config: &RunConfig) -> Option<RunConfig> {
             Some(by_token)
         }
     }
+}
+
+/// The model with each other router of the table that fits it.
+fn other_routers(config: &RunConfig) -> impl Iterator<Item = (Model, RunConfig)> {
+    let own = config.model.moe.as_ref().map(|moe| moe.router.clone());
+    let others = RouterConfig::all()
+        .into_iter()
+        .filter(move |router| own.as_ref().is_some_and(|own| own.name() != router.name()));
+    let with = |router| {
+        let mut config = config.clone();
+        config.model.moe.as_mut()?.router = router;
+        config.model.validate().is_ok().then_some((Model::OtherRouter, config))
+    };
+    others.filter_map(with)
 }
 
 /// The model without experts whose dense networks are as wide as what a token meets.
@@ -254,7 +275,8 @@ mod tests {
             let moe = variant.config.model.moe.as_ref();
             assert_eq!(moe.is_none(), variant.model == Model::DenseTwin || args.preset == "llama", "{}", variant.name);
             let by_token = moe.is_some_and(|moe| matches!(moe.router, RouterConfig::Token(_)));
-            assert_eq!(by_token, variant.model == Model::TokenRouter, "{}", variant.name);
+            let is_other = variant.model == Model::OtherRouter;
+            assert_eq!(by_token && !is_other, variant.model == Model::TokenRouter, "{}", variant.name);
         });
         Ok(variants.iter().map(|variant| format!("{} {}", variant.name, variant.compute.name())).collect())
     }
@@ -273,6 +295,15 @@ mod tests {
         ];
         assert_eq!(compared, expected);
         assert_eq!(named("--against torch --compute f32"), ["multicoder f32", "torch eager f32", "torch compile f32"]);
+    }
+
+    #[test]
+    fn each_router_is_measured_once() {
+        let mut expected: Vec<String> =
+            RouterConfig::all().iter().map(|router| format!("multicoder, {} bf16", router.name())).collect();
+        expected.retain(|name| name != "multicoder, pl_shared bf16");
+        expected.insert(0, "multicoder bf16".to_owned());
+        assert_eq!(named("--preset starter --device cpu --compute bf16 --routers").unwrap(), expected);
     }
 
     #[test]

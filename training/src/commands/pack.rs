@@ -94,6 +94,9 @@ pub fn run(args: Args) -> Result<()> {
 fn pack(dir: &Path, args: &Args) -> Result<()> {
     let mut lm = checkpoint::load_lm(dir, true, &Device::Cpu)?;
     let tokenizer = Tokenizer::from_file(&dir.join("tokenizer.json"))?;
+    if !lm.config().is_plain() {
+        lm = lm.materialized()?;
+    }
     if !args.languages.is_empty() {
         lm = lm.extract(&args.languages).context("--languages")?;
     }

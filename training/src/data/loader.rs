@@ -374,6 +374,29 @@ mod tests {
     }
 
     #[test]
+    fn a_language_of_the_curriculum_comes_from_its_step_on_and_the_others_take_its_part() {
+        let corpus = corpus(&["data.curriculum={ lua = 10 }"]);
+        let mut loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();
+        let n_lua = |batches: Vec<Vec<Sequence>>| batches.concat().iter().filter(|of| of.language_idx == 0).count();
+        assert_eq!(n_lua(batches(&mut loader, 10)), 0);
+        assert!(n_lua(batches(&mut loader, 10)) > 0);
+        let error = |text: &str| {
+            let corpus = self::corpus(&[text]);
+            let loader = Loader::open(&corpus.config, &corpus.tokenizer);
+            loader
+                .and_then(|mut loader| loader.next_batch())
+                .err()
+                .map(|error| format!("{error:#}"))
+                .unwrap_or_default()
+        };
+        let unknown = error("data.curriculum={ cobol = 1 }");
+        assert!(unknown.contains("data.curriculum: cobol: expected languages of the run"), "{unknown}");
+        let names: Vec<String> = loader.texts().languages.iter().map(|of| format!("{} = 9", of.name)).collect();
+        let none = error(&format!("data.curriculum={{ {} }}", names.join(", ")));
+        assert!(none.contains("drawn from step 0 on"), "{none}");
+    }
+
+    #[test]
     fn short_epochs_repeat_in_another_order() {
         let corpus = corpus(&[]);
         let loader = Loader::open(&corpus.config, &corpus.tokenizer).unwrap();

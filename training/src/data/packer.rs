@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use multicoder_model::Tokenizer;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -102,6 +102,8 @@ pub struct PackOptions {
     pub seed: u64,
     /// Whether regions of another language inside a text are that language's.
     pub with_regions: bool,
+    /// Sequences of a step.
+    pub batch_sequences: usize,
 }
 
 impl PackOptions {
@@ -109,7 +111,12 @@ impl PackOptions {
     pub fn of(config: &RunConfig) -> PackOptions {
         // A rank that owns languages has only their experts.
         let with_regions = config.parallel.mode != Mode::LanguageOwned;
-        PackOptions { data: config.data.clone(), seed: config.seed, with_regions }
+        PackOptions {
+            data: config.data.clone(),
+            seed: config.seed,
+            with_regions,
+            batch_sequences: config.batch_sequences(),
+        }
     }
 }
 
@@ -117,6 +124,8 @@ impl PackOptions {
 pub struct Packer {
     source: Source,
     probs: Vec<f64>,
+    /// The first sequence that may be of each language.
+    first_of_language: Vec<u64>,
     /// Sequences made so far.
     sequence: u64,
     streams: Vec<Stream>,
@@ -150,9 +159,11 @@ impl Packer {
             texts.languages.len()
         );
         let probs = language_probs(&texts, options.data.language_temperature);
+        let first_of_language = first_of_language(&texts, &options, &probs)?;
         let stream = |(language_idx, cursor)| Stream { language_idx, cursor, order: None };
         let streams = cursor.languages.into_iter().enumerate().map(stream).collect();
-        Ok(Packer { source: Source { texts, tokenizer, options }, probs, sequence: cursor.sequence, streams })
+        let source = Source { texts, tokenizer, options };
+        Ok(Packer { source, probs, first_of_language, sequence: cursor.sequence, streams })
     }
 
     /// Where the next sequence starts.
@@ -188,13 +199,15 @@ impl Packer {
     fn draw_language(&self, number: u64) -> usize {
         let offset = Rng::keyed(self.source.options.seed, "language", &[]).next_u64();
         let point = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(offset);
-        let mut left = (point >> 11) as f64 / (1u64 << 53) as f64;
-        let last = self.probs.iter().rposition(|prob| *prob > 0.0).unwrap_or(0);
-        for (language_idx, prob) in self.probs[..last].iter().enumerate() {
-            if left < *prob {
-                return language_idx;
+        let open = |idx: &usize| self.probs[*idx] > 0.0 && number >= self.first_of_language[*idx];
+        let share: f64 = (0..self.probs.len()).filter(open).map(|idx| self.probs[idx]).sum();
+        let mut left = (point >> 11) as f64 / (1u64 << 53) as f64 * share;
+        let last = (0..self.probs.len()).rev().find(open).unwrap_or(0);
+        for idx in (0..last).filter(open) {
+            if left < self.probs[idx] {
+                return idx;
             }
-            left -= prob;
+            left -= self.probs[idx];
         }
         last
     }
@@ -234,7 +247,7 @@ impl Stream {
 
     /// Takes text for at most `room` tokens off the stream and makes a piece of it.
     fn next_piece(&mut self, source: &Source, room: usize, rng: &mut Rng) -> Result<Piece> {
-        let Source { texts, tokenizer, options: PackOptions { data, seed, with_regions } } = source;
+        let Source { texts, tokenizer, options: PackOptions { data, seed, with_regions, .. } } = source;
         let own = &texts.languages[self.language_idx];
         let window = own.windows[self.window_idx(own, *seed)];
         let rest = window.rest(self.cursor.offset);
@@ -294,6 +307,21 @@ pub fn language_probs(texts: &Texts, temperature: f64) -> Vec<f64> {
     let weights: Vec<f64> = texts.languages.iter().map(|texts| balanced_weight(texts.n_bytes(), temperature)).collect();
     let total: f64 = weights.iter().sum();
     weights.iter().map(|weight| weight / total.max(f64::MIN_POSITIVE)).collect()
+}
+
+/// By language, the first sequence that may be of it.
+fn first_of_language(texts: &Texts, options: &PackOptions, probs: &[f64]) -> Result<Vec<u64>> {
+    let curriculum = &options.data.curriculum;
+    let names = || texts.languages.iter().map(|texts| &texts.name);
+    if let Some(unknown) = curriculum.keys().find(|name| !names().any(|known| known == *name)) {
+        let known = names().cloned().collect::<Vec<_>>().join(", ");
+        bail!("data.curriculum: {unknown}: expected languages of the run: {known}");
+    }
+    let step = |name| curriculum.get(name).copied().unwrap_or(0);
+    let first: Vec<u64> = names().map(|name| step(name) * options.batch_sequences as u64).collect();
+    let begins = first.iter().zip(probs).any(|(first, prob)| *first == 0 && *prob > 0.0);
+    ensure!(begins, "data.curriculum: expected a language with text that is drawn from step 0 on");
+    Ok(first)
 }
 
 /// `n^(1/T)`, and 0 for 0: the unnormalised weight of temperature sampling (Devlin et al. 2019, multilingual BERT).

@@ -9,9 +9,12 @@ use toml::{Table, Value};
 use crate::config::{self, RunConfig};
 
 /// Studies that come with the program, by name.
-pub const STUDIES: [(&str, &str); 3] = [
+pub const STUDIES: [(&str, &str); 6] = [
     ("experiment", include_str!("../../studies/experiment.toml")),
+    ("experts", include_str!("../../studies/experts.toml")),
+    ("modifiers", include_str!("../../studies/modifiers.toml")),
     ("recipe", include_str!("../../studies/recipe.toml")),
+    ("routers", include_str!("../../studies/routers.toml")),
     ("scaling", include_str!("../../studies/scaling.toml")),
 ];
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use multicoder_model::{CodeLm, Gradients, RouterConfig};
+use multicoder_model::{CodeLm, Gradients, MoeConfig};
 use toml::{Table, Value};
 
 use super::exchange::Exchange;
@@ -196,11 +196,10 @@ impl Mesh {
         let layout = Layout::new(config, lm, language_probs, link.rank, link.world);
         let bucket_bytes = (config.parallel.bucket_mib * f64::from(1 << 20)) as usize;
         let sums = Sums::plan(gradients, |idx| layout.is_shared(idx), bucket_bytes.max(1));
-        let router = config.model.moe.as_ref().map(|moe| &moe.router);
-        // Loads of the whole batch are in the losses of a router that looks at tokens.
+        // Loads of the whole batch are in the losses of a router that reads the tokens.
         let talks = match config.parallel.mode {
             Mode::Expert => true,
-            Mode::Data => matches!(router, Some(RouterConfig::Token(_))),
+            Mode::Data => config.model.moe.as_ref().is_some_and(MoeConfig::reads_tokens),
             Mode::Single | Mode::LanguageOwned => false,
         };
         let owner_of_expert = layout.owner_of_expert.clone().filter(|_| config.parallel.mode == Mode::Expert);

@@ -139,8 +139,9 @@ fn steps(fixture: &Fixture, config: &RunConfig, mut mesh: Mesh, device: Option<S
         language_indices: config.data.languages.iter().map(|name| config.model.language_index(Some(name))).collect(),
         document_mask: false,
         device: Device::Cpu,
+        seed: 1,
     };
-    let mut one = || step(&mut lm, &mut optimizer, &mut workspace, &mut loader, &mut mesh, &options, 1e-3);
+    let mut one = || step(&mut lm, &mut optimizer, &mut workspace, &mut loader, &mut mesh, &options, (0, 1e-3));
     let reports = (0..8).map(|_| one()).collect::<anyhow::Result<_>>()?;
     workspace.bring_back(&lm, &mut optimizer).unwrap();
     make_whole(&mesh, &lm, &mut optimizer).unwrap();

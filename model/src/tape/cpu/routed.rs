@@ -35,12 +35,13 @@ impl Routed {
     pub(super) fn new(inputs: &Inputs, moe: usize, x: &[f32], d: usize) -> Result<Routed> {
         let n = x.len() / d;
         let x_ND = Var::from_slice(x, (n, d), &Device::Cpu)?;
-        let context = RouterContext { language_N: inputs.language_N, exchange: inputs.exchange };
+        let draw = inputs.draw.map(|draw| draw.layer(moe));
+        let context = RouterContext { draw, ..inputs.context };
         let (mut plan, aux) = inputs.routers[moe].plan(x_ND.as_tensor(), &context)?;
-        if inputs.exchange.is_some_and(|exchange| exchange.is_idle()) {
+        if context.exchange.is_some_and(|exchange| exchange.is_idle()) {
             plan.drop_assignments();
         }
-        let n_experts = inputs.config.moe.as_ref().map_or(0, |moe| moe.n_experts);
+        let n_experts = inputs.config.moe.as_ref().map_or(0, |config| config.of_layer(moe).n_experts);
         let most = inputs.data.plans[moe].token_A.len();
         if plan.token_A.len() > most {
             let got = plan.token_A.len();
