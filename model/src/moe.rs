@@ -27,7 +27,7 @@ pub(crate) struct MoeLayer {
 pub(crate) struct MoeOutput {
     pub(crate) y_ND: Tensor,
     pub(crate) aux_loss: Option<Tensor>,
-    /// Share of the assignments that each expert had; sums to 1 unless there were none.
+    /// As of [`crate::router::Aux`].
     pub(crate) load_E: Vec<f32>,
 }
 
@@ -51,7 +51,7 @@ impl MoeLayer {
     pub(crate) fn forward(&self, x_ND: &Tensor, context: &RouterContext) -> Result<MoeOutput> {
         let context = RouterContext { exchange: self.exchange.as_deref(), ..*context };
         let (plan, aux) = self.router.plan(x_ND, &context)?;
-        let load_E = plan.load(self.n_experts);
+        let load_E = aux.load(&plan, self.n_experts);
         let experts = self.experts.networks(context.draw)?;
         let elsewhere = self.exchange.as_ref().and_then(|exchange| Some((exchange, exchange.owner_of_expert()?)));
         let mut y_ND = match elsewhere {

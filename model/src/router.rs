@@ -137,9 +137,16 @@ pub struct Aux {
     pub loss: Option<Tensor>,
     /// What the choice was made by; none where it was made by language, by hash or by lot.
     pub scores: Option<Scores>,
+    /// Share of the router's assignments that no expert had room for.
+    pub overflow: f32,
 }
 
 impl Aux {
+    /// Share of the router's assignments that each expert has; sums to 1 unless some had no room, or there are none.
+    pub(crate) fn load(&self, plan: &Plan, n_experts: usize) -> Vec<f32> {
+        plan.load(n_experts).into_iter().map(|load| load * (1.0 - self.overflow)).collect()
+    }
+
     /// Adds a scalar, already multiplied by its coefficient, to the loss.
     pub(crate) fn add(&mut self, loss: Tensor) -> Result<()> {
         self.loss = Some(match &self.loss {

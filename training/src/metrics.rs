@@ -14,7 +14,7 @@ pub mod tensorboard;
 
 use crate::step::StepReport;
 use peak::Peak;
-use rates::{Work, balance};
+use rates::{Balance, Work};
 use tensorboard::EventWriter;
 
 /// What the numbers of a run's steps are measured against, and the names of what they count.
@@ -177,12 +177,12 @@ impl Open {
         self.jsonl.write_all(line.as_bytes()).with_context(|| self.path.display().to_string())
     }
 
-    /// `load_max/LAYER` and `load_entropy/LAYER` of every layer with experts.
+    /// The balance of every layer with experts, as `NAME/LAYER`.
     fn balances(&self, report: &StepReport) -> Vec<(String, f64)> {
         let layers = self.facts.moe_layers.iter().zip(&report.load_E);
-        let of_layer = layers.filter_map(|(layer, shares)| Some((layer, balance(shares)?)));
-        let curves = |(layer, (largest, entropy)): (&usize, (f64, f64))| {
-            [(format!("load_max/{layer}"), largest), (format!("load_entropy/{layer}"), entropy)]
+        let of_layer = layers.filter_map(|(layer, shares)| Some((layer, Balance::of(shares)?)));
+        let curves = |(layer, balance): (&usize, Balance)| {
+            balance.curves().map(|(name, value)| (format!("{name}/{layer}"), value))
         };
         of_layer.flat_map(curves).collect()
     }
@@ -341,6 +341,7 @@ mod tests {
             "train/mfu",
             "train/load_max/3",
             "train/load_entropy/1",
+            "train/overflow/1",
             "train/comm_share",
             "train/epochs/go",
         ] {

@@ -75,7 +75,7 @@ struct Limit {
 }
 
 impl Modifier for Limit {
-    fn modify(&self, x_ND: &Tensor, plan: &mut Plan, _aux: &mut Aux, context: &RouterContext) -> Result<()> {
+    fn modify(&self, x_ND: &Tensor, plan: &mut Plan, aux: &mut Aux, context: &RouterContext) -> Result<()> {
         let factor = if context.draw.is_some() { self.spec.train } else { self.spec.eval };
         if factor == 0.0 {
             return Ok(());
@@ -94,6 +94,8 @@ impl Modifier for Limit {
             *count += 1;
             keeps[a] = *count <= capacity;
         }
+        let n_left_out = keeps.iter().filter(|keeps| !**keeps).count();
+        aux.overflow = n_left_out as f32 / keeps.len().max(1) as f32;
         plan.retain(&keeps)
     }
 }

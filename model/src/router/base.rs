@@ -69,7 +69,10 @@ impl Router for BaseRouter {
         let token_A: Vec<u32> = (0..n as u32).collect();
         let gates = Scores { probs_NE: sigmoid(&scores.logits_NE)?, logits_NE: scores.logits_NE.clone() };
         let weight_A = Some(gates.probs_of(&token_A, &expert_A)?);
-        Ok((Plan { token_A, expert_A, weight_A, shared_weight_N: None }, Aux { loss: None, scores: Some(scores) }))
+        Ok((
+            Plan { token_A, expert_A, weight_A, shared_weight_N: None },
+            Aux { scores: Some(scores), ..Aux::default() },
+        ))
     }
 }
 

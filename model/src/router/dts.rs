@@ -91,7 +91,7 @@ impl Router for DtsRouter {
         };
         let share_E = context.shares(&plan.expert_A, scores.probs_NE.dim(1)?)?;
         let loss = losses::balance(&scores.probs_NE, &share_E, self.spec.balance_loss)?;
-        Ok((plan, Aux { loss: Some(loss), scores: Some(scores) }))
+        Ok((plan, Aux { loss: Some(loss), scores: Some(scores), overflow: 0.0 }))
     }
 }
 

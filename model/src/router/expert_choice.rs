@@ -78,7 +78,7 @@ impl Router for ExpertChoiceRouter {
         let expert_A: Vec<u32> = (0..(e * c) as u32).map(|a| a / c as u32).collect();
         let weight_A = Some(scores.probs_of(&token_A, &expert_A)?);
         let plan = Plan { token_A, expert_A, weight_A, shared_weight_N: None };
-        Ok((plan, Aux { loss: None, scores: Some(scores) }))
+        Ok((plan, Aux { scores: Some(scores), ..Aux::default() }))
     }
 }
 

@@ -64,6 +64,6 @@ impl Router for PlGateRouter {
         let row_N: Vec<u32> = context.language_N.iter().map(row).collect();
         let row_N = Tensor::new(row_N, x_ND.device())?;
         let scores = Scores::new(self.logits_LE.index_select(&row_N, 0)?, context)?;
-        Ok((scores.likeliest(self.top_k)?, Aux { loss: None, scores: Some(scores) }))
+        Ok((scores.likeliest(self.top_k)?, Aux { scores: Some(scores), ..Aux::default() }))
     }
 }

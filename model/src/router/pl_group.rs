@@ -81,7 +81,7 @@ impl Router for PlGroupRouter {
         let scores = Scores::new((logits_NE + mask_NE)?, context)?;
         let plan = scores.likeliest(self.spec.top_k)?;
         let loss = self.balance_loss(&scores, &plan, context)?;
-        Ok((plan, Aux { loss: Some(loss), scores: Some(scores) }))
+        Ok((plan, Aux { loss: Some(loss), scores: Some(scores), overflow: 0.0 }))
     }
 }
 

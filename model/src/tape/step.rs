@@ -245,11 +245,11 @@ pub(super) fn step_data(lm: &CodeLm, batch: &Batch, exchange: Option<&dyn Expert
         let draw = draw.as_ref().map(|draw| draw.layer(i));
         let context =
             RouterContext { id_N: &data.id_N, language_N: &batch.language_BL, draw, exchange, allowed_E: None };
-        let (mut plan, _) = router.plan(&x_N0, &context)?;
+        let (mut plan, aux) = router.plan(&x_N0, &context)?;
         if exchange.is_some_and(|exchange| exchange.is_idle()) {
             plan.drop_assignments();
         }
-        data.plans.push(HostPlan::new(&plan, n, moe.n_experts)?);
+        data.plans.push(HostPlan::new(&plan, &aux, n, moe.n_experts)?);
     }
     Ok(data)
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::config::{ModelConfig, MoeConfig};
 use crate::error::Result;
 use crate::lm::{Batch, bigram_bucket, check_ids};
-use crate::router::Plan;
+use crate::router::{Aux, Plan};
 
 /// One batch as a tape reads it; everything is row-major B·L.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,7 @@ const MIN_RUN: usize = 32;
 impl HostPlan {
     /// # Errors
     /// A failing device.
-    pub fn new(plan: &Plan, n_tokens: usize, n_experts: usize) -> Result<HostPlan> {
+    pub fn new(plan: &Plan, aux: &Aux, n_tokens: usize, n_experts: usize) -> Result<HostPlan> {
         let a = plan.token_A.len();
         let is_identity = a == n_tokens && plan.token_A.iter().enumerate().all(|(a, &token)| a == token as usize);
         let mut order_A: Vec<u32> = (0..a as u32).collect();
@@ -62,7 +62,7 @@ impl HostPlan {
         };
         let shared_weight_N = plan.shared_weight_N.as_ref().map(|weight_N| weight_N.to_vec1::<f32>()).transpose()?;
         let runs = runs(&ordered(&plan.expert_A));
-        let load_E = plan.load(n_experts);
+        let load_E = aux.load(plan, n_experts);
         let token_A = ordered(&plan.token_A);
         Ok(HostPlan { token_A, runs, order_A, weight_A, shared_weight_N, in_place, load_E })
     }

@@ -139,18 +139,52 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// Of the shares of a layer's experts: the largest, times their number (1 is balanced), and the entropy as a share of the largest that it
-/// can be (1 is balanced, 0 is one expert for all). `None` where no token met an expert.
-pub(super) fn balance(load_E: &[f32]) -> Option<(f64, f64)> {
-    let total: f64 = load_E.iter().map(|&load| f64::from(load)).sum();
-    if total <= 0.0 {
-        return None;
+/// How the tokens of a layer are shared out among its experts (Fedus et al. 2022, arXiv 2209.01667).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Balance {
+    /// The largest share, times the number of experts: 1 is balanced.
+    pub(super) largest: f64,
+    /// Entropy of the shares, as a share of the largest that it can be: 1 is balanced, 0 is one expert for all.
+    pub(super) entropy: f64,
+    /// Share of the fifth of the experts that have most, and of the fifth that have least; at least one expert each.
+    pub(super) top: f64,
+    pub(super) bottom: f64,
+    /// Share of the assignments that no expert had room for.
+    pub(super) overflow: f64,
+}
+
+impl Balance {
+    /// Of a layer's loads, which add up to one, or to less where there was no room; `None` where no token met an expert.
+    pub(super) fn of(load_E: &[f32]) -> Option<Balance> {
+        let total: f64 = load_E.iter().map(|&load| f64::from(load)).sum();
+        if total <= 0.0 {
+            return None;
+        }
+        let mut shares: Vec<f64> = load_E.iter().map(|&load| f64::from(load) / total).collect();
+        shares.sort_by(f64::total_cmp);
+        let n_experts = shares.len();
+        let entropy = -shares.iter().filter(|share| **share > 0.0).map(|share| share * share.ln()).sum::<f64>();
+        let fifth = (n_experts / 5).max(1);
+        Some(Balance {
+            largest: shares[n_experts - 1] * n_experts as f64,
+            entropy: if n_experts > 1 { entropy / (n_experts as f64).ln() } else { 1.0 },
+            top: shares[n_experts - fifth..].iter().sum(),
+            bottom: shares[..fifth].iter().sum(),
+            // Sums of float32 shares end a little off one.
+            overflow: if total < 1.0 - 1e-4 { 1.0 - total } else { 0.0 },
+        })
     }
-    let shares = || load_E.iter().map(|&load| f64::from(load) / total);
-    let n_experts = load_E.len() as f64;
-    let entropy = -shares().filter(|share| *share > 0.0).map(|share| share * share.ln()).sum::<f64>();
-    let normalized = if load_E.len() > 1 { entropy / n_experts.ln() } else { 1.0 };
-    Some((shares().fold(0.0, f64::max) * n_experts, normalized))
+
+    /// Each number with the name of its curve.
+    pub(super) fn curves(self) -> [(&'static str, f64); 5] {
+        [
+            ("load_max", self.largest),
+            ("load_entropy", self.entropy),
+            ("load_top_fifth", self.top),
+            ("load_bottom_fifth", self.bottom),
+            ("overflow", self.overflow),
+        ]
+    }
 }
 
 #[cfg(test)]
@@ -204,10 +238,23 @@ mod tests {
 
     #[test]
     fn balance_is_one_where_experts_share_alike() {
-        assert_eq!(balance(&[0.25; 4]), Some((1.0, 1.0)));
-        assert_eq!(balance(&[0.0, 1.0, 0.0, 0.0]), Some((4.0, 0.0)));
-        let (largest, entropy) = balance(&[0.5, 0.5, 0.0, 0.0]).unwrap();
+        let of = |load_E: &[f32]| Balance::of(load_E).map(|balance| (balance.largest, balance.entropy));
+        assert_eq!(of(&[0.25; 4]), Some((1.0, 1.0)));
+        assert_eq!(of(&[0.0, 1.0, 0.0, 0.0]), Some((4.0, 0.0)));
+        let (largest, entropy) = of(&[0.5, 0.5, 0.0, 0.0]).unwrap();
         assert!((largest - 2.0).abs() < 1e-12 && (entropy - 0.5).abs() < 1e-12);
-        assert_eq!((balance(&[1.0]), balance(&[0.0; 4]), balance(&[])), (Some((1.0, 1.0)), None, None));
+        assert_eq!((of(&[1.0]), of(&[0.0; 4]), of(&[])), (Some((1.0, 1.0)), None, None));
+    }
+
+    #[test]
+    fn the_ends_and_what_overflows_are_told() {
+        let mut load_E = [0.075f32; 10];
+        (load_E[3], load_E[7], load_E[9]) = (0.2, 0.1, 0.0);
+        let balance = Balance::of(&load_E).unwrap();
+        let total = 0.075 * 7.0 + 0.3;
+        assert!((balance.top - 0.3 / total).abs() < 1e-6, "{balance:?}");
+        assert!((balance.bottom - 0.075 / total).abs() < 1e-6, "{balance:?}");
+        assert!((balance.overflow - (1.0 - total)).abs() < 1e-6, "{balance:?}");
+        assert_eq!(Balance::of(&[0.5, 0.49999]).unwrap().overflow, 0.0);
     }
 }

@@ -47,7 +47,7 @@ impl Routed {
             let got = plan.token_A.len();
             return Err(Error::Input(format!("{got} assignments of {n} tokens: expected at most {most}")));
         }
-        let host = HostPlan::new(&plan, n, n_experts)?;
+        let host = HostPlan::new(&plan, &aux, n, n_experts)?;
         let aux_loss = aux.loss;
         Ok(Routed { plan: host, x_ND, weight_A: plan.weight_A, shared_weight_N: plan.shared_weight_N, aux_loss })
     }
