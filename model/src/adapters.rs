@@ -28,12 +28,16 @@ pub(crate) struct Adapter {
 impl Adapter {
     /// What it adds. Shape: `x_ND` -> `ND`.
     fn forward(&self, x_ND: &Tensor) -> Result<Tensor> {
-        let centred_ND = x_ND.broadcast_sub(&x_ND.mean_keepdim(D::Minus1)?)?;
-        let deviation_N1 = centred_ND.sqr()?.mean_keepdim(D::Minus1)?.affine(1.0, EPS)?.sqrt()?;
-        let normed_ND = centred_ND.broadcast_div(&deviation_N1)?;
-        let normed_ND = normed_ND.broadcast_mul(&self.scale_D)?.broadcast_add(&self.shift_D)?;
+        let normed_ND = normed(x_ND)?.broadcast_mul(&self.scale_D)?.broadcast_add(&self.shift_D)?;
         Ok(linear(&linear(&normed_ND, &self.down_FD)?.relu()?, &self.up_DF)?)
     }
+}
+
+/// LayerNorm without weights.
+fn normed(x: &Tensor) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let deviation = centred.sqr()?.mean_keepdim(D::Minus1)?.affine(1.0, EPS)?.sqrt()?;
+    Ok(centred.broadcast_div(&deviation)?)
 }
 
 /// The adapters of a model.

@@ -290,7 +290,7 @@ macro_rules! routers {
 }
 
 pub(crate) mod losses;
-mod scores;
+pub(crate) mod scores;
 
 pub use scores::Scores;
 

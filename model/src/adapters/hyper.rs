@@ -4,10 +4,10 @@
 //! heads make is multiplied by `1 / sqrt(d_h)`, without which large networks stall. [`crate::CodeLm::materialized`] turns them into plain
 //! adapters, so that serving pays for none of it.
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Adapter, AdapterSpec, Adapters, EPS};
+use super::{Adapter, AdapterSpec, Adapters, normed};
 use crate::config::{ModelConfig, check};
 use crate::error::{Error, Result};
 use crate::ops::linear;
@@ -109,11 +109,4 @@ impl Adapters for HyperAdapters {
             up_DF: made(up)?.reshape((self.d, ()))?,
         })
     }
-}
-
-/// LayerNorm without weights.
-fn normed(x: &Tensor) -> Result<Tensor> {
-    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let deviation = centred.sqr()?.mean_keepdim(D::Minus1)?.affine(1.0, EPS)?.sqrt()?;
-    Ok(centred.broadcast_div(&deviation)?)
 }

@@ -11,7 +11,7 @@ use super::{Modifier, ModifierSpec, check_rate, needs_shared};
 use crate::config::{ModelConfig, MoeConfig, check};
 use crate::error::Result;
 use crate::params::{Init, Params};
-use crate::router::cosine::sigmoid;
+use crate::router::scores::sigmoid;
 use crate::router::{Aux, Plan, RouterContext};
 
 /// Options of the modifier `cmr`.

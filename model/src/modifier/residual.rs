@@ -10,7 +10,7 @@ use super::{Modifier, ModifierSpec, needs_shared};
 use crate::config::{ModelConfig, MoeConfig};
 use crate::error::Result;
 use crate::params::{Init, Params};
-use crate::router::cosine::sigmoid;
+use crate::router::scores::sigmoid;
 use crate::router::{Aux, Plan, RouterContext};
 
 /// No options.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{ModelConfig, MoeConfig};
 use crate::error::Result;
 use crate::params::Params;
-use crate::router::cosine::sigmoid;
+use crate::router::scores::sigmoid;
 use crate::router::{Aux, Plan, Router, RouterContext, RouterSpec, Scores, scores};
 
 /// Bids rise by at least this share of the scores' range: what an assignment may fall short of the best, by token.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{ModelConfig, MoeConfig, check};
 use crate::error::Result;
 use crate::params::{Init, Params};
+use crate::router::scores::sigmoid;
 use crate::router::{Aux, Plan, Router, RouterContext, RouterSpec, Scores, losses};
 
 /// Options of the `cosine` router.
@@ -89,9 +90,4 @@ impl Router for CosineRouter {
 fn unit(x: &Tensor) -> Result<Tensor> {
     let length = x.sqr()?.sum_keepdim(D::Minus1)?.affine(1.0, 1e-12)?.sqrt()?;
     Ok(x.broadcast_div(&length)?)
-}
-
-/// As a tanh: it overflows nowhere, nor does its gradient.
-pub(crate) fn sigmoid(x: &Tensor) -> Result<Tensor> {
-    Ok((x * 0.5)?.tanh()?.affine(0.5, 0.5)?)
 }

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::ops::gather_rows;
 use crate::params::{Init, Params};
 use crate::router::pl_hard::PlHardRouter;
+use crate::router::scores::sigmoid;
 use crate::router::{Aux, Plan, Router, RouterContext, RouterSpec};
 
 /// How the shared expert's output and the language's are added.
@@ -107,11 +108,7 @@ impl PlSharedRouter {
     fn weights(&self, x_ND: &Tensor, language_N: &[u32], token_A: &[u32]) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let share_N = match (self.combine, &self.v_1D) {
             (Combine::Half, _) => Tensor::full(0.5f32, language_N.len(), x_ND.device())?,
-            (Combine::Sigmoid, Some(v_1D)) => {
-                let logits_N = x_ND.broadcast_mul(v_1D)?.sum(D::Minus1)?;
-                // sigmoid(z) as a tanh: it overflows nowhere, nor does its gradient.
-                (logits_N * 0.5)?.tanh()?.affine(0.5, 0.5)?
-            }
+            (Combine::Sigmoid, Some(v_1D)) => sigmoid(&x_ND.broadcast_mul(v_1D)?.sum(D::Minus1)?)?,
             _ => return Ok((None, None)),
         };
         let known_N: Vec<f32> = language_N.iter().map(|&l| f32::from(u8::from(l != UNKNOWN_LANGUAGE))).collect();

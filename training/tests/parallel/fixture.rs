@@ -220,5 +220,11 @@ impl Outcome {
     }
 }
 
+/// Experts that tokens choose, with every option at work.
+pub(crate) const TOKEN: &str =
+    "model.moe.router={ kind = \"token\", top_k = 2, normalize = true, balance_loss = 0.02, z_loss = 0.001 }";
+/// For [`TOKEN`]: with seed 1 a token stands between two experts so evenly at step 26 that rounding decides, and all that follows differs.
+pub(crate) const UNTIED_SEED: &str = "seed=2";
+
 /// The largest difference from one process that rounding may make over 50 steps.
 const DRIFT: f64 = 1e-4;

@@ -3,7 +3,7 @@
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Fixture, Outcome};
+use crate::fixture::{Fixture, Outcome, TOKEN, UNTIED_SEED};
 
 /// Within this time a wrong launch must have said so.
 const IN_TIME: Duration = Duration::from_secs(10);
@@ -60,14 +60,12 @@ fn two_ranks_over_mpi_equal_single() {
     if !can_start("two_ranks_over_mpi_equal_single") {
         return;
     }
-    let token =
-        "model.moe.router={ kind = \"token\", top_k = 2, normalize = true, balance_loss = 0.02, z_loss = 0.001 }";
     let shared = "model.moe.router={ kind = \"pl_shared\" }";
-    for (mode, router) in [("data", token), ("language_owned", shared), ("expert", token)] {
+    for (mode, router) in [("data", TOKEN), ("language_owned", shared), ("expert", TOKEN)] {
         let fixture = Fixture::new();
-        let reference = fixture.single("single", &[router]);
+        let reference = fixture.single("single", &[router, UNTIED_SEED]);
         let mode_set = format!("parallel.mode={mode}");
-        let sets = [router, &mode_set, "parallel.world_size=2", "parallel.bucket_mib=0.01"];
+        let sets = [router, UNTIED_SEED, &mode_set, "parallel.world_size=2", "parallel.bucket_mib=0.01"];
         let output = mpirun(&[(2, train(&fixture, "two", &sets))]);
         assert!(output.status.success(), "{mode}: {}", stderr(&output));
         let said = stderr(&output);
