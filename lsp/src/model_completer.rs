@@ -197,6 +197,7 @@ mod tests {
             n_experts: 2,
             experts_by_layer: Vec::new(),
             d_ff_expert: 16,
+            dropout: 0.0,
             expert_param: Default::default(),
             d_ff_shared: 0,
             router: RouterConfig::all().remove(0),

@@ -6,10 +6,10 @@
 use std::fmt::Debug;
 
 use candle_core::{D, Tensor};
-use serde::{Deserialize, Serialize};
 
 use crate::config::{ModelConfig, UNKNOWN_LANGUAGE};
 use crate::error::Result;
+use crate::methods::methods;
 use crate::ops::linear;
 use crate::params::Params;
 
@@ -63,54 +63,18 @@ pub(crate) trait AdapterSpec: Default {
     fn bottleneck(&self) -> usize;
 }
 
-macro_rules! adapters {
-    ($($module:ident :: $spec:ident),* $(,)?) => {
-        $(pub mod $module;)*
+methods! {
+    /// How adapters come by their weights, tagged by its name (`kind = "hyper"`).
+    pub enum AdapterConfig: AdapterSpec {
+        plain::Plain,
+        hyper::Hyper,
+    }
 
-        /// How adapters come by their weights, tagged by its name (`kind = "hyper"`).
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-        #[serde(tag = "kind", rename_all = "snake_case")]
-        pub enum AdapterConfig {
-            $($spec($module::$spec)),*
-        }
-
-        impl AdapterConfig {
-            /// Every way with its default options, in the order of the table.
-            pub fn all() -> Vec<AdapterConfig> {
-                vec![$(AdapterConfig::$spec($module::$spec::default())),*]
-            }
-
-            pub fn name(&self) -> &'static str {
-                match self { $(AdapterConfig::$spec(_) => $module::$spec::NAME),* }
-            }
-
-            pub fn paper(&self) -> &'static str {
-                match self { $(AdapterConfig::$spec(_) => $module::$spec::PAPER),* }
-            }
-
-            pub(crate) fn build(&self, model: &ModelConfig, params: &mut Params) -> Result<Box<dyn Adapters>> {
-                match self { $(AdapterConfig::$spec(spec) => spec.build(model, params)),* }
-            }
-
-            pub(crate) fn validate(&self, model: &ModelConfig) -> Result<()> {
-                match self { $(AdapterConfig::$spec(spec) => spec.validate(model)),* }
-            }
-
-            pub fn n_parameters(&self, model: &ModelConfig) -> usize {
-                match self { $(AdapterConfig::$spec(spec) => spec.n_parameters(model)),* }
-            }
-
-            /// Width of an adapter.
-            pub fn bottleneck(&self) -> usize {
-                match self { $(AdapterConfig::$spec(spec) => spec.bottleneck()),* }
-            }
-        }
-    };
-}
-
-adapters! {
-    plain::Plain,
-    hyper::Hyper,
+    pub(crate) fn build(model: &ModelConfig, params: &mut Params) -> Result<Box<dyn Adapters>>;
+    pub(crate) fn validate(model: &ModelConfig) -> Result<()>;
+    pub fn n_parameters(model: &ModelConfig) -> usize;
+    /// Width of an adapter.
+    pub fn bottleneck() -> usize;
 }
 
 /// Adds to each token what its language's adapter of the layer says. Shape: `x_BLD` -> `BLD`.
@@ -132,4 +96,40 @@ pub(crate) fn adapt(adapters: &dyn Adapters, layer: usize, x_BLD: &Tensor, langu
         y_ND = y_ND.index_add(&rows, &added, 0)?;
     }
     Ok(y_ND.reshape((b, l, d))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    /// An adapter that adds `factor` times the positive part of the normalized first value to the second one.
+    #[derive(Debug)]
+    struct Fixed;
+
+    impl Adapters for Fixed {
+        fn adapter(&self, layer: usize, language: Option<usize>) -> Result<Adapter> {
+            let factor = (layer * 10 + language.map_or(9, |language| language + 1)) as f32;
+            let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+            Ok(Adapter {
+                scale_D: tensor(&[1.0, 1.0]),
+                shift_D: tensor(&[0.0, 0.0]),
+                down_FD: tensor(&[1.0, 0.0]).reshape((1, 2))?,
+                up_DF: tensor(&[0.0, factor]).reshape((2, 1))?,
+            })
+        }
+    }
+
+    #[test]
+    fn each_token_has_the_adapter_of_its_language_and_layer() {
+        // Normalized, each of these is (1, -1) or (-1, 1).
+        let x_BLD = Tensor::new(&[[[5f32, 3.0], [4.0, 2.0], [0.0, 6.0], [7.0, 1.0]]], &Device::Cpu).unwrap();
+        let y_BLD = adapt(&Fixed, 2, &x_BLD, &[0, 1, 0, UNKNOWN_LANGUAGE]).unwrap();
+        let added = (y_BLD - &x_BLD).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let expected = [0.0, 21.0, 0.0, 22.0, 0.0, 0.0, 0.0, 29.0];
+        assert!(added.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-3), "{added:?}");
+        let one = adapt(&Fixed, 0, &x_BLD, &[1; 4]).unwrap();
+        let added = (one - x_BLD).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!((added[1] - 2.0).abs() < 1e-4 && added[5] == 0.0, "{added:?}");
+    }
 }

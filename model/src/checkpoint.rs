@@ -97,6 +97,7 @@ fn from_hugging_face(json: &Value, model_type: &str) -> std::result::Result<Mode
         tie_embeddings: json["tie_word_embeddings"].as_bool().unwrap_or(false),
         logit_softcap: json["final_logit_softcapping"].as_f64().unwrap_or(0.0) as f32,
         bigram_buckets: 0,
+        language_embedding: false,
         value_embedding_layers: Vec::new(),
         languages: Vec::new(),
         moe: None,

@@ -50,6 +50,9 @@ pub struct ModelConfig {
     /// (Liu et al. 2025, arXiv 2501.16975, over-encoding).
     #[serde(default)]
     pub bigram_buckets: usize,
+    /// Whether an embedding of the token's language is added to that of the token; one row for unknown languages.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub language_embedding: bool,
     /// Layers whose values get an embedding of the token of their own (Zhou et al. 2024, arXiv 2410.17897, value residual; as tables).
     #[serde(default)]
     pub value_embedding_layers: Vec<usize>,
@@ -89,6 +92,10 @@ pub struct MoeConfig {
     pub experts_by_layer: Vec<usize>,
     /// Hidden width of one expert.
     pub d_ff_expert: usize,
+    /// Chance that a hidden value of an expert is zero while it trains; the others are larger for it (Fedus et al. 2022, arXiv 2101.03961,
+    /// §2.4, expert dropout: 0.4 there, for fine-tuning).
+    #[serde(default, skip_serializing_if = "is_zero_rate")]
+    pub dropout: f64,
     /// How experts hold their weights.
     #[serde(default, skip_serializing_if = "ExpertParam::is_full")]
     pub expert_param: ExpertParam,
@@ -169,6 +176,10 @@ fn default_norm_eps() -> f64 {
 }
 
 fn is_zero(value: &f32) -> bool {
+    *value == 0.0
+}
+
+fn is_zero_rate(value: &f64) -> bool {
     *value == 0.0
 }
 
@@ -269,6 +280,7 @@ impl ModelConfig {
     fn validate_moe(&self, moe: &MoeConfig) -> Result<()> {
         check(moe.n_experts > 0, "moe.n_experts", moe.n_experts, "a positive number")?;
         check(moe.d_ff_expert > 0, "moe.d_ff_expert", moe.d_ff_expert, "a positive number")?;
+        check((0.0..1.0).contains(&moe.dropout), "moe.dropout", moe.dropout, "0 or more, below 1")?;
         let layers = format!("{:?}", moe.layers);
         let expected = format!("between 1 and {} layers of the model", self.n_layers);
         let in_range = match &moe.layers {
@@ -300,6 +312,15 @@ impl ModelConfig {
             .find(|(i, one)| moe.modifiers[..*i].iter().any(|other| name(other) == name(one)));
         check(twice.is_none(), "moe.modifiers", twice.map_or("", |(_, one)| name(one)), "no kind twice")?;
         moe.modifiers.iter().try_for_each(|modifier| modifier.validate(self, moe))?;
+        let of_router = Some(moe.router.name()).filter(|_| moe.router.weighs_shared());
+        let gates = moe.modifiers.iter().filter(|modifier| modifier.weighs_shared()).map(name).chain(of_router);
+        let gates: Vec<&str> = gates.collect();
+        check(
+            gates.len() < 2,
+            "moe.modifiers",
+            gates.join(" with "),
+            "one gate between the experts and the shared one",
+        )?;
         moe.expert_param.validate(self, moe)?;
         moe.router.validate(self, moe)
     }
@@ -327,7 +348,8 @@ impl ModelConfig {
     /// Parameters of the tables of which a token reads one row each.
     fn table_parameters(&self) -> usize {
         let values = self.value_embedding_layers.len() * self.vocab_size * self.n_kv_heads * self.d_head;
-        self.bigram_buckets * self.d_model + values
+        let languages = if self.language_embedding { self.languages.len() + 1 } else { 0 };
+        (self.bigram_buckets + languages) * self.d_model + values
     }
 
     /// Parameters of a feed-forward network of hidden width `f`.
@@ -384,6 +406,7 @@ pub(crate) mod tests {
             tie_embeddings: true,
             logit_softcap: 0.0,
             bigram_buckets: 0,
+            language_embedding: false,
             value_embedding_layers: Vec::new(),
             languages: vec!["python".into(), "lua".into(), "go".into()],
             moe: router.map(|router| MoeConfig {
@@ -391,6 +414,7 @@ pub(crate) mod tests {
                 n_experts: 4,
                 experts_by_layer: Vec::new(),
                 d_ff_expert: 16,
+                dropout: 0.0,
                 expert_param: ExpertParam::default(),
                 d_ff_shared: 16,
                 router,

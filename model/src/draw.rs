@@ -5,6 +5,9 @@
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+/// The purpose of numbers that make hidden values of experts zero.
+pub(crate) const DROPOUT: &str = "expert dropout of hidden values";
+
 /// Which step of which run is computed; a batch that has none is only measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepKey {
@@ -86,6 +89,11 @@ impl Stream<'_> {
     /// Of token `n`; `index` tells several apart.
     pub fn token(&self, n: usize, index: usize) -> f32 {
         self.number(self.draw.key.step, self.draw.layer, mix(self.draw.token_N[n], index as u64))
+    }
+
+    /// What hidden value `f` of expert `expert`, of width `width`, is multiplied by for token `n`: 0 with the chance `p`, else `1 / (1 - p)`.
+    pub(crate) fn keep(&self, n: usize, (expert, f): (usize, usize), width: usize, p: f64) -> f32 {
+        if self.token(n, expert * width + f) < p as f32 { 0.0 } else { (1.0 / (1.0 - p)) as f32 }
     }
 
     fn number(&self, step: u64, layer: u64, index: u64) -> f32 {

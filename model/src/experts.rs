@@ -7,11 +7,11 @@ use std::borrow::Cow;
 use std::fmt::Debug;
 
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
 
 use crate::config::{Activation, ModelConfig, MoeConfig};
 use crate::draw::LayerDraw;
 use crate::error::Result;
+use crate::methods::methods;
 use crate::ops::{self, linear};
 use crate::params::{Init, Params};
 
@@ -57,11 +57,17 @@ impl FeedForward {
 
     /// Shape: `x_ND` -> `ND`.
     pub(crate) fn forward(&self, x_ND: &Tensor) -> Result<Tensor> {
+        self.forward_masked(x_ND, None)
+    }
+
+    /// As [`FeedForward::forward`], with hidden values multiplied by `mask_NF`.
+    pub(crate) fn forward_masked(&self, x_ND: &Tensor, mask_NF: Option<&Tensor>) -> Result<Tensor> {
         let up_NF = linear(x_ND, &self.w_up_FD)?;
         let hidden_NF = match &self.w_gate_FD {
             Some(w_gate_FD) => ops::swiglu(&linear(x_ND, w_gate_FD)?, &up_NF)?,
             None => ops::relu2(&up_NF)?,
         };
+        let hidden_NF = mask_NF.map_or(Ok(hidden_NF.clone()), |mask_NF| hidden_NF.mul(mask_NF))?;
         Ok(linear(&hidden_NF, &self.w_down_DF)?)
     }
 }
@@ -88,6 +94,9 @@ pub(crate) trait ExpertParamSpec: Default {
     /// Whether weights are parameters themselves, side by side: what a tape needs.
     const IS_PLAIN: bool;
 
+    fn is_plain(&self) -> bool {
+        Self::IS_PLAIN
+    }
     /// Weights are asked for below the layer's scope.
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Experts>>;
     fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
@@ -95,55 +104,19 @@ pub(crate) trait ExpertParamSpec: Default {
     fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize;
 }
 
-macro_rules! expert_params {
-    ($($module:ident :: $spec:ident),* $(,)?) => {
-        $(pub mod $module;)*
+methods! {
+    /// How experts hold their weights, tagged by its name (`kind = "mpo"`).
+    pub enum ExpertParam: ExpertParamSpec {
+        full::Full,
+        mpo::Mpo,
+    }
 
-        /// How experts hold their weights, tagged by its name (`kind = "mpo"`).
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-        #[serde(tag = "kind", rename_all = "snake_case")]
-        pub enum ExpertParam {
-            $($spec($module::$spec)),*
-        }
-
-        impl ExpertParam {
-            /// Every way with its default options, in the order of the table.
-            pub fn all() -> Vec<ExpertParam> {
-                vec![$(ExpertParam::$spec($module::$spec::default())),*]
-            }
-
-            pub fn name(&self) -> &'static str {
-                match self { $(ExpertParam::$spec(_) => $module::$spec::NAME),* }
-            }
-
-            pub fn paper(&self) -> &'static str {
-                match self { $(ExpertParam::$spec(_) => $module::$spec::PAPER),* }
-            }
-
-            /// Whether weights are parameters themselves, side by side.
-            pub fn is_plain(&self) -> bool {
-                match self { $(ExpertParam::$spec(_) => $module::$spec::IS_PLAIN),* }
-            }
-
-            pub(crate) fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Experts>> {
-                match self { $(ExpertParam::$spec(spec) => spec.build(model, moe, params)),* }
-            }
-
-            pub(crate) fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
-                match self { $(ExpertParam::$spec(spec) => spec.validate(model, moe)),* }
-            }
-
-            /// Parameters of all experts of a layer.
-            pub fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize {
-                match self { $(ExpertParam::$spec(spec) => spec.n_parameters(model, moe)),* }
-            }
-        }
-    };
-}
-
-expert_params! {
-    full::Full,
-    mpo::Mpo,
+    /// Whether weights are parameters themselves, side by side.
+    pub fn is_plain() -> bool;
+    pub(crate) fn build(model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Experts>>;
+    pub(crate) fn validate(model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
+    /// Parameters of all experts of a layer.
+    pub fn n_parameters(model: &ModelConfig, moe: &MoeConfig) -> usize;
 }
 
 impl Default for ExpertParam {

@@ -55,6 +55,12 @@ impl CodeLm {
                 tensors.insert(name, var.as_tensor().clone());
             }
         }
+        if let Some(table_LD) = tensors.get_mut("model.embed_languages.weight") {
+            // The last row is that of unknown languages.
+            let is_row = |row: &u32| self.config().languages.get(*row as usize).is_none_or(is_kept);
+            let rows: Vec<u32> = (0..table_LD.dim(0)? as u32).filter(is_row).collect();
+            *table_LD = table_LD.index_select(&Tensor::new(rows, self.device())?, 0)?;
+        }
         CodeLm::new(&config, Params::from_tensors(tensors, "the whole model", true, self.device()), self.device())
     }
 }
@@ -77,10 +83,14 @@ mod tests {
     fn model(moe: serde_json::Value) -> CodeLm {
         let config: ModelConfig = serde_json::from_value(json!({
             "vocab_size": 64, "d_model": 32, "n_layers": 4, "n_heads": 2, "n_kv_heads": 1, "d_head": 16, "d_ff": 48,
-            "context_tokens": 32, "languages": ["go", "lua", "python", "rust"], "moe": moe,
+            "context_tokens": 32, "languages": ["go", "lua", "python", "rust"],
+            "language_embedding": true, "moe": moe,
         }))
         .unwrap();
-        CodeLm::init(&config, 7, &Device::Cpu).unwrap()
+        let lm = CodeLm::init(&config, 7, &Device::Cpu).unwrap();
+        let (_, table) = lm.parameters().iter().find(|(name, _)| name.contains("embed_languages")).unwrap();
+        table.set(&crate::ops::tests::values(table.dims(), 3)).unwrap();
+        lm
     }
 
     fn logits(lm: &CodeLm, language: &str) -> Vec<Vec<f32>> {

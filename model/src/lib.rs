@@ -23,11 +23,13 @@ pub mod adapters;
 mod attention;
 mod block;
 mod cache;
+pub mod dispatch;
 pub mod exchange;
 pub mod experts;
 mod moe;
 
 pub mod draw;
+mod methods;
 pub mod modifier;
 pub mod router;
 
@@ -59,6 +61,7 @@ pub use fim::{Prompt, PromptBudget, Snippet};
 pub use generate::{Finish, GenerateOptions, Generated, Generator};
 pub use gradients::Gradients;
 pub use lm::{Batch, CodeLm, IGNORE_ID};
+pub use methods::document::table_markdown;
 pub use modifier::ModifierConfig;
 pub use params::Params;
 pub use router::RouterConfig;

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor, Var};
 use crate::adapters::{self, Adapters};
 use crate::block::{Block, Ffn, MoeReport, TokenContext};
 use crate::cache::KvCache;
-use crate::config::{ModelConfig, check};
+use crate::config::{ModelConfig, UNKNOWN_LANGUAGE, check};
 use crate::copy::CopyConfig;
 use crate::draw::{Draw, StepKey};
 use crate::error::{Error, Result};
@@ -69,6 +69,8 @@ pub struct CodeLm {
     embed_VD: Tensor,
     /// Added by the hash of the last two ids.
     bigram_VD: Option<Tensor>,
+    /// Added by language; the last row is that of unknown languages.
+    language_VD: Option<Tensor>,
     adapters: Option<Box<dyn Adapters>>,
     blocks: Vec<Block>,
     norm_D: Tensor,
@@ -92,11 +94,15 @@ impl CodeLm {
     pub fn new(config: &ModelConfig, mut params: Params, device: &Device) -> Result<CodeLm> {
         config.validate()?;
         let (v, d) = (config.vocab_size, config.d_model);
-        let (embed_VD, bigram_VD, adapters, blocks, norm_D) = params.scope("model", |params| {
+        let (embed_VD, bigram_VD, language_VD, adapters, blocks, norm_D) = params.scope("model", |params| {
             let embed_VD = params.get("embed_tokens.weight", &[v, d], Init::Normal(1.0 / (d as f64).sqrt()))?;
             let bigram_VD = match config.bigram_buckets {
                 0 => None,
                 buckets => Some(params.get("embed_bigrams.weight", &[buckets, d], Init::Zero)?),
+            };
+            let language_VD = match config.language_embedding {
+                false => None,
+                true => Some(params.get("embed_languages.weight", &[config.languages.len() + 1, d], Init::Zero)?),
             };
             let adapters = match &config.adapter {
                 Some(adapter) => Some(params.scope("adapters", |params| adapter.build(config, params))?),
@@ -104,7 +110,7 @@ impl CodeLm {
             };
             let block = |layer| params.scope(&format!("layers.{layer}"), |params| Block::new(config, layer, params));
             let blocks = (0..config.n_layers).map(block).collect::<Result<Vec<_>>>()?;
-            Ok((embed_VD, bigram_VD, adapters, blocks, params.get("norm.weight", &[d], Init::One)?))
+            Ok((embed_VD, bigram_VD, language_VD, adapters, blocks, params.get("norm.weight", &[d], Init::One)?))
         })?;
         let head_VD = match config.tie_embeddings {
             true => None,
@@ -121,6 +127,7 @@ impl CodeLm {
             config: config.clone(),
             embed_VD,
             bigram_VD,
+            language_VD,
             adapters,
             blocks,
             norm_D,
@@ -233,7 +240,8 @@ impl CodeLm {
         let context = TokenContext { router, ..TokenContext::default() };
         let ids_N = Tensor::new(ids, &Device::Cpu)?;
         let before = cache.ids().last().copied().unwrap_or(0);
-        let mut x_1LD = self.embed(&ids_N, ids, ids.len(), before)?.unsqueeze(0)?;
+        let x_LD = self.embed(&ids_N, ids, ids.len(), before)?;
+        let mut x_1LD = self.add_languages(x_LD, &language_N)?.unsqueeze(0)?;
         for (layer, (block, cached)) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
             if cancelled() {
                 return Err(Error::Cancelled);
@@ -247,15 +255,6 @@ impl CodeLm {
         Ok(self.logits(&last_1D)?.squeeze(0)?.to_vec1()?)
     }
 
-    /// Passes the last step's loads to the routers, in the order of [`LossOutput::load_E`].
-    pub fn after_step(&mut self, load_E: &[Vec<f32>]) {
-        let layers = self.blocks.iter_mut().filter_map(|block| match &mut block.ffn {
-            Ffn::Moe(layer) => Some(layer),
-            Ffn::Dense(_) => None,
-        });
-        layers.zip(load_E).for_each(|(layer, load_E)| layer.after_step(load_E));
-    }
-
     /// Connects the layers of experts with the other ranks of a run, or cuts them off.
     pub fn set_exchange(&mut self, exchange: Option<Arc<dyn ExpertExchange>>) {
         for block in &mut self.blocks {
@@ -266,7 +265,7 @@ impl CodeLm {
     }
 
     /// What connects the layers of experts with other ranks.
-    pub(crate) fn exchange(&self) -> Option<&dyn ExpertExchange> {
+    pub(crate) fn exchange(&self) -> Option<&Arc<dyn ExpertExchange>> {
         self.blocks.iter().find_map(|block| match &block.ffn {
             Ffn::Moe(layer) => layer.exchange(),
             Ffn::Dense(_) => None,
@@ -300,7 +299,8 @@ impl CodeLm {
         let router = RouterContext { id_N: &ids, ..context.router };
         let context = TokenContext { router, ..context };
         let mut reports = Vec::new();
-        let mut x_BLD = self.embed(&ids_N, &ids, l, 0)?.reshape((b, l, self.config.d_model))?;
+        let x_ND = self.add_languages(self.embed(&ids_N, &ids, l, 0)?, context.router.language_N)?;
+        let mut x_BLD = x_ND.reshape((b, l, self.config.d_model))?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let (y_BLD, report) = block.forward(&x_BLD, &ids_N, &self.rope, &context, None)?;
             x_BLD = self.adapt(layer, y_BLD, context.router.language_N)?;
@@ -357,6 +357,13 @@ impl CodeLm {
         let bucket_N: Vec<u32> = (0..ids.len()).map(|n| bigram_bucket(last(n), ids[n], buckets)).collect();
         Ok((x_ND + ops::gather_rows(bigram_VD, &Tensor::new(bucket_N, &Device::Cpu)?)?)?)
     }
+
+    /// Shape: `ND`.
+    fn add_languages(&self, x_ND: Tensor, language_N: &[u32]) -> Result<Tensor> {
+        let Some(language_VD) = &self.language_VD else { return Ok(x_ND) };
+        let row_N = language_rows(language_N, self.config.languages.len())?;
+        Ok((x_ND + ops::gather_rows(language_VD, &Tensor::new(row_N, &Device::Cpu)?)?)?)
+    }
 }
 
 /// The sum of each row of `l` tokens.
@@ -369,6 +376,16 @@ pub(crate) fn check_ids(ids: &[u32], v: usize) -> Result<()> {
         Some(id) => Err(Error::Input(format!("token id {id}: expected one below vocab_size = {v}"))),
         None => Ok(()),
     }
+}
+
+/// The row of each token in the table of `n` languages and, after them, the unknown one.
+pub(crate) fn language_rows(language_N: &[u32], n: usize) -> Result<Vec<u32>> {
+    let row = |&language: &u32| match language {
+        UNKNOWN_LANGUAGE => Ok(n as u32),
+        language if (language as usize) < n => Ok(language),
+        language => Err(Error::Input(format!("language index {language}: expected one below {n}"))),
+    };
+    language_N.iter().map(row).collect()
 }
 
 /// The row of two consecutive ids in the bigram table, by Fibonacci hashing (Knuth, TAOCP vol. 3, §6.4).
@@ -388,9 +405,10 @@ mod tests {
     fn with_tables() -> CodeLm {
         let mut config = tiny(Some(RouterConfig::all().remove(1)));
         (config.bigram_buckets, config.value_embedding_layers) = (64, vec![1]);
+        config.language_embedding = true;
         let lm = CodeLm::init(&config, 1, &Device::Cpu).unwrap();
         for (name, var) in lm.parameters() {
-            if name.contains("bigrams") || name.contains("value_embedding") {
+            if name.contains("bigrams") || name.contains("languages") || name.contains("value_embedding") {
                 var.set(&values(var.dims(), 5)).unwrap();
             }
         }

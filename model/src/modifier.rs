@@ -6,11 +6,11 @@
 use std::fmt::Debug;
 
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
 
 use crate::config::{ModelConfig, MoeConfig, check};
 use crate::draw::Stream;
 use crate::error::Result;
+use crate::methods::methods;
 use crate::params::Params;
 use crate::router::{Aux, Plan, Router, RouterContext};
 
@@ -58,78 +58,33 @@ pub trait ModifierSpec: Default {
     }
 }
 
-macro_rules! modifiers {
-    ($($module:ident :: $spec:ident),* $(,)?) => {
-        $(pub mod $module;)*
+methods! {
+    /// The options of one modifier, tagged by its name (`kind = "eom"`).
+    pub enum ModifierConfig: ModifierSpec {
+        balance::Balance,
+        z_loss::ZLoss,
+        importance::Importance,
+        capacity::Capacity,
+        eom::Eom,
+        fom::Fom,
+        cmr::Cmr,
+        residual::Residual,
+        gate_drop::GateDrop,
+        cluster::Cluster,
+        expert_dropout::ExpertDropout,
+    }
 
-        /// The options of one modifier, tagged by its name (`kind = "eom"`).
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-        #[serde(tag = "kind", rename_all = "snake_case")]
-        pub enum ModifierConfig {
-            $($spec($module::$spec)),*
-        }
-
-        impl ModifierConfig {
-            /// Every modifier with its default options, in the order of the table.
-            pub fn all() -> Vec<ModifierConfig> {
-                vec![$(ModifierConfig::$spec($module::$spec::default())),*]
-            }
-
-            pub fn name(&self) -> &'static str {
-                match self { $(ModifierConfig::$spec(_) => $module::$spec::NAME),* }
-            }
-
-            pub fn paper(&self) -> &'static str {
-                match self { $(ModifierConfig::$spec(_) => $module::$spec::PAPER),* }
-            }
-
-            pub fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Modifier>> {
-                match self { $(ModifierConfig::$spec(spec) => spec.build(model, moe, params)),* }
-            }
-
-            pub fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
-                match self { $(ModifierConfig::$spec(spec) => spec.validate(model, moe)),* }
-            }
-
-            /// Whether what it does depends on the tokens' values or on parameters.
-            pub fn reads_tokens(&self) -> bool {
-                match self { $(ModifierConfig::$spec(spec) => spec.reads_tokens()),* }
-            }
-
-            /// Whether it weighs the shared expert's output.
-            pub fn weighs_shared(&self) -> bool {
-                match self { $(ModifierConfig::$spec(spec) => spec.weighs_shared()),* }
-            }
-
-            /// Whether what it does to a token depends on no other token while it trains.
-            pub fn is_local(&self) -> bool {
-                match self { $(ModifierConfig::$spec(spec) => spec.is_local()),* }
-            }
-
-            /// Whether a token's experts still depend on no later token when the model is measured or served.
-            pub fn is_causal(&self) -> bool {
-                match self { $(ModifierConfig::$spec(spec) => spec.is_causal()),* }
-            }
-
-            pub fn n_parameters(&self, model: &ModelConfig) -> usize {
-                match self { $(ModifierConfig::$spec(spec) => spec.n_parameters(model)),* }
-            }
-        }
-    };
-}
-
-modifiers! {
-    balance::Balance,
-    z_loss::ZLoss,
-    importance::Importance,
-    capacity::Capacity,
-    eom::Eom,
-    fom::Fom,
-    cmr::Cmr,
-    residual::Residual,
-    gate_drop::GateDrop,
-    cluster::Cluster,
-    expert_dropout::ExpertDropout,
+    pub fn build(model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Modifier>>;
+    pub fn validate(model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
+    /// Whether what it does depends on the tokens' values or on parameters.
+    pub fn reads_tokens() -> bool;
+    /// Whether it weighs the shared expert's output.
+    pub fn weighs_shared() -> bool;
+    /// Whether what it does to a token depends on no other token while it trains.
+    pub fn is_local() -> bool;
+    /// Whether a token's experts still depend on no later token when the model is measured or served.
+    pub fn is_causal() -> bool;
+    pub fn n_parameters(model: &ModelConfig) -> usize;
 }
 
 /// A router with what modifies it.
@@ -148,10 +103,6 @@ impl Router for Modified {
             modifier.modify(x_ND, &mut plan, &mut aux, &context)?;
         }
         Ok((plan, aux))
-    }
-
-    fn after_step(&mut self, load_E: &[f32]) {
-        self.router.after_step(load_E);
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use crate::config::{ModelConfig, MoeConfig};
-use crate::error::Result;
+use crate::draw::{DROPOUT, LayerDraw};
+use crate::error::{Error, Result};
 use crate::exchange::{ExpertExchange, Journey};
 use crate::experts::{Experts, FeedForward};
 use crate::ops::{add_rows, gather_rows};
@@ -18,6 +19,8 @@ pub(crate) struct MoeLayer {
     router: Box<dyn Router>,
     experts: Box<dyn Experts>,
     n_experts: usize,
+    /// Width of an expert, and the chance that a hidden value of it is zero while it trains.
+    dropout: (usize, f64),
     shared: Option<FeedForward>,
     /// The other ranks, where experts or their loads are spread over several.
     exchange: Option<Arc<dyn ExpertExchange>>,
@@ -42,6 +45,7 @@ impl MoeLayer {
             router: moe.build_router(config, params)?,
             experts,
             n_experts: moe.n_experts,
+            dropout: (moe.d_ff_expert, moe.dropout),
             shared,
             exchange: None,
         })
@@ -55,10 +59,14 @@ impl MoeLayer {
         let experts = self.experts.networks(context.draw)?;
         let elsewhere = self.exchange.as_ref().and_then(|exchange| Some((exchange, exchange.owner_of_expert()?)));
         let mut y_ND = match elsewhere {
+            Some(_) if self.dropout.1 > 0.0 => return Err(Error::Input(
+                "moe.dropout with experts on several ranks: expected 0, for a rank does not know the tokens of others"
+                    .into(),
+            )),
             Some((exchange, owner_E)) => Some(dispatch_to_ranks(x_ND, &plan, &experts, (exchange, owner_E))?),
             // Padding must not give an expert a gradient, not even of zeros.
             None if self.exchange.as_ref().is_some_and(|exchange| exchange.is_idle()) => None,
-            None => dispatch(x_ND, &plan, &experts)?,
+            None => dispatch(x_ND, &plan, &Trained { experts: &experts, dropout: self.dropout, draw: context.draw })?,
         };
         if let Some(shared) = &self.shared {
             let mut shared_ND = shared.forward(x_ND)?;
@@ -82,18 +90,13 @@ impl MoeLayer {
         &*self.router
     }
 
-    /// Passes `load_E` of the last optimizer step to the router.
-    pub(crate) fn after_step(&mut self, load_E: &[f32]) {
-        self.router.after_step(load_E);
-    }
-
     /// Connects the layer with the other ranks, or cuts it off.
     pub(crate) fn set_exchange(&mut self, exchange: Option<Arc<dyn ExpertExchange>>) {
         self.exchange = exchange;
     }
 
-    pub(crate) fn exchange(&self) -> Option<&dyn ExpertExchange> {
-        self.exchange.as_deref()
+    pub(crate) fn exchange(&self) -> Option<&Arc<dyn ExpertExchange>> {
+        self.exchange.as_ref()
     }
 }
 
@@ -128,8 +131,27 @@ fn dispatch_to_ranks(
     Ok(x_ND.zeros_like()?.detach().index_add(&token_A, &y_AD, 0)?)
 }
 
+/// Experts, and which of their hidden values are zero in a step of training.
+struct Trained<'a> {
+    experts: &'a [FeedForward],
+    dropout: (usize, f64),
+    draw: Option<LayerDraw<'a>>,
+}
+
+impl Trained<'_> {
+    /// What an expert says of the rows of `token_N`. Shape: `x_ND` -> `ND`.
+    fn forward(&self, expert: u32, x_ND: &Tensor, token_N: impl Iterator<Item = u32>) -> Result<Tensor> {
+        let (network, (width, p)) = (&self.experts[expert as usize], self.dropout);
+        let Some(draw) = self.draw.filter(|_| p > 0.0) else { return network.forward(x_ND) };
+        let stream = draw.stream(DROPOUT);
+        let keeps = |token: u32| (0..width).map(move |f| stream.keep(token as usize, (expert as usize, f), width, p));
+        let mask: Vec<f32> = token_N.flat_map(keeps).collect();
+        network.forward_masked(x_ND, Some(&Tensor::from_vec(mask, (x_ND.dim(0)?, width), x_ND.device())?))
+    }
+}
+
 /// The weighted sum of the experts' outputs; `None` if no token has an expert.
-fn dispatch(x_ND: &Tensor, plan: &Plan, experts: &[FeedForward]) -> Result<Option<Tensor>> {
+fn dispatch(x_ND: &Tensor, plan: &Plan, experts: &Trained) -> Result<Option<Tensor>> {
     let n = x_ND.dim(0)?;
     if plan.token_A.is_empty() {
         return Ok(None);
@@ -137,7 +159,7 @@ fn dispatch(x_ND: &Tensor, plan: &Plan, experts: &[FeedForward]) -> Result<Optio
     let in_place = plan.token_A.len() == n && plan.token_A.iter().enumerate().all(|(a, &token)| a == token as usize);
     let first = plan.expert_A[0];
     if in_place && plan.expert_A.iter().all(|&expert| expert == first) {
-        let y_ND = experts[first as usize].forward(x_ND)?;
+        let y_ND = experts.forward(first, x_ND, plan.token_A.iter().copied())?;
         return Ok(Some(weigh(y_ND, plan.weight_A.as_ref())?));
     }
     let mut order_A: Vec<u32> = (0..plan.expert_A.len() as u32).collect();
@@ -154,14 +176,15 @@ fn dispatch(x_ND: &Tensor, plan: &Plan, experts: &[FeedForward]) -> Result<Optio
 }
 
 /// Applies to each stretch of equal experts in `order_A` that expert's network.
-fn run_experts(x_AD: &Tensor, plan: &Plan, experts: &[FeedForward], order_A: &[u32]) -> Result<Tensor> {
+fn run_experts(x_AD: &Tensor, plan: &Plan, experts: &Trained, order_A: &[u32]) -> Result<Tensor> {
     let mut outputs = Vec::new();
     let mut start = 0;
     while start < order_A.len() {
         let expert = plan.expert_A[order_A[start] as usize];
         let rest = order_A[start..].iter();
         let rows = rest.take_while(|&&a| plan.expert_A[a as usize] == expert).count();
-        outputs.push(experts[expert as usize].forward(&x_AD.narrow(0, start, rows)?)?);
+        let token_A = order_A[start..start + rows].iter().map(|&a| plan.token_A[a as usize]);
+        outputs.push(experts.forward(expert, &x_AD.narrow(0, start, rows)?, token_A)?);
         start += rows;
     }
     Ok(Tensor::cat(&outputs, 0)?)

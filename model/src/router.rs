@@ -5,15 +5,12 @@
 use std::fmt::Debug;
 
 use candle_core::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 
-use crate::adapters::AdapterConfig;
 use crate::config::{ModelConfig, MoeConfig};
 use crate::draw::LayerDraw;
 use crate::error::Result;
 use crate::exchange::ExpertExchange;
-use crate::experts::ExpertParam;
-use crate::modifier::ModifierConfig;
+use crate::methods::methods;
 use crate::params::Params;
 
 /// What a router may look at besides the tokens' values; tokens are row-major B·L.
@@ -161,9 +158,6 @@ impl Aux {
 pub trait Router: Send + Sync + Debug {
     /// `x_ND` are the tokens that enter the layer, float32.
     fn plan(&self, x_ND: &Tensor, context: &RouterContext) -> Result<(Plan, Aux)>;
-
-    /// Called after an optimizer step with the share of assignments that each expert had.
-    fn after_step(&mut self, _load_E: &[f32]) {}
 }
 
 /// A router's options: what its row in the table must offer.
@@ -173,6 +167,8 @@ pub trait RouterSpec: Default {
     const PAPER: &'static str;
     /// Whether a token's experts depend on no later token. Serving refuses a router that is not causal.
     const CAUSAL: bool;
+    /// [`RouterSpec::n_parameters`] as a formula.
+    const PARAMETERS: &'static str;
 
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>>;
     fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
@@ -203,90 +199,14 @@ pub trait RouterSpec: Default {
         false
     }
     fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize;
-    /// [`RouterSpec::n_parameters`] as a formula.
-    const PARAMETERS: &'static str;
-}
 
-macro_rules! routers {
-    ($($module:ident :: $spec:ident),* $(,)?) => {
-        $(pub mod $module;)*
+    fn is_causal(&self) -> bool {
+        Self::CAUSAL
+    }
 
-        /// The options of one router, tagged by its name (`kind = "pl_hard"`).
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-        #[serde(tag = "kind", rename_all = "snake_case")]
-        pub enum RouterConfig {
-            $($spec($module::$spec)),*
-        }
-
-        impl RouterConfig {
-            /// Every router with its default options, in the order of the table.
-            pub fn all() -> Vec<RouterConfig> {
-                vec![$(RouterConfig::$spec($module::$spec::default())),*]
-            }
-
-            pub fn name(&self) -> &'static str {
-                match self { $(RouterConfig::$spec(_) => $module::$spec::NAME),* }
-            }
-
-            pub fn paper(&self) -> &'static str {
-                match self { $(RouterConfig::$spec(_) => $module::$spec::PAPER),* }
-            }
-
-            pub fn is_causal(&self) -> bool {
-                match self { $(RouterConfig::$spec(_) => $module::$spec::CAUSAL),* }
-            }
-
-            pub fn parameters(&self) -> &'static str {
-                match self { $(RouterConfig::$spec(_) => $module::$spec::PARAMETERS),* }
-            }
-
-            pub fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>> {
-                match self { $(RouterConfig::$spec(spec) => spec.build(model, moe, params)),* }
-            }
-
-            pub fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
-                match self { $(RouterConfig::$spec(spec) => spec.validate(model, moe)),* }
-            }
-
-            /// Whether the plan depends on the tokens' values or on parameters.
-            pub fn reads_tokens(&self) -> bool {
-                match self { $(RouterConfig::$spec(spec) => spec.reads_tokens()),* }
-            }
-
-            /// Whether a language's tokens meet the experts of that language and no others.
-            pub fn is_by_language(&self) -> bool {
-                match self { $(RouterConfig::$spec(spec) => spec.is_by_language()),* }
-            }
-
-            /// Whether it scores every expert for every token.
-            pub fn has_scores(&self) -> bool {
-                match self { $(RouterConfig::$spec(spec) => spec.has_scores()),* }
-            }
-
-            /// The most assignments that tokens of these languages have while it trains.
-            pub fn max_assignments(&self, language_N: &[u32], moe: &MoeConfig) -> usize {
-                match self { $(RouterConfig::$spec(spec) => spec.max_assignments(language_N, moe)),* }
-            }
-
-            /// Whether a token's experts depend on no other token while it trains.
-            pub fn is_local(&self) -> bool {
-                match self { $(RouterConfig::$spec(spec) => spec.is_local()),* }
-            }
-
-            /// Whether a plan that depends on the tokens weighs the shared expert's output.
-            pub fn weighs_shared(&self) -> bool {
-                match self { $(RouterConfig::$spec(spec) => spec.weighs_shared()),* }
-            }
-
-            pub fn n_selected(&self) -> usize {
-                match self { $(RouterConfig::$spec(spec) => spec.n_selected()),* }
-            }
-
-            pub fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize {
-                match self { $(RouterConfig::$spec(spec) => spec.n_parameters(model, moe)),* }
-            }
-        }
-    };
+    fn parameters(&self) -> &'static str {
+        Self::PARAMETERS
+    }
 }
 
 pub(crate) mod losses;
@@ -294,60 +214,40 @@ pub(crate) mod scores;
 
 pub use scores::Scores;
 
-routers! {
-    pl_hard::PlHard,
-    pl_shared::PlShared,
-    pl_group::PlGroup,
-    pl_gate::PlGate,
-    token::Token,
-    switch::Switch,
-    cosine::Cosine,
-    expert_choice::ExpertChoice,
-    hash::Hash,
-    random::Random,
-    base::Base,
-    dts::Dts,
-    bilevel::Bilevel,
-}
+methods! {
+    /// The options of one router, tagged by its name (`kind = "pl_hard"`).
+    pub enum RouterConfig: RouterSpec {
+        pl_hard::PlHard,
+        pl_shared::PlShared,
+        pl_group::PlGroup,
+        pl_gate::PlGate,
+        token::Token,
+        switch::Switch,
+        cosine::Cosine,
+        expert_choice::ExpertChoice,
+        hash::Hash,
+        random::Random,
+        base::Base,
+        dts::Dts,
+        bilevel::Bilevel,
+    }
 
-/// `docs/methods.md`, generated from the tables.
-pub fn table_markdown() -> String {
-    let mut text = String::from(
-        "# Methods\n\nGenerated from the tables in `model/src/router.rs` and `model/src/modifier.rs`; do not edit.\n\n## Routers\n\n\
-         `[model.moe.router]`. Parameters are those of the router in one layer, for width D, E experts and L languages; a router's FLOPs \
-         a token are twice as many, or none where there are no parameters.\n\n\
-         | `kind` | causal | experts a token | parameters | source | options (default) |\n|---|---|---|---|---|---|\n",
-    );
-    for router in RouterConfig::all() {
-        let causal = if router.is_causal() { "yes" } else { "no: training studies only" };
-        let (selected, options) = (router.n_selected(), options(serde_json::to_value(&router)));
-        let (name, formula, paper) = (router.name(), router.parameters(), router.paper());
-        text += &format!("| `{name}` | {causal} | {selected} | {formula} | {paper} | `{options}` |\n");
-    }
-    text += "\n## Modifiers\n\n`[[model.moe.modifiers]]`, after any router that they fit, in the order of the configuration.\n\n\
-             | `kind` | source | options (default) |\n|---|---|---|\n";
-    for modifier in ModifierConfig::all() {
-        let options = options(serde_json::to_value(&modifier));
-        text += &format!("| `{}` | {} | `{options}` |\n", modifier.name(), modifier.paper());
-    }
-    text += "\n## Experts' weights\n\n`[model.moe.expert_param]`.\n\n| `kind` | source | options |\n|---|---|---|\n";
-    for param in ExpertParam::all() {
-        let options = options(serde_json::to_value(&param));
-        text += &format!("| `{}` | {} | `{options}` |\n", param.name(), param.paper());
-    }
-    text += "\n## Adapters\n\n`[model.adapter]`, after each layer.\n\n| `kind` | source | options (default) |\n|---|---|---|\n";
-    for adapter in AdapterConfig::all() {
-        let options = options(serde_json::to_value(&adapter));
-        text += &format!("| `{}` | {} | `{options}` |\n", adapter.name(), adapter.paper());
-    }
-    text
-}
-
-/// All but the name.
-fn options(value: serde_json::Result<serde_json::Value>) -> String {
-    let mut options = value.unwrap_or_default();
-    if let Some(options) = options.as_object_mut() {
-        options.remove("kind");
-    }
-    options.to_string()
+    pub fn is_causal() -> bool;
+    pub fn parameters() -> &'static str;
+    pub fn build(model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Router>>;
+    pub fn validate(model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
+    /// Whether the plan depends on the tokens' values or on parameters.
+    pub fn reads_tokens() -> bool;
+    /// Whether a language's tokens meet the experts of that language and no others.
+    pub fn is_by_language() -> bool;
+    /// Whether it scores every expert for every token.
+    pub fn has_scores() -> bool;
+    /// The most assignments that tokens of these languages have while it trains.
+    pub fn max_assignments(language_N: &[u32], moe: &MoeConfig) -> usize;
+    /// Whether a token's experts depend on no other token while it trains.
+    pub fn is_local() -> bool;
+    /// Whether a plan that depends on the tokens weighs the shared expert's output.
+    pub fn weighs_shared() -> bool;
+    pub fn n_selected() -> usize;
+    pub fn n_parameters(model: &ModelConfig, moe: &MoeConfig) -> usize;
 }

@@ -11,6 +11,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device_tape;
+mod made;
 mod meeting;
 mod merge;
 mod op;

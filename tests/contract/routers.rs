@@ -52,6 +52,7 @@ pub(crate) fn config(router: RouterConfig) -> ModelConfig {
         tie_embeddings: true,
         logit_softcap: 0.0,
         bigram_buckets: 0,
+        language_embedding: false,
         value_embedding_layers: Vec::new(),
         languages: LANGUAGES.map(str::to_owned).to_vec(),
         moe: Some(MoeConfig {
@@ -59,6 +60,7 @@ pub(crate) fn config(router: RouterConfig) -> ModelConfig {
             n_experts: N_EXPERTS,
             experts_by_layer: Vec::new(),
             d_ff_expert: 24,
+            dropout: 0.0,
             expert_param: Default::default(),
             d_ff_shared: 16,
             router,

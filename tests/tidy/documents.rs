@@ -8,8 +8,8 @@ use multicoder_tests::repository_root;
 use multicoder_tests::source::{SourceFile, files};
 
 #[test]
-fn routers_document_is_current() {
-    expect_file!["../../docs/methods.md"].assert_eq(&multicoder_model::router::table_markdown());
+fn methods_document_is_current() {
+    expect_file!["../../docs/methods.md"].assert_eq(&multicoder_model::table_markdown().unwrap());
 }
 
 #[test]

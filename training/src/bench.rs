@@ -11,6 +11,7 @@ use crate::config::{Compute, RunConfig};
 use crate::device::DeviceKind;
 use crate::report::table::Cells;
 
+pub mod dispatch;
 pub mod torch;
 pub mod worker;
 

@@ -34,6 +34,10 @@ pub struct RunConfig {
     /// Compute each layer's activations a second time in the backward pass instead of keeping them: less memory, about a third more time.
     #[serde(default)]
     pub checkpoint_activations: bool,
+    /// Share of the values of an expert that begin at zero where it begins as the dense network of the model that weights are taken from
+    /// (`--init-from`), so that experts differ.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub spawn_mask: f64,
     /// What the loader reads and how it packs it.
     pub data: DataConfig,
     /// AdamW and clipping.
@@ -87,7 +91,7 @@ pub struct DataConfig {
     /// Fraction of pieces without their language token.
     pub tag_dropout_frac: f64,
     /// Fraction of pieces whose tokens are to the routers of no language: they meet the shared expert alone in `pl_shared`, all experts
-    /// in `pl_hard`. Expert dropout by language (after Elbayad et al. 2023, arXiv 2212.07530, expert output masking).
+    /// in `pl_hard`. Expert dropout by language (after Elbayad et al. 2023, arXiv 2212.07571, expert output masking).
     #[serde(default)]
     pub expert_dropout_frac: f64,
     /// Languages that have it; empty for all.
@@ -97,6 +101,10 @@ pub struct DataConfig {
     /// arXiv 2212.07571, curriculum). The others share out their part until then.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub curriculum: BTreeMap<String, u64>,
+    /// The folder of a run that trained on all languages from the start and says what the curriculum is to be: those that were learnt by
+    /// heart there begin later.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub curriculum_from: String,
     /// Whether suffix tokens count in the loss.
     pub count_suffix: bool,
     /// Whether attention stays within each of the pieces that a sequence is packed of.
@@ -252,6 +260,10 @@ pub fn read(path: &Path) -> Result<Table> {
     parse(&text, &path.display().to_string())
 }
 
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
 impl RunConfig {
     /// Sequences of one optimizer step.
     pub fn batch_sequences(&self) -> usize {
@@ -310,9 +322,12 @@ impl RunConfig {
         ] {
             ensure!((0.0..=1.0).contains(&value), "{name} = {value}: expected 0 to 1");
         }
-        for (name, value) in
-            [("optimizer.momentum", o.momentum), ("optimizer.beta1", o.beta1), ("optimizer.beta2", o.beta2)]
-        {
+        for (name, value) in [
+            ("optimizer.momentum", o.momentum),
+            ("optimizer.beta1", o.beta1),
+            ("optimizer.beta2", o.beta2),
+            ("spawn_mask", self.spawn_mask),
+        ] {
             ensure!((0.0..1.0).contains(&value), "{name} = {value}: expected 0 or more and below 1");
         }
         ensure!(self.max_hours >= 0.0, "max_hours = {}: expected 0 (no limit) or more", self.max_hours);

@@ -12,6 +12,7 @@ pub mod step;
 
 pub mod checkpoint;
 pub mod clock;
+pub mod curriculum;
 pub mod dry_run;
 pub mod interrupt;
 pub mod memory;

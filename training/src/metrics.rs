@@ -14,6 +14,7 @@ pub mod tensorboard;
 
 use crate::step::StepReport;
 use peak::Peak;
+pub use rates::n_covering;
 use rates::{Balance, Work};
 use tensorboard::EventWriter;
 

@@ -112,6 +112,11 @@ impl ParallelConfig {
                 by_layer.is_empty(),
                 "parallel.mode: model.moe.experts_by_layer = {by_layer:?}: expected none where ranks own experts"
             );
+            ensure!(
+                moe.dropout == 0.0,
+                "parallel.mode: model.moe.dropout = {}: expected 0 where ranks own experts, for they do not know whose rows they get",
+                moe.dropout
+            );
         }
         match self.mode {
             Mode::Single | Mode::Data => {}

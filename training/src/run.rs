@@ -239,7 +239,7 @@ fn restore_or_start(
     match start {
         Start::Scratch => Ok(fresh),
         Start::Weights(source) => {
-            eprintln!("{}", weights::warm_start(lm, &source)?);
+            eprintln!("{}", weights::warm_start(lm, &source, config.spawn_mask)?);
             Ok(fresh)
         }
         Start::Checkpoint(checkpoint) => {

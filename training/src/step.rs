@@ -157,7 +157,6 @@ pub fn step(
             }
         }
     }
-    lm.after_step(&report.load_E);
     report.elapsed_s = start.elapsed().as_secs_f64();
     let (traffic, comm_wait_s) = mesh.take_traffic();
     (report.comm_bytes, report.comm_messages) = (before.bytes + traffic.bytes, before.messages + traffic.messages);

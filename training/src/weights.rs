@@ -8,6 +8,9 @@ use candle_core::{Device, Tensor, Var};
 use multicoder_model::{CodeLm, ModelConfig, RouterConfig, Tokenizer};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::checkpoint;
+use crate::rng::Rng;
+
 /// Sets every parameter from the tensor of its name.
 ///
 /// # Errors
@@ -52,11 +55,13 @@ pub struct Source {
 }
 
 impl Source {
-    /// Reads a GGUF file or a folder.
+    /// Reads a GGUF file or a folder: a checkpoint, or a run with some, of which it takes the newest.
     ///
     /// # Errors
     /// Whatever is missing or is no model, named.
     pub fn open(path: &Path) -> Result<Source> {
+        let newest = if path.is_dir() { checkpoint::list(path)?.pop() } else { None };
+        let path = newest.as_deref().unwrap_or(path);
         let named = || path.display().to_string();
         let (lm, tokenizer) = if path.is_dir() {
             let lm = multicoder_model::checkpoint::load_lm(path, true, &Device::Cpu)?;
@@ -85,14 +90,16 @@ impl Source {
 }
 
 /// Sets the parameters for which `source` has a tensor of the same name and shape, and says which were left at their initial values.
-/// Where languages choose the experts, an expert starts from the one that its first language had in `source`.
+/// Where languages choose the experts, an expert starts from the one that its first language had in `source`. Experts of a layer that is
+/// dense in `source` start as copies of its network (Komatsuzaki et al. 2023, arXiv 2212.05055), of whose values the share `spawn_mask` is
+/// zero, other ones for each (Nie et al. 2021, EvoMoE, arXiv 2112.14397, expert-diversify).
 ///
 /// # Errors
 /// A model with nothing in common.
-pub fn warm_start(lm: &CodeLm, source: &Source) -> Result<String> {
+pub fn warm_start(lm: &CodeLm, source: &Source, spawn_mask: f64) -> Result<String> {
     let theirs: HashMap<&str, &Var> = source.lm.parameters().iter().map(|(name, var)| (name.as_str(), var)).collect();
     let experts = source_experts(lm.config(), source.lm.config());
-    let (mut n_taken, mut left) = (0, Vec::new());
+    let (mut n_taken, mut n_spawned, mut left) = (0, 0, Vec::new());
     for (name, parameter) in lm.parameters() {
         let tensor = source_name(name, experts.as_deref()).and_then(|name| theirs.get(name.as_str()));
         match tensor.filter(|tensor| tensor.dims() == parameter.dims()) {
@@ -100,16 +107,41 @@ pub fn warm_start(lm: &CodeLm, source: &Source) -> Result<String> {
                 parameter.set(&tensor.to_device(parameter.device())?)?;
                 n_taken += 1;
             }
-            None => left.push(name.as_str()),
+            None => match dense_name(name).and_then(|dense| theirs.get(dense.as_str())) {
+                Some(dense) if dense.dims() == parameter.dims() => {
+                    parameter.set(&masked(dense, name, spawn_mask)?.to_device(parameter.device())?)?;
+                    n_spawned += 1;
+                }
+                _ => left.push(name.as_str()),
+            },
         }
     }
     if n_taken == 0 {
         bail!("{}: no weight has the name and shape of one of this model's", source.path.display());
     }
+    let spawned = match n_spawned {
+        0 => String::new(),
+        n => format!("; {n} of experts copied from dense networks, {:.0} % of their values zero", 100.0 * spawn_mask),
+    };
     let rest = if left.is_empty() { String::new() } else { format!("; initial values: {}", left.join(", ")) };
     let moved = experts.is_some_and(|experts| experts.iter().enumerate().any(|(e, &from)| from != Some(e)));
     let by_name = if moved { "; experts matched by the names of their languages" } else { "" };
-    Ok(format!("{n_taken} weights taken from {}{by_name}{rest}", source.path.display()))
+    Ok(format!("{n_taken} weights taken from {}{by_name}{spawned}{rest}", source.path.display()))
+}
+
+/// The name that a weight of an expert has in the dense network of the same layer.
+fn dense_name(name: &str) -> Option<String> {
+    let (layer, rest) = name.split_once(".experts.")?;
+    let (_, projection) = rest.split_once('.')?;
+    Some(format!("{layer}.{projection}"))
+}
+
+/// The values of `tensor`, a share of them zero: which ones depends on `name`.
+fn masked(tensor: &Tensor, name: &str, share: f64) -> Result<Tensor> {
+    let mut rng = Rng::keyed(0, name, &[]);
+    let mut values = tensor.flatten_all()?.to_vec1::<f32>()?;
+    values.iter_mut().filter(|_| rng.chance(share)).for_each(|value| *value = 0.0);
+    Ok(Tensor::from_vec(values, tensor.shape(), &Device::Cpu)?)
 }
 
 /// For each expert of `target`, the expert of `source` that its first language known to both had; `None` in all for models in which
@@ -166,6 +198,31 @@ mod tests {
         CodeLm::init(&config, seed, &Device::Cpu).unwrap()
     }
 
+    fn source(lm: CodeLm) -> Source {
+        Source { path: "m".into(), lm, tokenizer: tokenizer("int main\n") }
+    }
+
+    #[test]
+    fn experts_begin_as_the_dense_network_each_without_other_values() {
+        let mut config = lm(&["c", "lua"], 2, 1).config().clone();
+        config.moe = None;
+        config.d_ff = 8;
+        let dense = CodeLm::init(&config, 5, &Device::Cpu).unwrap();
+        let (_, dense_up) = dense.parameters().iter().find(|(name, _)| name.ends_with("mlp.up_proj.weight")).unwrap();
+        let theirs = dense_up.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let source = source(dense);
+        let target = lm(&["c", "lua"], 2, 2);
+        let said = warm_start(&target, &source, 0.25).unwrap();
+        assert!(said.contains("6 of experts copied from dense networks, 25 % of their values zero"), "{said}");
+        let (first, second) = (up(&target, 0), up(&target, 1));
+        assert_ne!(first, second);
+        for values in [first, second] {
+            let zeros = values.iter().filter(|value| **value == 0.0).count();
+            assert!((16..50).contains(&zeros), "{zeros} of {}", values.len());
+            assert!(values.iter().zip(&theirs).all(|(ours, theirs)| *ours == 0.0 || ours == theirs));
+        }
+    }
+
     fn up(lm: &CodeLm, expert: usize) -> Vec<f32> {
         let part = format!(".experts.{expert}.up_proj.weight");
         let (_, var) = lm.parameters().iter().find(|(name, _)| name.ends_with(&part)).unwrap();
@@ -174,24 +231,23 @@ mod tests {
 
     #[test]
     fn experts_are_matched_by_the_names_of_their_languages() {
-        let source =
-            Source { path: "m".into(), lm: lm(&["c", "lua", "python"], 3, 1), tokenizer: tokenizer("int main\n") };
+        let source = source(lm(&["c", "lua", "python"], 3, 1));
         let target = lm(&["go", "lua", "python"], 3, 2);
         let go = up(&target, 0);
-        let said = warm_start(&target, &source).unwrap();
+        let said = warm_start(&target, &source, 0.0).unwrap();
         assert!(said.contains("experts.0"), "{said}");
         assert!(up(&target, 0) == go && up(&target, 1) == up(&source.lm, 1));
 
         // Without `c`, every other language moves one place down.
         let target = lm(&["lua", "python"], 2, 2);
-        let said = warm_start(&target, &source).unwrap();
+        let said = warm_start(&target, &source, 0.0).unwrap();
         assert!(said.contains("matched by the names"), "{said}");
         assert!(up(&target, 0) == up(&source.lm, 1) && up(&target, 1) == up(&source.lm, 2));
     }
 
     #[test]
     fn another_tokenizer_is_refused() {
-        let source = Source { path: "m".into(), lm: lm(&["c"], 1, 1), tokenizer: tokenizer("int main\n") };
+        let source = source(lm(&["c"], 1, 1));
         source.check_tokenizer(&tokenizer("int main\n"), "a.json").unwrap();
         let error = source.check_tokenizer(&tokenizer("local x\n"), "b.json").unwrap_err().to_string();
         assert!(error.contains("data.tokenizer = b.json") && error.contains("--init-from m"), "{error}");

@@ -57,3 +57,24 @@ impl Modifier for Coefficients {
         plan.share_out(&sigmoid(&logit_N)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::plan_of;
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn two_weights_add_up_to_one() {
+        let tensor = |values: &[f32], shape: (usize, usize)| Tensor::from_slice(values, shape, &Device::Cpu).unwrap();
+        let b_1 = Tensor::new(&[0.5f32], &Device::Cpu).unwrap();
+        let modifier = Coefficients { w_1D: tensor(&[1.0, -1.0], (1, 2)), b_1 };
+        let (x_ND, mut plan) = (tensor(&[2.0, 1.0, 0.0, 0.5], (2, 2)), plan_of(2, 1));
+        modifier.modify(&x_ND, &mut plan, &mut Aux::default(), &RouterContext::default()).unwrap();
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        let of_experts = plan.weight_A.unwrap().to_vec1::<f32>().unwrap();
+        let of_shared = plan.shared_weight_N.unwrap().to_vec1::<f32>().unwrap();
+        assert!((of_experts[0] - sigmoid(1.5)).abs() < 1e-6 && (of_experts[1] - 0.5).abs() < 1e-6, "{of_experts:?}");
+        assert!(of_experts.iter().zip(&of_shared).all(|(a, b)| (a + b - 1.0).abs() < 1e-6));
+    }
+}

@@ -91,3 +91,25 @@ fn unit(x: &Tensor) -> Result<Tensor> {
     let length = x.sqr()?.sum_keepdim(D::Minus1)?.affine(1.0, 1e-12)?.sqrt()?;
     Ok(x.broadcast_div(&length)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn lengths_do_not_matter_and_weights_are_sigmoids_of_cosines() {
+        let tensor = |rows: [[f32; 2]; 2]| Tensor::new(&rows, &Device::Cpu).unwrap();
+        let (w_PD, w_EP) = (tensor([[1.0, 0.0], [0.0, 1.0]]), tensor([[3.0, 0.0], [0.0, 0.5]]));
+        let log_scale_1 = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap();
+        let spec = Cosine { d_low: 2, temperature: 0.5, top_k: 1, balance_loss: 0.0 };
+        let router = CosineRouter { w_PD, w_EP, log_scale_1, spec };
+        let (plan, _) = router.plan(&tensor([[3.0, 4.0], [0.2, 0.0]]), &RouterContext::default()).unwrap();
+        assert_eq!(plan.expert_A, [1, 0]);
+        let weight_A = plan.weight_A.unwrap().to_vec1::<f32>().unwrap();
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        for (got, expected) in weight_A.iter().zip([sigmoid(0.8 / 0.5), sigmoid(1.0 / 0.5)]) {
+            assert!((got - expected).abs() < 1e-5, "{weight_A:?}");
+        }
+    }
+}

@@ -67,3 +67,29 @@ impl Router for PlGateRouter {
         Ok((scores.likeliest(self.top_k)?, Aux { scores: Some(scores), ..Aux::default() }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn a_language_has_the_same_two_experts_everywhere() {
+        let logits_LE = Tensor::new(&[[0f32, 1.0, 2.0], [5.0, 0.0, 5.0], [0.0; 3]], &Device::Cpu).unwrap();
+        let router = PlGateRouter { top_k: 2, logits_LE };
+        let x_ND = Tensor::zeros((4, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let language_N = [0, 1, UNKNOWN_LANGUAGE, 0];
+        let (plan, _) =
+            router.plan(&x_ND, &RouterContext { language_N: &language_N, ..RouterContext::default() }).unwrap();
+        assert_eq!(plan.expert_A, [2, 1, 0, 2, 0, 1, 2, 1]);
+        let weight_A = plan.weight_A.unwrap().to_vec1::<f32>().unwrap();
+        let sum = 1.0 + 1f32.exp() + 2f32.exp();
+        let expected = [2f32.exp() / sum, 1f32.exp() / sum];
+        assert!(
+            weight_A[..2].iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-6),
+            "{weight_A:?}"
+        );
+        assert_eq!((weight_A[2], &weight_A[..2]), (weight_A[3], &weight_A[6..]));
+        assert!((weight_A[4] - 1.0 / 3.0).abs() < 1e-6);
+    }
+}

@@ -108,3 +108,31 @@ impl PlGroupRouter {
         Ok((balance_N.mul(&known_N)?.sum_all()? * (self.spec.balance_loss / n as f64))?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn tokens_choose_within_the_group_of_their_language() {
+        // The router's rows are unit vectors: a token's logits are its own coordinates.
+        let w_ED = Tensor::eye(4, DType::F32, &Device::Cpu).unwrap();
+        let spec = PlGroup { experts_per_language: 2, top_k: 1, balance_loss: 0.01 };
+        let router = PlGroupRouter { w_ED, spec, group_of_language: vec![1, 0] };
+        let x_ND =
+            Tensor::new(&[[9f32, 0.0, 1.0, 0.0], [9.0, 0.0, 1.0, 3.0], [0.0, 2.0, 0.0, 7.0]], &Device::Cpu).unwrap();
+        let context = RouterContext { language_N: &[0, 0, 1], ..RouterContext::default() };
+        let (plan, aux) = router.plan(&x_ND, &context).unwrap();
+        assert_eq!(plan.expert_A, [2, 3, 1]);
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        let expected = [sigmoid(1.0), sigmoid(2.0), sigmoid(2.0)];
+        let weight_A = plan.weight_A.unwrap().to_vec1::<f32>().unwrap();
+        assert!(weight_A.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-6), "{weight_A:?}");
+        // Each expert of the first language has half of its tokens; the other language's one has all, whose probability is sigmoid(2).
+        let first = 2.0 / 3.0;
+        let second = 2.0 * sigmoid(2.0) / 3.0;
+        let loss = aux.loss.unwrap().to_scalar::<f32>().unwrap();
+        assert!((loss - 0.01 * (first + second)).abs() < 1e-6, "{loss}");
+    }
+}

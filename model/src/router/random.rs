@@ -62,3 +62,28 @@ impl Router for RandomRouter {
         Ok((Plan { token_A, expert_A, weight_A: None, shared_weight_N: None }, Aux::default()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::draw::{Draw, StepKey};
+    use candle_core::{DType, Device, Tensor};
+
+    #[test]
+    fn experts_have_like_shares_other_ones_in_each_step_and_all_when_measured() {
+        let router = RandomRouter { n_experts: 4 };
+        let x_N0 = Tensor::zeros((400, 0), DType::F32, &Device::Cpu).unwrap();
+        let id_N: Vec<u32> = (0..400).collect();
+        let experts = |step| {
+            let draw = Draw::new(StepKey { seed: 1, step }, &id_N, 400);
+            let context = RouterContext { draw: Some(draw.layer(0)), ..RouterContext::default() };
+            router.plan(&x_N0, &context).unwrap().0
+        };
+        let first = experts(1);
+        assert!(first.load(4).iter().all(|load| (0.18..0.32).contains(load)), "{:?}", first.load(4));
+        assert_ne!(first.expert_A, experts(2).expert_A);
+        let (measured, _) = router.plan(&x_N0, &RouterContext::default()).unwrap();
+        assert_eq!((measured.token_A.len(), &measured.expert_A[..5]), (1600, &[0, 1, 2, 3, 0][..]));
+        assert!(measured.weight_A.unwrap().to_vec1::<f32>().unwrap().iter().all(|weight| *weight == 0.25));
+    }
+}

@@ -72,3 +72,29 @@ impl Router for SwitchRouter {
         self.router.plan(&x_ND.mul(&factor_ND)?, context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::draw::{Draw, StepKey};
+    use candle_core::{DType, Device, Tensor};
+
+    #[test]
+    fn the_likeliest_expert_keeps_its_probability_and_jitter_is_small_and_for_training() {
+        let w_ED = Tensor::eye(2, DType::F32, &Device::Cpu).unwrap();
+        let spec = Token { top_k: 1, normalize: false, balance_loss: 0.0, z_loss: 0.0 };
+        let router = SwitchRouter { jitter: 0.01, router: TokenRouter { w_ED, spec } };
+        let x_ND = Tensor::new(&[[2f32, 0.0], [0.0, 1.0]], &Device::Cpu).unwrap();
+        let weights = |draw| {
+            let (plan, _) = router.plan(&x_ND, &RouterContext { draw, ..RouterContext::default() }).unwrap();
+            assert_eq!(plan.expert_A, [0, 1]);
+            plan.weight_A.unwrap().to_vec1::<f32>().unwrap()
+        };
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        let measured = weights(None);
+        assert!((measured[0] - sigmoid(2.0)).abs() < 1e-6 && (measured[1] - sigmoid(1.0)).abs() < 1e-6, "{measured:?}");
+        let draw = Draw::new(StepKey { seed: 1, step: 1 }, &[1, 2], 2);
+        let trained = weights(Some(draw.layer(0)));
+        assert!(trained != measured && trained[0] > sigmoid(1.98) && trained[0] < sigmoid(2.02), "{trained:?}");
+    }
+}

@@ -3,12 +3,14 @@
 use std::ops::{Deref, Range};
 use std::time::Instant;
 
+use candle_core::backprop::GradStore;
 use candle_core::{Storage, Var};
 
 use super::op::{BufId, Buffer, Op, ParamId};
 use super::profile::Profile;
 use super::step_data::HostPlan;
 use super::{StepData, Tape};
+use crate::adapters::Adapters;
 use crate::config::ModelConfig;
 use crate::draw::Draw;
 use crate::error::{Error, Result};
@@ -16,9 +18,11 @@ use crate::gradients::Gradients;
 use crate::ops::{CrossEntropyMemory, Rope};
 use crate::router::{Router, RouterContext};
 
+mod adapted;
 mod kernels;
 mod routed;
 
+use adapted::Adapted;
 pub(super) use kernels::attention_shape;
 use routed::{Outputs, Routed};
 
@@ -34,6 +38,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) share: f64,
     /// The routers of the layers with experts, and what they may look at besides the tokens.
     pub(crate) routers: &'a [&'a dyn Router],
+    pub(crate) adapters: Option<&'a dyn Adapters>,
     pub(crate) context: RouterContext<'a>,
     pub(crate) draw: Option<&'a Draw>,
 }
@@ -45,6 +50,8 @@ pub struct CpuTape {
     loss: CrossEntropyMemory,
     /// By layer with experts, what its router made of the tokens in the last run; none where plans were there before.
     routed: Vec<Option<Routed>>,
+    /// By layer, what its adapters made of the tokens in the last run.
+    adapted: Vec<Option<Adapted>>,
     /// Where the time went.
     pub profile: Profile,
 }
@@ -67,6 +74,7 @@ impl CpuTape {
             slot.resize(slot.len().max(len), 0.0);
         }
         self.routed = inputs.routers.iter().map(|_| None).collect();
+        self.adapted = (0..inputs.config.n_layers).map(|_| None).collect();
         let weights = Weights::read(inputs.parameters)?;
         let mut nll_sum = 0.0;
         for op in &tape.ops {
@@ -83,6 +91,16 @@ impl CpuTape {
                     let shared = shared.map(|shared| memory.get(shared));
                     let outputs = Outputs { dout: memory.get(*dout), y: memory.get(*y), shared };
                     routed.backward(inputs, &outputs, gradients, dx)
+                })?,
+                Op::Adapt { x, add, layer, out } => {
+                    let adapted = &mut self.adapted[*layer];
+                    memory.write([*out], |memory, [out]| {
+                        *adapted = Some(Adapted::new(inputs, *layer, [memory.get(*x), memory.get(*add)], out)?);
+                        Ok::<(), Error>(())
+                    })?;
+                }
+                Op::AdaptGrad { layer, dx } => memory.write([*dx], |_, [dx]| {
+                    self.adapted[*layer].take().map_or(Ok(()), |adapted| adapted.backward(inputs, gradients, dx))
                 })?,
                 Op::Ready { parameters } => ready(gradients, parameters.clone())?,
                 Op::LinearCrossEntropy { x, head, dx } => {
@@ -112,6 +130,16 @@ impl CpuTape {
     pub fn n_bytes(&self) -> usize {
         4 * (self.slots.iter().map(Vec::len).sum::<usize>() + self.loss.n_elements())
     }
+}
+
+/// Adds to `gradients` what autograd found for parameters.
+fn add_found(mut found: GradStore, inputs: &Inputs, gradients: &mut Gradients) -> Result<()> {
+    for (idx, (_, parameter)) in inputs.parameters.iter().enumerate() {
+        if let Some(gradient) = found.remove(parameter) {
+            gradients.add(idx, &gradient)?;
+        }
+    }
+    Ok(())
 }
 
 /// The buffers of a tape in their slots.

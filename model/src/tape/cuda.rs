@@ -88,8 +88,8 @@ impl CudaTape {
     fn with_device(device: Device, lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<CudaTape> {
         if !TrainTape::is_for_gpu(lm) {
             return Err(Error::Input(
-                "a router that reads tokens, or layers with unlike numbers of experts: expected a router by language and n_experts alone, to train on \
-                 a GPU".into(),
+                "a router that reads tokens, layers with unlike numbers of experts, experts that are made of other weights or have dropout, adapters \
+                 or an embedding of languages: expected a router by language, n_experts alone and none of the others, to train on a GPU".into(),
             ));
         }
         let layout = Layout::new(lm.parameters().iter().map(|(_, parameter)| parameter.elem_count()));
@@ -236,7 +236,7 @@ impl DeviceTape for CudaTape {
     }
 
     fn step(&mut self, lm: &CodeLm, batch: &Batch, divisor: f64) -> Result<StepLoss> {
-        let data = step_data(lm, batch, lm.exchange())?;
+        let data = step_data(lm, batch, lm.exchange().map(|exchange| &**exchange))?;
         let names: Vec<&str> = lm.parameters().iter().map(|(name, _)| name.as_str()).collect();
         let tape = record(lm.config(), &names, &data, self.options)?;
         self.prepare(lm, &tape, &data, divisor)?;

@@ -89,6 +89,27 @@ pub enum Op {
         dx: BufId,
         table: ParamId,
     },
+    /// Adds rows of `table` by the token's language to `x`, in place; the last row is that of unknown languages.
+    AddLanguages {
+        table: ParamId,
+        x: BufId,
+    },
+    AddLanguagesGrad {
+        dx: BufId,
+        table: ParamId,
+    },
+    /// `out = x + add`, and to that what the adapters of layer `layer` say. Shape: `ND`.
+    Adapt {
+        x: BufId,
+        add: BufId,
+        layer: usize,
+        out: BufId,
+    },
+    /// Turns the gradient of `out` into that of `x + add`, in place.
+    AdaptGrad {
+        layer: usize,
+        dx: BufId,
+    },
     /// Rotates the heads of `x` by their positions, in place; backwards for the gradient.
     Rope {
         x: BufId,
@@ -194,6 +215,11 @@ pub enum Op {
         weights: Vec<ParamId>,
         moe: usize,
     },
+    /// Multiplies hidden values of the experts of MoE layer `moe`, or their gradient, by 0 or what makes up for it. Shape: `AF`.
+    DropHidden {
+        x: BufId,
+        moe: usize,
+    },
     /// Adds each row of `x`, times its weight in the plan, to that of its token. Shape: `AD` -> `ND`.
     Combine {
         x: BufId,
@@ -233,6 +259,8 @@ impl Op {
             Op::Norm { .. } | Op::NormGrad { .. } => "norm",
             Op::Linear { .. } | Op::LinearGradInput { .. } | Op::LinearGradWeight { .. } => "linear",
             Op::AddRows { .. } | Op::AddRowsGrad { .. } => "value embedding",
+            Op::AddLanguages { .. } | Op::AddLanguagesGrad { .. } => "language embedding",
+            Op::Adapt { .. } | Op::AdaptGrad { .. } => "adapters",
             Op::Rope { .. } | Op::HeadNormRope { .. } | Op::HeadNormRopeGrad { .. } => "rope",
             Op::Attention { .. } => "attention",
             Op::AttentionGrad { .. } => "attention gradient",
@@ -240,6 +268,7 @@ impl Op {
             Op::Route { .. } | Op::RouteGrad { .. } => "router",
             Op::Gather { .. }
             | Op::GatherGrad { .. }
+            | Op::DropHidden { .. }
             | Op::Combine { .. }
             | Op::CombineGrad { .. }
             | Op::WeighShared { .. } => "dispatch",
@@ -258,6 +287,7 @@ impl Op {
                 | Op::Linear { .. }
                 | Op::LinearGradInput { .. }
                 | Op::AddRows { .. }
+                | Op::AddLanguages { .. }
                 | Op::Rope { .. }
                 | Op::HeadNormRope { .. }
                 | Op::Attention { .. }
@@ -265,6 +295,7 @@ impl Op {
                 | Op::Swiglu { .. }
                 | Op::Gather { .. }
                 | Op::ExpertLinear { .. }
+                | Op::DropHidden { .. }
                 | Op::Combine { .. }
                 | Op::WeighShared { .. }
         )
@@ -283,8 +314,12 @@ impl Op {
             Op::LinearGradWeight { x, dout, .. } | Op::ExpertLinearGradWeight { x, dout, .. } => {
                 (vec![x, dout], vec![])
             }
-            Op::AddRows { x, .. } | Op::Rope { x, .. } => (vec![], vec![x]),
-            Op::AddRowsGrad { dx, .. } => (vec![dx], vec![]),
+            Op::AddRows { x, .. } | Op::AddLanguages { x, .. } | Op::Rope { x, .. } | Op::DropHidden { x, .. } => {
+                (vec![], vec![x])
+            }
+            Op::AddRowsGrad { dx, .. } | Op::AddLanguagesGrad { dx, .. } => (vec![dx], vec![]),
+            Op::Adapt { x, add, out, .. } => (vec![x, add], vec![out]),
+            Op::AdaptGrad { dx, .. } => (vec![], vec![dx]),
             Op::HeadNormRope { x, out, inverse, .. } => (vec![x], vec![out, inverse]),
             Op::HeadNormRopeGrad { x, inverse, dout, .. } => (vec![x, inverse], vec![dout]),
             Op::Attention { q, k, v, out, log_sum } => (vec![q, k, v], vec![out, log_sum]),

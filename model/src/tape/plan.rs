@@ -8,6 +8,7 @@ use super::{TapeOptions, record};
 use crate::config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE};
 use crate::draw::StepKey;
 use crate::error::Result;
+use crate::experts::ExpertParam;
 use crate::lm::{Batch, CodeLm};
 use crate::ops::CrossEntropyMemory;
 use crate::params::Params;
@@ -19,7 +20,10 @@ use crate::params::Params;
 /// # Errors
 /// A configuration or a length that makes no model.
 pub fn planned_elements(config: &ModelConfig, b: usize, l: usize, options: TapeOptions) -> Result<usize> {
-    let lm = CodeLm::new(config, Params::shapes_only(), &Device::Cpu)?;
+    // Matrices that are made of other weights are there before the tape runs.
+    let mut config = config.clone();
+    config.moe.iter_mut().for_each(|moe| moe.expert_param = ExpertParam::default());
+    let lm = CodeLm::new(&config, Params::shapes_only(), &Device::Cpu)?;
     let is_local = config.moe.as_ref().is_none_or(MoeConfig::is_local);
     let n_shards = n_shards((b, is_local), rayon::current_num_threads(), config.n_parameters());
     let part = part_elements(&lm, b / n_shards, l, options)?;

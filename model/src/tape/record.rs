@@ -117,22 +117,41 @@ impl Recorder<'_> {
         };
         let embedded = self.buffer(n, d);
         self.ops.push(Op::Embed { table, bigrams, out: embedded });
+        let languages = match self.config.language_embedding {
+            true => Some(self.param("model.embed_languages.weight")?),
+            false => None,
+        };
+        if let Some(table) = languages {
+            self.ops.push(Op::AddLanguages { table, x: embedded });
+        }
         let (mut x, mut add) = (embedded, None);
         let mut layers = Vec::new();
         for layer in 0..self.config.n_layers {
             let recorded = self.layer(layer, x, add)?;
             (x, add) = (recorded.middle, Some(recorded.out));
+            if self.config.adapter.is_some() {
+                let out = self.like(x);
+                self.ops.push(Op::Adapt { x, add: recorded.out, layer, out });
+                (x, add) = (out, None);
+            }
             layers.push(recorded);
         }
         let (x, normed) = self.norm(x, add, "model.norm.weight")?;
         let dx = self.loss(x, normed)?;
         for (layer, mut recorded) in layers.into_iter().enumerate().rev() {
+            if self.config.adapter.is_some() {
+                self.ops.push(Op::AdaptGrad { layer, dx });
+            }
             if options.checkpoint_activations {
                 self.replays = true;
                 recorded = self.layer(layer, recorded.x, None)?;
             }
             self.layer_grad(&recorded, dx)?;
             self.ready(&format!("{}.", recorded.name));
+        }
+        self.ready("model.adapters.");
+        if let Some(table) = languages {
+            self.ops.push(Op::AddLanguagesGrad { dx, table });
         }
         self.ops.push(Op::EmbedGrad { dout: dx, table, bigrams });
         self.ready("model.embed");
@@ -258,8 +277,19 @@ impl Recorder<'_> {
             Some(gate) => Op::Swiglu { gate, up, out: act },
             None => Op::Relu2 { x: up, out: act },
         });
+        self.drop_hidden(&weights, act);
         self.product(act, &weights, "down_proj", out, accumulate)?;
         Ok(Hidden { weights, x, gate, up, act })
+    }
+
+    /// Of experts, where the configuration says so.
+    fn drop_hidden(&mut self, weights: &Weights, x: BufId) {
+        let drops = self.config.moe.as_ref().is_some_and(|moe| moe.dropout > 0.0);
+        if let Weights::Experts { moe, .. } = weights
+            && drops
+        {
+            self.ops.push(Op::DropHidden { x, moe: *moe });
+        }
     }
 
     fn product(&mut self, x: BufId, weights: &Weights, projection: &str, out: BufId, accumulate: bool) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::cpu::{Inputs, attention_shape};
+use super::made;
 use super::meeting::Meeting;
 use super::record::record;
 use super::shards::Shards;
@@ -79,18 +80,22 @@ impl TrainTape {
         self.device.as_mut().map(|device| &mut **device as &mut dyn DeviceTape)
     }
 
-    /// Whether the tape runs this model: one on the CPU whose tokens stay here and whose weights are parameters. Others run by autograd.
+    /// Whether the tape runs this model: one on the CPU whose tokens stay here. Others run by autograd.
     pub fn is_for(lm: &CodeLm) -> bool {
         let travels = lm.exchange().is_some_and(|exchange| exchange.owner_of_expert().is_some());
-        let config = lm.config();
-        let is_plain = config.adapter.is_none() && config.moe.as_ref().is_none_or(|moe| moe.expert_param.is_plain());
-        lm.device().is_cpu() && !travels && is_plain
+        lm.device().is_cpu() && !travels
     }
 
-    /// Whether a tape on a GPU runs it, too: one whose plans are made before the step, with as many experts in each layer.
+    /// Whether a tape on a GPU runs it, too: one whose plans are made before the step, with as many experts in each layer, and whose
+    /// weights are parameters.
     pub fn is_for_gpu(lm: &CodeLm) -> bool {
-        TrainTape::is_for(lm)
-            && !lm.config().moe.as_ref().is_some_and(|moe| moe.reads_tokens() || !moe.experts_by_layer.is_empty())
+        let config = lm.config();
+        let is_simple = |moe: &MoeConfig| {
+            let is_plain = moe.expert_param.is_plain() && moe.dropout == 0.0;
+            is_plain && !moe.reads_tokens() && moe.experts_by_layer.is_empty()
+        };
+        let has_extras = config.adapter.is_some() || config.language_embedding;
+        TrainTape::is_for(lm) && !has_extras && config.moe.as_ref().is_none_or(is_simple)
     }
 
     /// Adds the gradient of [`CodeLm::loss_of_share`] to `gradients`. `ready` hears of all parameters, from the last to the first,
@@ -114,6 +119,9 @@ impl TrainTape {
         if !TrainTape::is_for(lm) {
             return by_autograd(lm, batch, (divisor, share), gradients, ready.unwrap_or(&mut |_, _| Ok(())));
         }
+        if !lm.config().moe.as_ref().is_none_or(|moe| moe.expert_param.is_plain()) {
+            return made::step(self, lm, batch, (divisor, share), gradients, ready);
+        }
         let (b, l) = batch.x_BL.dims2()?;
         lm.check_batch(b, l, batch.language_BL.len())?;
         if let Some(start_BL) = &batch.start_BL {
@@ -123,10 +131,11 @@ impl TrainTape {
         let is_local = lm.config().moe.as_ref().is_none_or(MoeConfig::is_local);
         let n_parts = self.shards.n_parts(batch, is_local, gradients)?;
         let part = Part { lm, options: self.options, scale, share: share / n_parts as f64 };
+        let exchange = lm.exchange().map(|exchange| &**exchange);
         if let Some(cpu) = self.shards.undivided(n_parts) {
-            return part.run(batch, lm.exchange(), cpu, gradients, ready.unwrap_or(&mut |_, _| Ok(())));
+            return part.run(batch, exchange, cpu, gradients, ready.unwrap_or(&mut |_, _| Ok(())));
         }
-        let meeting = Meeting::new(n_parts, lm.exchange());
+        let meeting = Meeting::new(n_parts, exchange);
         let run = |cpu: &mut CpuTape, batch: &Batch, gradients: &mut Gradients, ready: &mut Ready| {
             part.run(batch, Some(&meeting.seat()), cpu, gradients, ready)
         };
@@ -215,6 +224,7 @@ impl Part<'_> {
             scale: self.scale,
             share: self.share,
             routers: &routers,
+            adapters: lm.adapters(),
             context: RouterContext {
                 id_N: &data.id_N,
                 language_N: &batch.language_BL,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::config::{ModelConfig, MoeConfig};
 use crate::error::Result;
-use crate::lm::{Batch, bigram_bucket, check_ids};
+use crate::lm::{Batch, bigram_bucket, check_ids, language_rows};
 use crate::router::{Aux, Plan};
 
 /// One batch as a tape reads it; everything is row-major B·L.
@@ -15,6 +15,8 @@ pub struct StepData {
     pub id_N: Vec<u32>,
     /// Rows of the bigram table; empty without one.
     pub bucket_N: Vec<u32>,
+    /// Rows of the table of languages; empty without one.
+    pub language_N: Vec<u32>,
     pub target_N: Vec<u32>,
     /// The first position of its sequence that each token sees; none for the first of all.
     pub start_N: Option<Vec<u32>>,
@@ -116,6 +118,10 @@ impl StepData {
             0 => Vec::new(),
             buckets => (0..id_N.len()).map(|n| bigram_bucket(before(n), id_N[n], buckets)).collect(),
         };
-        Ok(StepData { b, l, id_N, bucket_N, target_N, start_N: batch.start_BL.clone(), plans: Vec::new() })
+        let language_N = match config.language_embedding {
+            true => language_rows(&batch.language_BL, config.languages.len())?,
+            false => Vec::new(),
+        };
+        Ok(StepData { b, l, id_N, bucket_N, language_N, target_N, start_N: batch.start_BL.clone(), plans: Vec::new() })
     }
 }

@@ -23,7 +23,20 @@ pub(super) fn configs() -> Vec<(String, ModelConfig)> {
     configs.extend(routers.into_iter().map(|router| (format!("{router:?}"), tiny(Some(router)))));
     configs.extend(modified());
     type Edit = (&'static str, fn(&mut ModelConfig));
-    let edits: [Edit; 7] = [
+    let edits: [Edit; 12] = [
+        ("dropout", |config| {
+            let moe = config.moe.get_or_insert_with(|| tiny(Some(RouterConfig::all().remove(4))).moe.unwrap());
+            moe.dropout = 0.4;
+        }),
+        ("plain adapters", |config| config.adapter = named(r#"{"kind": "plain", "bottleneck": 8}"#)),
+        ("hyper-adapters", |config| {
+            config.adapter = named(r#"{"kind": "hyper", "bottleneck": 8, "d_h": 16, "d_embedding": 6}"#);
+        }),
+        ("mpo", |config| {
+            let moe = config.moe.get_or_insert_with(|| tiny(Some(RouterConfig::all().remove(4))).moe.unwrap());
+            moe.expert_param = named(r#"{"kind": "mpo", "width": [2, 4, 2], "model": [4, 2, 4]}"#);
+        }),
+        ("embedding of languages", |config| config.language_embedding = true),
         ("pyramid", |config| {
             let moe = config.moe.get_or_insert_with(|| tiny(Some(RouterConfig::all().remove(4))).moe.unwrap());
             (moe.layers, moe.experts_by_layer) = (crate::config::MoeLayers::EveryN(1), vec![2, 6]);
@@ -44,6 +57,10 @@ pub(super) fn configs() -> Vec<(String, ModelConfig)> {
         configs.push((name.to_owned(), config));
     }
     configs
+}
+
+fn named<T: serde::de::DeserializeOwned>(json: &str) -> T {
+    serde_json::from_str(json).unwrap()
 }
 
 /// Every modifier, behind a router that it fits.

@@ -1,11 +1,13 @@
-//! `multicoder bench`: the training step measured, beside the same model in PyTorch.
+//! `multicoder bench`: the training step measured, beside the same model in PyTorch; and a layer of experts, beside other ways.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use multicoder_model::ops::set_bf16_products;
 use multicoder_model::router::RouterConfig;
 use toml::{Table, Value};
 
+use crate::bench::dispatch;
 use crate::bench::torch::{self, Torch};
 use crate::bench::worker::{self, Job};
 use crate::bench::{Comparison, Model, Program, Rounds, Variant, compare};
@@ -24,6 +26,8 @@ pub struct Args {
 enum Command {
     /// Tokens per second and memory of the training step, in processes of its own, interleaved with its peers.
     Train(TrainArgs),
+    /// One layer of experts, forward and backward: grouped products beside other ways, over loads that are more and more unlike.
+    Experts(ExpertsArgs),
     /// Measures one variant in this process; `train` starts it.
     #[command(hide = true)]
     Worker {
@@ -87,6 +91,18 @@ struct TrainArgs {
     out: Option<PathBuf>,
 }
 
+#[derive(clap::Args, Debug)]
+struct ExpertsArgs {
+    #[command(flatten)]
+    layer: dispatch::Layer,
+    /// Numbers that matrix products multiply.
+    #[arg(long, default_value = "bf16")]
+    compute: ComputeArg,
+    /// Prints everything that was measured as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq)]
 enum Peer {
     Torch,
@@ -111,6 +127,7 @@ enum ComputeArg {
 pub fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Train(args) => train(&args),
+        Command::Experts(args) => experts(&args),
         Command::Worker { job } => {
             let job: Job = serde_json::from_str(&job).context("job")?;
             println!("{}", serde_json::to_string(&worker::run(&job)?)?);
@@ -132,6 +149,22 @@ fn train(args: &TrainArgs) -> Result<()> {
         return Ok(());
     }
     print(&comparison, &config, threads, args.profile);
+    Ok(())
+}
+
+fn experts(args: &ExpertsArgs) -> Result<()> {
+    let wants_bf16 = args.compute == ComputeArg::Bf16;
+    ensure!(
+        set_bf16_products(wants_bf16) || !wants_bf16,
+        "--compute bf16: expected f32, for this processor gains nothing by bf16"
+    );
+    let timings = dispatch::measure(&args.layer, &mut |line| eprintln!("{line}"))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&timings)?);
+        return Ok(());
+    }
+    println!("one layer of experts, forward and backward; beside grouped products: how much longer the others take");
+    print!("{}", table::plain(&dispatch::cells(&timings)));
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::device::{self, DeviceKind};
 use crate::parallel::{Launch, Mesh};
 use crate::run::{Start, StepsOn};
 use crate::weights::Source;
-use crate::{dry_run, interrupt, memory};
+use crate::{curriculum, dry_run, interrupt, memory};
 
 /// Arguments of `multicoder train`.
 #[derive(clap::Args, Debug)]
@@ -45,7 +45,8 @@ pub struct Args {
     /// tokenizer.json (data.tokenizer).
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
-    /// Takes the weights that fit, and without --tokenizer the tokenizer, from a model: a GGUF file or a folder.
+    /// Takes the weights that fit, and without --tokenizer the tokenizer, from a model: a GGUF file or a folder, also that of a run. Experts
+    /// as wide as its dense network begin as copies of that.
     #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     pub init_from: Option<PathBuf>,
     /// Where steps are computed [default: cpu; cuda in a program built for candle's GPU code].
@@ -68,6 +69,9 @@ pub fn run(args: Args) -> Result<()> {
         origin += &format!(" with --set {}", args.set.join(" --set "));
     }
     apply_arguments(&mut table, &args)?;
+    if checkpoint.is_none() {
+        set_curriculum(&mut table)?;
+    }
     // The keys are checked before the files that they name are opened.
     config::resolve(&with_placeholders(&table), &origin)?;
     let source = args.init_from.as_deref().map(Source::open).transpose()?;
@@ -145,6 +149,20 @@ fn apply_arguments(table: &mut Table, args: &Args) -> Result<()> {
         }
     }
     args.set.iter().try_for_each(|assignment| config::set(table, assignment))
+}
+
+/// Fills in `data.curriculum` where a run is to say what it is.
+fn set_curriculum(table: &mut Table) -> Result<()> {
+    let Some(run) = data_path(table, "curriculum_from") else { return Ok(()) };
+    let n_steps = table.get("n_steps").and_then(Value::as_integer).and_then(|n| u64::try_from(n).ok());
+    let n_steps = n_steps.context("data.curriculum_from: expected n_steps in the configuration")?;
+    let starts = curriculum::from_run(Path::new(&run), n_steps).context("data.curriculum_from")?;
+    let named: Vec<String> = starts.iter().map(|(language, step)| format!("{language} from step {step}")).collect();
+    let named = if named.is_empty() { "all languages from the start".to_owned() } else { named.join(", ") };
+    say(&format!("curriculum by {run}: {named}"));
+    let starts = starts.into_iter().map(|(language, step)| (language, Value::Integer(step as i64))).collect();
+    section(table, "data")?.insert("curriculum".to_owned(), Value::Table(starts));
+    Ok(())
 }
 
 fn load_tokenizer(

@@ -9,13 +9,15 @@ use toml::{Table, Value};
 use crate::config::{self, RunConfig};
 
 /// Studies that come with the program, by name.
-pub const STUDIES: [(&str, &str); 6] = [
+pub const STUDIES: [(&str, &str); 8] = [
+    ("adapters", include_str!("../../studies/adapters.toml")),
     ("experiment", include_str!("../../studies/experiment.toml")),
     ("experts", include_str!("../../studies/experts.toml")),
     ("modifiers", include_str!("../../studies/modifiers.toml")),
     ("recipe", include_str!("../../studies/recipe.toml")),
     ("routers", include_str!("../../studies/routers.toml")),
     ("scaling", include_str!("../../studies/scaling.toml")),
+    ("signals", include_str!("../../studies/signals.toml")),
 ];
 
 /// How much the FLOPs of a token may differ between variants.
@@ -77,6 +79,10 @@ pub struct Variant {
     /// As of `--set`.
     #[serde(default)]
     pub set: Vec<String>,
+    /// Further arguments of `multicoder train`, in which `{name}` stands for the run of the variant of that name with the same seed: one
+    /// that comes before.
+    #[serde(default)]
+    pub arguments: Vec<String>,
     /// A model for each language, each on the share of the steps that its language has in the others.
     #[serde(default)]
     pub one_language_each: bool,
@@ -93,6 +99,20 @@ fn default_seeds() -> u64 {
 
 fn yes() -> bool {
     true
+}
+
+impl Variant {
+    /// The variants whose runs its arguments name.
+    pub fn runs_named(&self) -> impl Iterator<Item = &str> {
+        self.arguments.iter().filter_map(|argument| Some(run_named(argument)?.1))
+    }
+}
+
+/// What stands before the variant whose run an argument names, the variant, and the rest.
+pub fn run_named(argument: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = argument.split_once('{')?;
+    let (name, after) = rest.split_once('}')?;
+    Some((before, name, after))
 }
 
 /// One model of a trial.
@@ -123,7 +143,17 @@ impl Study {
     /// # Errors
     /// The first thing in it that makes no comparison.
     pub fn parse(text: &str) -> Result<Study> {
-        let study: Study = toml::from_str(text).map_err(|error| anyhow!("{error}"))?;
+        let mut table: Table = text.parse().map_err(|error| anyhow!("{error}"))?;
+        if let Some(like) = table.remove("like") {
+            let base =
+                STUDIES.iter().find(|(name, _)| like.as_str() == Some(name)).map(|(_, text)| text.parse::<Table>());
+            let mut base = base.with_context(|| format!("like = {like}: expected the name of a study"))??;
+            base.remove("variant");
+            base.into_iter().for_each(|(key, value)| {
+                table.entry(key).or_insert(value);
+            });
+        }
+        let study: Study = table.try_into().map_err(|error| anyhow!("{error}"))?;
         let mut names: Vec<&str> = study.variant.iter().map(|variant| variant.name.as_str()).collect();
         ensure!(names.contains(&study.baseline.as_str()), "baseline = {:?}: expected one of {names:?}", study.baseline);
         names.sort_unstable();
@@ -138,6 +168,12 @@ impl Study {
         );
         for budget in study.budget.keys() {
             study.check_compute(budget)?;
+        }
+        for (at, variant) in study.variant.iter().enumerate() {
+            let is_before = |name: &&str| study.variant[..at].iter().any(|other| other.name == *name);
+            let wrong = variant.runs_named().find(|name| !is_before(name));
+            let expected = "a variant that comes before";
+            ensure!(wrong.is_none(), "variant {}: {{{}}}: expected {expected}", variant.name, wrong.unwrap_or(""));
         }
         Ok(study)
     }
@@ -290,6 +326,19 @@ one_language_each = true
 name = "pl_shared"
 about = "Half of the width shared, half chosen."
 "#;
+
+    #[test]
+    fn a_study_takes_what_it_does_not_say_from_another() {
+        let text = "like = \"routers\"\nabout = \"One.\"\nbaseline = \"token\"\n[[variant]]\nname = \"token\"\nabout = \"It.\"";
+        let study = Study::parse(text).unwrap();
+        let routers = Study::open("routers").unwrap();
+        assert_eq!((study.languages, study.set, study.variant.len()), (routers.languages, routers.set, 1));
+        let unknown = Study::parse(&text.replace("routers", "hammers")).unwrap_err().to_string();
+        assert!(unknown.contains("like = \"hammers\": expected the name of a study"), "{unknown}");
+        let early = format!("{text}\narguments = [\"--init-from\", \"{{dense}}\"]");
+        let early = Study::parse(&early).unwrap_err().to_string();
+        assert!(early.contains("variant token: {dense}: expected a variant that comes before"), "{early}");
+    }
 
     #[test]
     fn trials_are_changes_of_the_preset() {

@@ -1,5 +1,6 @@
 //! One variant with one seed: trained and measured by this program's own commands, in a folder of its own.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +11,7 @@ use toml::Table;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::record::TrialRow;
-use super::study::{Budget, Model, Study, Variant};
+use super::study::{Budget, Model, Study, Variant, run_named};
 use crate::checkpoint;
 use crate::corpus::manifest::Split;
 use crate::corpus::report::Report;
@@ -106,6 +107,10 @@ impl<'a> Lab<'a> {
         let has_bf16 = ops::set_bf16_products(false);
         let mut training = format!("{VERSION} {:016x} {has_bf16}", self.data);
         models.iter().for_each(|model| training += &model.config.to_string());
+        for argument in &variant.arguments {
+            let other = self.named(argument, seed)?;
+            training += other.as_ref().map_or(argument, |other| &other.training);
+        }
         let training = xxh3_64(training.as_bytes());
         let Budget { eval_bytes, eval_lines, .. } = self.study.budget(self.budget)?;
         let measured = format!("{VERSION} {training:016x} {eval_bytes} {eval_lines} {}", variant.tag);
@@ -191,19 +196,49 @@ impl<'a> Lab<'a> {
         let kept = dir.join(eval_name(trial));
         if !kept.exists() {
             fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-            self.train(dir, &model.config)?;
+            self.train(dir, (trial, &model.config))?;
             self.measure(dir, (trial, model), &kept).with_context(|| format!("variant {}", trial.variant.name))?;
         }
         let text = fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
         serde_json::from_str(&text).with_context(|| format!("{}: delete it and try again", kept.display()))
     }
 
-    fn train(&self, dir: &Path, config: &Table) -> Result<()> {
+    /// The trial with `seed` whose run an argument names.
+    fn named(&self, argument: &str, seed: u64) -> Result<Option<Trial<'a>>> {
+        let Some((_, name, _)) = run_named(argument) else { return Ok(None) };
+        self.study.variant.iter().find(|other| other.name == name).map(|other| self.trial(other, seed)).transpose()
+    }
+
+    /// The arguments of a variant, with folders in place of the names of others, which are trained where they are not there.
+    fn arguments(&self, trial: &Trial<'_>) -> Result<Vec<OsString>> {
+        let argument = |argument: &String| {
+            let (Some((before, _, after)), Some(other)) = (run_named(argument), self.named(argument, trial.seed)?)
+            else {
+                return Ok(OsString::from(argument));
+            };
+            self.run(&other)?;
+            let model = other.models.first().context("a trial without a model")?;
+            let mut text = OsString::from(before);
+            text.push(self.folder(&other, model).join("run"));
+            text.push(after);
+            Ok(text)
+        };
+        trial.variant.arguments.iter().map(argument).collect()
+    }
+
+    fn train(&self, dir: &Path, (trial, config): (&Trial<'_>, &Table)) -> Result<()> {
         let path = dir.join("config.toml");
         fs::write(&path, config.to_string()).with_context(|| path.display().to_string())?;
         let mut train = this_program("train")?;
         train.arg("--config").arg(&path).arg("--shards").arg(self.shards).arg("--tokenizer").arg(self.tokenizer);
-        succeed(train.arg("--out").arg(dir.join("run")).arg("--resume"))?;
+        let run = dir.join("run");
+        train.arg("--out").arg(&run);
+        // What a run begins with is of no more use once it has begun.
+        match checkpoint::list(&run)?.is_empty() {
+            true => train.args(self.arguments(trial)?),
+            false => train.arg("--resume"),
+        };
+        succeed(&mut train)?;
         let wanted = config.get("n_steps").and_then(toml::Value::as_integer).unwrap_or(0);
         let newest = checkpoint::list(&dir.join("run"))?.pop();
         let is_done = newest.as_ref().is_some_and(|path| path.ends_with(format!("step-{wanted:08}")));

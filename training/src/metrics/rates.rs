@@ -187,6 +187,24 @@ impl Balance {
     }
 }
 
+/// How many experts it takes, the most loaded first, to have `share` of the assignments; 0 where there are none (Fedus et al. 2022, arXiv
+/// 2209.01667; fairseq logs it for 80 %).
+pub fn n_covering(load_E: &[f32], share: f32) -> usize {
+    let mut loads = load_E.to_vec();
+    loads.sort_by(|a, b| b.total_cmp(a));
+    let all: f32 = loads.iter().sum();
+    if all <= 0.0 {
+        return 0;
+    }
+    let mut covered = 0.0;
+    let is_short = |load: &&f32| {
+        let before = covered;
+        covered += **load;
+        before < (share - 1e-6) * all
+    };
+    loads.iter().take_while(is_short).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::peak::Peak;
@@ -200,6 +218,14 @@ mod tests {
 
     fn work(n_tokens: f64, loader_wait_s: f64) -> Work {
         Work { n_tokens, elapsed_s: 2.0, loader_wait_s, comm_wait_s: 0.9 }
+    }
+
+    #[test]
+    fn experts_that_cover_four_fifths() {
+        assert_eq!(n_covering(&[0.1, 0.5, 0.1, 0.3], 0.8), 2);
+        assert_eq!((n_covering(&[0.25; 4], 0.8), n_covering(&[0.0, 1.0], 0.8), n_covering(&[0.0; 3], 0.8)), (4, 1, 0));
+        // Some had no room: shares of what was assigned.
+        assert_eq!(n_covering(&[0.4, 0.1], 0.8), 1);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::lab::scaling::{self, Law, Point};
 use crate::lab::study::Study;
 use crate::lab::trial::Pictured;
+use crate::metrics::n_covering;
 use crate::report::html::{self, escape};
 use crate::report::loss_curve::{Axes, COLOURS, Curve, LOSS, averaged, draw};
 use crate::report::table::Cells;
@@ -79,7 +80,8 @@ fn heat_maps(page: &mut String, pictured: &[Pictured]) {
         let n_layers = of.loads.iter().map(|(_, layers)| layers.len()).max().unwrap_or(0);
         let _ = writeln!(
             page,
-            "<h2>Loads of the experts: {}</h2>\n<p><small>The share of a language's tokens that each expert has; darker is more.</small></p>",
+            "<h2>Loads of the experts: {}</h2>\n<p><small>The share of a language's tokens that each expert has; darker is more. The number: how many experts have 80 % of \
+             them.</small></p>",
             escape(&of.variant)
         );
         page.push_str("<div class=\"tiles\">\n");
@@ -96,14 +98,15 @@ fn heat_map(page: &mut String, of: &Pictured, layer: usize) {
     page.push_str("<table style=\"width:auto\">\n");
     for (language, layers) in &of.loads {
         let _ = write!(page, "<tr><td>{}", escape(language));
-        for (expert, load) in layers.get(layer).into_iter().flatten().enumerate() {
+        let loads = layers.get(layer).map_or(&[][..], Vec::as_slice);
+        for (expert, load) in loads.iter().enumerate() {
             let _ = write!(
                 page,
                 "<td style=\"background:rgb(0 114 178 / {load:.3});width:1.1rem;padding:0\" title=\"expert {expert}: {:.1} %\">",
                 100.0 * load
             );
         }
-        page.push_str("</tr>\n");
+        let _ = writeln!(page, "<td>{}</tr>", n_covering(loads, 0.8));
     }
     page.push_str("</table>\n");
 }
@@ -129,6 +132,7 @@ mod tests {
         let page = render("experiment", &study, &cells, &trials, &[]);
         assert!(page.contains("<td>1.234 (0.001)") && page.contains("<b>pl_shared</b>"));
         assert_eq!((page.matches("fill=\"none\"").count(), page.matches("expert 0:").count()), (2, 2));
+        assert!(page.contains("title=\"expert 1: 75.0 %\"><td>2</tr>"), "both have 80 % of it: {page}");
         assert!(page.contains("expert 1: 75.0 %") && !page.contains("Loads of the experts: multi"));
         assert!(!render("experiment", &study, &cells, &[], &[]).contains("<svg"));
         let point = |n: i32| Point { name: n.to_string(), flops: 10f64.powi(n), bits: 3.0 - 0.1 * f64::from(n) };

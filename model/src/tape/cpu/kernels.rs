@@ -1,15 +1,23 @@
 //! Each operation of a tape on slices: shapes, then one call of `ops`.
 
+use rayon::prelude::*;
+
 use super::super::op::{BufId, Op, ParamId};
 use super::{Inputs, Memory, Weights};
 use crate::config::ModelConfig;
+use crate::draw::DROPOUT;
 use crate::gradients::Gradients;
 use crate::ops::{self, AttentionShape, CrossEntropyMemory, HeadNormRope};
 
 /// Runs one operation; those of the loss and of the control of the tape are not its own.
 pub(super) fn run(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inputs, gradients: &mut Gradients) {
     match op {
-        Op::Embed { .. } | Op::EmbedGrad { .. } | Op::AddRows { .. } | Op::AddRowsGrad { .. } => {
+        Op::Embed { .. }
+        | Op::EmbedGrad { .. }
+        | Op::AddRows { .. }
+        | Op::AddRowsGrad { .. }
+        | Op::AddLanguages { .. }
+        | Op::AddLanguagesGrad { .. } => {
             tables(op, memory, weights, inputs, gradients);
         }
         Op::Norm { .. } | Op::NormGrad { .. } => norms(op, memory, weights, inputs, gradients),
@@ -29,9 +37,13 @@ pub(super) fn run(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inpu
         | Op::Combine { .. }
         | Op::CombineGrad { .. }
         | Op::WeighShared { .. } => dispatch(op, memory),
-        Op::Route { .. } | Op::RouteGrad { .. } | Op::LinearCrossEntropy { .. } | Op::Ready { .. } => {
-            unreachable!("run by the tape itself")
-        }
+        Op::DropHidden { x, moe } => drop_hidden(memory, inputs, (*x, *moe)),
+        Op::Route { .. }
+        | Op::RouteGrad { .. }
+        | Op::Adapt { .. }
+        | Op::AdaptGrad { .. }
+        | Op::LinearCrossEntropy { .. }
+        | Op::Ready { .. } => unreachable!("run by the tape itself"),
     }
 }
 
@@ -67,6 +79,13 @@ fn tables(op: &Op, memory: &mut Memory, weights: &Weights, inputs: &Inputs, grad
         Op::AddRows { table, x } => memory.write([x], |_, [x]| ops::add_table_rows(weights.get(table), ids, x)),
         Op::AddRowsGrad { dx, table } => {
             ops::scatter_rows(memory.get(dx), ids, memory.shape(dx).1, gradients.slice_mut(table.0));
+        }
+        Op::AddLanguages { table, x } => memory.write([x], |_, [x]| {
+            ops::add_table_rows(weights.get(table), &inputs.data.language_N, x);
+        }),
+        Op::AddLanguagesGrad { dx, table } => {
+            let (rows, d) = (&inputs.data.language_N, memory.shape(dx).1);
+            ops::scatter_rows(memory.get(dx), rows, d, gradients.slice_mut(table.0));
         }
         _ => unreachable!("not an operation on tables"),
     }
@@ -203,6 +222,22 @@ fn activations(op: &Op, memory: &mut Memory) {
         }),
         _ => unreachable!("not an activation"),
     }
+}
+
+fn drop_hidden(memory: &mut Memory, inputs: &Inputs, (x, moe): (BufId, usize)) {
+    let p = inputs.config.moe.as_ref().map_or(0.0, |moe| moe.dropout);
+    let Some(draw) = inputs.draw else { return };
+    let (stream, plans) = (draw.layer(moe).stream(DROPOUT), memory.plans);
+    let (plan, f) = (plans.get(moe), memory.shape(x).1);
+    memory.write([x], |_, [x]| {
+        for (expert, rows) in plan.stretches() {
+            let of_expert = x[rows.start * f..rows.end * f].par_chunks_exact_mut(f).zip(&plan.token_A[rows]);
+            of_expert.for_each(|(row, &token)| {
+                let keep = |at: usize| stream.keep(token as usize, (expert, at), f, p);
+                row.iter_mut().enumerate().for_each(|(at, value)| *value *= keep(at));
+            });
+        }
+    });
 }
 
 fn dispatch(op: &Op, memory: &mut Memory) {

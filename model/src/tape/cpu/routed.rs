@@ -92,12 +92,7 @@ impl Routed {
                 Ok(())
             })?;
         }
-        for (idx, (_, parameter)) in inputs.parameters.iter().enumerate() {
-            if let Some(gradient) = grads.remove(parameter) {
-                gradients.add(idx, &gradient)?;
-            }
-        }
-        Ok(())
+        super::add_found(grads, inputs, gradients)
     }
 
     /// The gradient of each assignment's weight, in the router's order: its output times the gradient of its token's.

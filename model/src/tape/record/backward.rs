@@ -100,6 +100,7 @@ impl Recorder<'_> {
         let Hidden { weights, x, gate, up, act } = hidden;
         let dact = self.like(*act);
         self.product_grad(*act, weights, "down_proj", dout, (dact, false))?;
+        self.drop_hidden(weights, dact);
         let Some(gate) = *gate else {
             self.ops.push(Op::Relu2Grad { x: *up, dout: dact });
             return self.product_grad(*x, weights, "up_proj", dact, (dx, accumulate));
