@@ -25,7 +25,8 @@ fn models() -> Vec<(String, ModelConfig)> {
     models.extend(with(&named(r#"{"kind": "switch"}"#), &together.map(|text| serde_json::from_str(text).unwrap())));
     let mut mpo = config(RouterConfig::all().remove(0));
     mpo.moe.as_mut().unwrap().expert_param =
-        serde_json::from_str(r#"{"kind": "mpo", "width": [2, 3, 4], "model": [4, 2, 4], "mask_p": 0.5}"#).unwrap();
+        serde_json::from_str(r#"{"kind": "mpo", "width": [2, 3, 1, 2, 2], "model": [2, 2, 2, 2, 2], "mask_p": 0.5}"#)
+            .unwrap();
     models.push(("mpo".to_owned(), mpo));
     models
 }

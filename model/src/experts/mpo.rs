@@ -88,11 +88,13 @@ impl Shape {
         if let Some(after) = chain(middle + 1..n)? {
             w = w.reshape(((), right))?.matmul(&after.reshape((right, ()))?)?;
         }
-        // i1 j1 i2 j2 ... -> i1 i2 ... j1 j2 ...
-        let dims: Vec<usize> = self.tensors.iter().flat_map(|[_, i, j, _]| [*i, *j]).collect();
-        let order: Vec<usize> = (0..n).map(|k| 2 * k).chain((0..n).map(|k| 2 * k + 1)).collect();
-        let rows: usize = self.tensors.iter().map(|[_, i, ..]| i).product();
-        Ok(w.reshape(dims)?.permute(order)?.contiguous()?.reshape((rows, ()))?)
+        // i1 j1 i2 j2 ... -> i1 i2 ... j1 j2 ..., one pair at a time: the tensor library takes no tensor of ten dimensions.
+        let (mut rows, mut columns) = (1, 1);
+        for [_, i, j, _] in &self.tensors {
+            w = w.reshape((rows, columns, *i, ()))?.transpose(1, 2)?.contiguous()?;
+            (rows, columns) = (rows * i, columns * j);
+        }
+        Ok(w.reshape((rows, columns))?)
     }
 }
 

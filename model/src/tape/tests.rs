@@ -34,7 +34,7 @@ pub(super) fn configs() -> Vec<(String, ModelConfig)> {
         }),
         ("mpo", |config| {
             let moe = config.moe.get_or_insert_with(|| tiny(Some(RouterConfig::all().remove(4))).moe.unwrap());
-            moe.expert_param = named(r#"{"kind": "mpo", "width": [2, 4, 2], "model": [4, 2, 4]}"#);
+            moe.expert_param = named(r#"{"kind": "mpo", "width": [2, 2, 1, 2, 2], "model": [2, 2, 2, 2, 2]}"#);
         }),
         ("embedding of languages", |config| config.language_embedding = true),
         ("pyramid", |config| {
