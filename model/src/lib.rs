@@ -38,6 +38,7 @@ mod params;
 pub mod tape;
 
 pub mod copy;
+pub mod decoder;
 pub mod fim;
 pub mod generate;
 pub mod tokenizer;

@@ -1,0 +1,15 @@
+//! The decoder that serves: the model of [`crate::CodeLm`] on packed weights, with kernels of its own.
+//!
+//! Numbers of a token do not depend on how many tokens are computed with it: products of eight-bit integers are exact, and sums of floats
+//! have an order that the matrix alone fixes. So a cache that is kept, a prompt that is cut elsewhere and tokens that are guessed and
+//! verified together change no bit of an answer. Every instruction set gives the same bits, too.
+
+mod kernel;
+mod packed;
+mod quantized;
+#[cfg(test)]
+mod tests;
+
+pub use kernel::{Simd, multiply};
+pub use packed::{COLS, Format, Packed, ROWS};
+pub use quantized::Quantized;

@@ -1,0 +1,125 @@
+//! Products of packed weights and activations, by the best instruction set that the machine has.
+
+use std::ops::Range;
+
+use super::packed::{Format, Packed, ROWS};
+use super::quantized::Quantized;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+
+/// An instruction set. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Simd {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Simd {
+    /// All that this machine has, the best one last.
+    pub fn all() -> Vec<Simd> {
+        #[allow(unused_mut)]
+        let mut all = vec![Simd::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let has_avx2 = std::is_x86_feature_detected!("avx2")
+                && std::is_x86_feature_detected!("fma")
+                && std::is_x86_feature_detected!("f16c");
+            if has_avx2 {
+                all.push(Simd::Avx2);
+            }
+            if has_avx2
+                && std::is_x86_feature_detected!("avx512f")
+                && std::is_x86_feature_detected!("avx512bw")
+                && std::is_x86_feature_detected!("avx512vnni")
+            {
+                all.push(Simd::Avx512);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        all.push(Simd::Neon);
+        all
+    }
+
+    /// The best one.
+    pub fn best() -> Simd {
+        static BEST: std::sync::OnceLock<Simd> = std::sync::OnceLock::new();
+        *BEST.get_or_init(|| Simd::all().pop().unwrap_or(Simd::Scalar))
+    }
+}
+
+/// One tile of weights and some rows of activations.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    format: Format,
+    n_blocks: usize,
+    /// `n_blocks · block_bytes`.
+    blocks: &'a [u8],
+    /// `n_blocks · scales · ROWS` numbers of 16 bits.
+    scales: &'a [u8],
+}
+
+/// Rows of activations from one on.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    x: &'a [f32],
+    q: &'a [i8],
+    scales: &'a [f32],
+    sums: &'a [i32],
+}
+
+/// Products of each row of `x` and the rows of `w` in `tiles`. Shape of `y`: `[tile][row of x][ROWS]`.
+pub fn multiply(w: &Packed, x: &Quantized, tiles: Range<usize>, y: &mut [f32], simd: Simd) {
+    let n = x.n_rows();
+    assert_eq!(x.n_blocks(), w.n_blocks, "columns of weights and of activations");
+    assert_eq!(y.len(), tiles.len() * n * ROWS, "outputs of a product");
+    for (tile, y) in tiles.zip(y.chunks_exact_mut(n * ROWS)) {
+        let (blocks, scales) = w.tile(tile);
+        let tile = Tile { format: w.format, n_blocks: w.n_blocks, blocks, scales };
+        let mut row = 0;
+        while row < n {
+            let from = row * w.n_blocks;
+            let rows = Rows {
+                x: &x.x[from * super::packed::COLS..],
+                q: &x.q[from * super::packed::COLS..],
+                scales: &x.scales[from..],
+                sums: &x.sums[from..],
+            };
+            row += some_rows(tile, rows, n - row, &mut y[row * ROWS..], simd);
+        }
+    }
+}
+
+/// Multiplies a tile by as many of the `n` first rows as one kernel takes, and returns how many that is.
+fn some_rows(tile: Tile, rows: Rows, n: usize, y: &mut [f32], simd: Simd) -> usize {
+    // SAFETY: `simd` is an instruction set that the machine has; slices hold as many rows as the kernel is told.
+    unsafe {
+        match (simd, n) {
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx512, 8..) => avx512::multiply::<8>(tile, rows, y),
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx512, 4..) => avx512::multiply::<4>(tile, rows, y),
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx512, 2..) => avx512::multiply::<2>(tile, rows, y),
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx512, _) => avx512::multiply::<1>(tile, rows, y),
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx2, 2..) => avx2::multiply::<2>(tile, rows, y),
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx2, _) => avx2::multiply::<1>(tile, rows, y),
+            #[cfg(target_arch = "aarch64")]
+            (Simd::Neon, _) => neon::multiply(tile, rows, y),
+            (Simd::Scalar, _) => scalar::multiply(tile, rows, y),
+        }
+    }
+}
