@@ -4,12 +4,23 @@
 //! have an order that the matrix alone fixes. So a cache that is kept, a prompt that is cut elsewhere and tokens that are guessed and
 //! verified together change no bit of an answer. Every instruction set gives the same bits, too.
 
+mod attention;
+mod cache;
+mod crew;
 mod kernel;
+mod layer;
+mod model;
+mod network;
 mod packed;
 mod quantized;
 #[cfg(test)]
 mod tests;
+mod weights;
 
+pub use cache::DecoderCache;
+pub use crew::Crew;
 pub use kernel::{Simd, multiply};
+pub use model::{Decoder, Worker};
 pub use packed::{COLS, Format, Packed, ROWS};
 pub use quantized::Quantized;
+pub use weights::{Floats, WeightSource};

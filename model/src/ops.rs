@@ -34,7 +34,7 @@ pub(crate) use attention::{AttentionShape, Inputs};
 pub(crate) use cross_entropy::{CrossEntropyMemory, cross_entropy};
 pub(crate) use head_norm_rope::HeadNormRope;
 pub(crate) use linear::{linear_forward, linear_grad_input, linear_grad_weight};
-pub(crate) use rms_norm::{norm, norm_grad};
+pub(crate) use rms_norm::{norm, norm_grad, norm_row};
 pub(crate) use tables::{add_bias, add_table_rows, bias_grad, copy_table_rows, scatter_rows};
 
 use std::cell::RefCell;

@@ -18,9 +18,15 @@ pub enum Init {
 }
 
 enum Source {
-    Random { seed: u64 },
-    Tensors { tensors: HashMap<String, Tensor>, origin: String },
-    Shapes,
+    Random {
+        seed: u64,
+    },
+    Tensors {
+        tensors: HashMap<String, Tensor>,
+        origin: String,
+    },
+    /// Those that were asked for.
+    Shapes(Vec<(String, Vec<usize>)>),
 }
 
 /// Hands out weights by name; collects the trainable ones.
@@ -48,7 +54,7 @@ impl Params {
     /// Names and shapes without memory behind them, to plan with: a weight is one zero, seen everywhere, and what is trained is empty.
     pub(crate) fn shapes_only() -> Params {
         let device = Device::Cpu;
-        Params { source: Source::Shapes, trainable: true, prefix: String::new(), vars: Vec::new(), device }
+        Params { source: Source::Shapes(Vec::new()), trainable: true, prefix: String::new(), vars: Vec::new(), device }
     }
 
     /// Runs `build` with `name.` before every weight's name.
@@ -70,7 +76,8 @@ impl Params {
         let values = match &mut self.source {
             Source::Random { seed } => initial(*seed, &name, shape, init, &self.device)?,
             Source::Tensors { tensors, origin } => take(tensors, origin, &name, shape)?.to_device(&self.device)?,
-            Source::Shapes => {
+            Source::Shapes(asked) => {
+                asked.push((name.clone(), shape.to_vec()));
                 self.vars.push((name, Var::zeros(0, DType::F32, &self.device)?));
                 return Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(shape)?);
             }
@@ -84,10 +91,18 @@ impl Params {
         Ok(tensor)
     }
 
+    /// Names and shapes of what was asked for, where it is to plan with.
+    pub(crate) fn asked(&self) -> &[(String, Vec<usize>)] {
+        match &self.source {
+            Source::Shapes(asked) => asked,
+            _ => &[],
+        }
+    }
+
     /// The trainable weights in the order in which they were asked for, and the names that the checkpoint has beyond them.
     pub fn finish(self) -> (Vec<(String, Var)>, Vec<String>) {
         let mut unused = match self.source {
-            Source::Random { .. } | Source::Shapes => Vec::new(),
+            Source::Random { .. } | Source::Shapes(_) => Vec::new(),
             Source::Tensors { tensors, .. } => tensors.into_keys().collect(),
         };
         unused.sort();

@@ -23,7 +23,7 @@ mod slots;
 mod step;
 mod step_data;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use cpu::CpuTape;
 #[cfg(feature = "cuda")]
@@ -34,6 +34,7 @@ pub use plan::planned_elements;
 pub use profile::Profile;
 pub use record::{TapeOptions, record};
 pub use step::{Ready, StepLoss, TrainTape, n_gpus};
+pub(crate) use step_data::HostPlan;
 pub use step_data::StepData;
 
 /// A list of operations, and the buffers that they read and write.

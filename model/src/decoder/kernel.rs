@@ -123,3 +123,33 @@ fn some_rows(tile: Tile, rows: Rows, n: usize, y: &mut [f32], simd: Simd) -> usi
         }
     }
 }
+
+/// Scores of a query and the keys of all positions of `k`, tiles of 16 positions. Shapes: `q` `K`, `k` `[tile][K][16]`, `y` `[tile][16]`.
+pub(super) fn scores(q: &[f32], k: &[u16], y: &mut [f32], simd: Simd) {
+    assert_eq!(k.len(), y.len() * q.len(), "keys of a head");
+    // SAFETY: `simd` is an instruction set that the machine has.
+    unsafe {
+        match simd {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx512 => avx512::scores(q, k, y),
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2 => avx2::scores(q, k, y),
+            _ => scalar::scores(q, k, y),
+        }
+    }
+}
+
+/// The sum of the rows of `v`, each times its number in `p`: as many numbers as `y` has, a multiple of 16.
+pub(super) fn weighted(p: &[f32], v: &[u16], y: &mut [f32], simd: Simd) {
+    assert!(v.len() == p.len() * y.len() && y.len().is_multiple_of(ROWS), "values of a head");
+    // SAFETY: `simd` is an instruction set that the machine has.
+    unsafe {
+        match simd {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx512 => avx512::weighted(p, v, y),
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2 => avx2::weighted(p, v, y),
+            _ => scalar::weighted(p, v, y),
+        }
+    }
+}

@@ -40,6 +40,19 @@ impl Quantized {
         }
     }
 
+    /// These rows alone, in this order.
+    pub(super) fn pick(&self, rows: &[u32]) -> Quantized {
+        let mut picked = Quantized { n_rows: rows.len(), n_blocks: self.n_blocks, ..Quantized::default() };
+        for row in rows {
+            let (from, n) = (*row as usize * self.n_blocks, self.n_blocks);
+            picked.x.extend(&self.x[from * COLS..(from + n) * COLS]);
+            picked.q.extend(&self.q[from * COLS..(from + n) * COLS]);
+            picked.scales.extend(&self.scales[from..from + n]);
+            picked.sums.extend(&self.sums[from..from + n]);
+        }
+        picked
+    }
+
     pub fn n_rows(&self) -> usize {
         self.n_rows
     }

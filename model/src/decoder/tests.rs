@@ -1,10 +1,16 @@
-//! Kernels against each other, bit for bit, and against the tensor library.
+//! Kernels against each other, bit for bit, and against the tensor library; the decoder against the model.
+
+use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
 
 use super::*;
+use crate::config::tests::tiny;
+use crate::lm::CodeLm;
 use crate::ops::tests::values;
+use crate::router::RouterConfig;
+use crate::tape::tests::{configs, model};
 
 const FORMATS: [Format; 5] = [Format::Q8, Format::Q4, Format::Q4Least, Format::F16, Format::F32];
 
@@ -66,6 +72,25 @@ fn every_instruction_set_gives_the_same_bits_however_many_rows_come_together() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn attention_is_the_same_bits_by_every_instruction_set() {
+    let halves =
+        |n: usize, seed| numbers(n, seed).iter().map(|x| half::f16::from_f32(*x).to_bits()).collect::<Vec<_>>();
+    for (d, n) in [(8, 16), (64, 48), (80, 160)] {
+        let (q, k, stride) = (numbers(d, 1), halves(n * d, 2), d.next_multiple_of(ROWS));
+        let (p, v) = (numbers(n, 3), halves(n * stride, 4));
+        let run = |simd| {
+            let (mut y, mut sum) = (vec![0f32; n], vec![0f32; stride]);
+            kernel::scores(&q, &k, &mut y, simd);
+            kernel::weighted(&p, &v, &mut sum, simd);
+            [y, sum].concat().iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+        };
+        let exact: f64 = (0..d).map(|i| f64::from(q[i] * half::f16::from_bits(k[i * ROWS + 3]).to_f32())).sum();
+        assert!((f64::from(f32::from_bits(run(Simd::Scalar)[3])) - exact).abs() < 1e-4);
+        Simd::all().into_iter().for_each(|simd| assert_eq!(run(simd), run(Simd::Scalar), "{simd:?}, {d} x {n}"));
     }
 }
 
@@ -133,4 +158,96 @@ fn wrong_bytes_and_columns_are_named() {
     assert!(error(Packed::from_floats(Format::Q8, &[0.0; 5], 2)).contains("weight = 5: expected rows of 2"));
     let blocks = error(Packed::from_blocks(Format::F32, &[], (1, 32)));
     assert!(blocks.contains("expected Q8_0, Q4_0 or Q4_K"), "{blocks}");
+}
+
+/// A decoder of the weights of a model, one whose weights are made of others after those are made.
+fn decoder(lm: &CodeLm, format: Format) -> Decoder {
+    let lm = lm.materialized().unwrap();
+    let source = Arc::new(Floats::of(&lm, format).unwrap());
+    Decoder::new(lm.config(), source, Simd::best()).unwrap()
+}
+
+/// The logits after each of `ids`, computed in pieces that end at `ends`.
+fn logits(decoder: &Decoder, worker: &mut Worker, ids: &[u32], language: u32, ends: &[usize]) -> Vec<f32> {
+    let mut cache = DecoderCache::new(decoder.config(), 64);
+    let (mut all, mut from) = (Vec::new(), 0);
+    for &end in ends {
+        let piece = &ids[from..end];
+        decoder.decode((piece, piece.len()), language, &mut cache, worker, &|| false).unwrap();
+        all.extend(&worker.logits);
+        from = end;
+    }
+    all
+}
+
+fn ids(n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| (i * i * 7 + i / 3 + 5) % 90).collect()
+}
+
+#[test]
+fn logits_are_those_of_the_model_for_every_option() {
+    let mut worker = Worker::new(2);
+    for (name, config) in
+        configs().into_iter().filter(|(_, config)| config.moe.as_ref().is_none_or(|moe| moe.is_causal()))
+    {
+        let lm = model(&config);
+        let decoder = decoder(&lm, Format::F32);
+        for language in [0, 2, crate::UNKNOWN_LANGUAGE] {
+            let ids = ids(37);
+            let expected = lm.forward_logits(&ids, language).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let got = logits(&decoder, &mut worker, &ids, language, &[37]);
+            let largest = expected.iter().fold(1f32, |largest, z| largest.max(z.abs()));
+            let most = got.iter().zip(&expected).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+            // Keys and values are kept in 16 bits.
+            assert!(most < 4e-3 * largest, "{name}, language {language}: {most} of {largest}");
+        }
+    }
+}
+
+#[test]
+fn how_a_text_is_cut_changes_no_bit() {
+    for (name, config) in configs() {
+        if config.moe.as_ref().is_some_and(|moe| moe.reads_tokens()) || config.adapter.is_some() {
+            continue;
+        }
+        for format in [Format::Q8, Format::F32] {
+            let decoder = decoder(&model(&config), format);
+            let ids = ids(40);
+            let whole = logits(&decoder, &mut Worker::new(1), &ids, 1, &[40]);
+            let cuts: [&[usize]; 3] = [&[1, 2, 3, 20, 40], &[17, 39, 40], &[8, 16, 24, 32, 40]];
+            for (cut, n_threads) in cuts.into_iter().zip([1, 2, 3]) {
+                let got = logits(&decoder, &mut Worker::new(n_threads), &ids, 1, cut);
+                let differs = got.iter().zip(&whole).position(|(a, b)| a.to_bits() != b.to_bits());
+                assert!(differs.is_none(), "{name}, {format:?}, cut at {cut:?}: logit {differs:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn only_experts_that_are_used_are_packed() {
+    let config = tiny(Some(RouterConfig::all().remove(0)));
+    let decoder = decoder(&model(&config), Format::Q8);
+    assert_eq!(decoder.experts_in_memory(), (0, 0));
+    logits(&decoder, &mut Worker::new(1), &ids(5), 1, &[5]);
+    let (n, bytes) = decoder.experts_in_memory();
+    assert!(n == 1 && bytes > 0, "{n} experts");
+}
+
+#[test]
+fn a_cancelled_pass_leaves_the_cache_as_it_was() {
+    let decoder = decoder(&model(&tiny(None)), Format::Q8);
+    let (mut cache, mut worker) = (DecoderCache::new(decoder.config(), 64), Worker::new(1));
+    let ids = ids(12);
+    decoder.decode((&ids[..6], 1), 0, &mut cache, &mut worker, &|| false).unwrap();
+    let asked = std::cell::Cell::new(0);
+    let cancelled = || asked.replace(asked.get() + 1) == 1;
+    let error = decoder.decode((&ids[6..], 1), 0, &mut cache, &mut worker, &cancelled).unwrap_err();
+    assert!(matches!(error, crate::Error::Cancelled) && cache.ids() == &ids[..6], "{error}");
+    decoder.decode((&ids[6..], 1), 0, &mut cache, &mut worker, &|| false).unwrap();
+    let got = worker.logits.clone();
+    let expected = logits(&decoder, &mut Worker::new(1), &ids, 0, &[12]);
+    assert_eq!(got, expected[11 * decoder.config().vocab_size..]);
+    let full = decoder.decode((&[1; 60], 1), 0, &mut cache, &mut worker, &|| false).unwrap_err().to_string();
+    assert!(full.contains("60 tokens after 12: expected 1 to 52"), "{full}");
 }

@@ -123,7 +123,7 @@ pub(super) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 }
 
 #[inline(always)]
-pub(super) fn norm_row(y: &mut [f32], x: &[f32], weight: &[f32], eps: f32) -> f32 {
+pub(crate) fn norm_row(y: &mut [f32], x: &[f32], weight: &[f32], eps: f32) -> f32 {
     let inverse = inverse_rms(x, eps);
     for ((y, &x), &weight) in y.iter_mut().zip(x).zip(weight) {
         *y = x * inverse * weight;

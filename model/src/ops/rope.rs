@@ -103,6 +103,12 @@ impl Rope {
         });
     }
 
+    /// Rotates heads that all stand at `position`, on this thread.
+    pub(crate) fn rotate_at(&self, heads: &mut [f32], position: usize) {
+        let (cos, sin) = self.at(position);
+        simd::vectorized(|| heads.chunks_exact_mut(2 * self.half).for_each(|head| rotate_head(head, cos, sin, 1.0)));
+    }
+
     /// Cosines and sines of a position.
     pub(super) fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let k = 2 * self.half;

@@ -5,7 +5,7 @@ const ROUND: f32 = 12_582_912.0;
 
 /// e^x to about 2 ulp by Cody and Waite's reduction and a degree-6 polynomial; vectorizes, unlike `f32::exp`.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;

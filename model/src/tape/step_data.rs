@@ -82,7 +82,7 @@ impl HostPlan {
     }
 
     /// The weight of an assignment's output.
-    pub(super) fn weight(&self, a: usize) -> f32 {
+    pub(crate) fn weight(&self, a: usize) -> f32 {
         self.weight_A.as_ref().map_or(1.0, |weight_A| weight_A[a])
     }
 

@@ -15,7 +15,7 @@ use crate::router::RouterConfig;
 use crate::router::pl_shared::{Combine, PlShared};
 
 /// Every option that changes a tape, each with a name.
-pub(super) fn configs() -> Vec<(String, ModelConfig)> {
+pub(crate) fn configs() -> Vec<(String, ModelConfig)> {
     let shared = |combine| RouterConfig::PlShared(PlShared { combine });
     let mut configs = vec![("dense".to_owned(), tiny(None))];
     let mut routers = RouterConfig::all();
@@ -79,7 +79,7 @@ fn modified() -> Vec<(String, ModelConfig)> {
 }
 
 /// A model none of whose parameters is zero or one throughout.
-pub(super) fn model(config: &ModelConfig) -> CodeLm {
+pub(crate) fn model(config: &ModelConfig) -> CodeLm {
     let lm = CodeLm::init(config, 3, &Device::Cpu).unwrap();
     for (i, (name, var)) in lm.parameters().iter().enumerate() {
         let noise = (values(var.dims(), i as u32) * if name.contains("norm") { 0.3 } else { 0.05 }).unwrap();

@@ -140,3 +140,44 @@ unsafe fn halves(bytes: &[u8], i: usize) -> __m256 {
     // SAFETY: the caller's promise.
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().add(2 * LANES * i).cast())) }
 }
+
+/// See [`super::scores`].
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C; `y` has a number for each lane of the tiles of `k`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn scores(q: &[f32], k: &[u16], y: &mut [f32]) {
+    for (k, y) in k.chunks_exact(q.len() * ROWS).zip(y.chunks_exact_mut(ROWS)) {
+        let mut sums = [[_mm256_setzero_ps(); 4]; 2];
+        for (i, q) in q.iter().enumerate() {
+            for (half, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: a tile has 16 numbers for each of `q`.
+                let k = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(k.as_ptr().add(i * ROWS + LANES * half).cast())) };
+                sums[i % 4] = _mm256_fmadd_ps(k, _mm256_set1_ps(*q), sums[i % 4]);
+            }
+        }
+        for (y, [a, b, c, d]) in y.chunks_exact_mut(LANES).zip(sums) {
+            // SAFETY: 8 numbers.
+            unsafe { _mm256_storeu_ps(y.as_mut_ptr(), _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d))) };
+        }
+    }
+}
+
+/// See [`super::weighted`].
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C; a row of `v` is as long as `y`, a multiple of 16.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn weighted(p: &[f32], v: &[u16], y: &mut [f32]) {
+    let stride = y.len();
+    for (i, y) in y.chunks_exact_mut(LANES).enumerate() {
+        let mut sums = [_mm256_setzero_ps(); 2];
+        for (n, p) in p.iter().enumerate() {
+            // SAFETY: `p` has as many numbers as `v` has rows of `stride`.
+            let v = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(v.as_ptr().add(n * stride + i * LANES).cast())) };
+            sums[n % 2] = _mm256_fmadd_ps(v, _mm256_set1_ps(*p), sums[n % 2]);
+        }
+        // SAFETY: 8 numbers.
+        unsafe { _mm256_storeu_ps(y.as_mut_ptr(), _mm256_add_ps(sums[0], sums[1])) };
+    }
+}

@@ -147,3 +147,41 @@ unsafe fn halves(bytes: &[u8], i: usize) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().add(2 * ROWS * i).cast())) }
 }
+
+/// See [`super::scores`].
+///
+/// # Safety
+/// The processor has AVX-512 F; `y` has a number for each lane of the tiles of `k`.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn scores(q: &[f32], k: &[u16], y: &mut [f32]) {
+    for (k, y) in k.chunks_exact(q.len() * ROWS).zip(y.chunks_exact_mut(ROWS)) {
+        let mut sums = [_mm512_setzero_ps(); 4];
+        for (i, q) in q.iter().enumerate() {
+            // SAFETY: a tile has 16 numbers for each of `q`.
+            let k = unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(k.as_ptr().add(i * ROWS).cast())) };
+            sums[i % 4] = _mm512_fmadd_ps(k, _mm512_set1_ps(*q), sums[i % 4]);
+        }
+        let [a, b, c, d] = sums;
+        // SAFETY: 16 numbers.
+        unsafe { _mm512_storeu_ps(y.as_mut_ptr(), _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d))) };
+    }
+}
+
+/// See [`super::weighted`].
+///
+/// # Safety
+/// The processor has AVX-512 F; a row of `v` is as long as `y`, a multiple of 16.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn weighted(p: &[f32], v: &[u16], y: &mut [f32]) {
+    let stride = y.len();
+    for (i, y) in y.chunks_exact_mut(ROWS).enumerate() {
+        let mut sums = [_mm512_setzero_ps(); 2];
+        for (n, p) in p.iter().enumerate() {
+            // SAFETY: `p` has as many numbers as `v` has rows of `stride`.
+            let v = unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(v.as_ptr().add(n * stride + i * ROWS).cast())) };
+            sums[n % 2] = _mm512_fmadd_ps(v, _mm512_set1_ps(*p), sums[n % 2]);
+        }
+        // SAFETY: 16 numbers.
+        unsafe { _mm512_storeu_ps(y.as_mut_ptr(), _mm512_add_ps(sums[0], sums[1])) };
+    }
+}

@@ -62,3 +62,27 @@ fn floats(tile: Tile, x: &[f32], y: &mut [f32]) {
 fn half(bytes: &[u8], at: usize) -> f32 {
     f16::from_bits(u16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]])).to_f32()
 }
+
+/// See [`super::scores`].
+pub(super) fn scores(q: &[f32], k: &[u16], y: &mut [f32]) {
+    for (k, y) in k.chunks_exact(q.len() * ROWS).zip(y.chunks_exact_mut(ROWS)) {
+        for (lane, y) in y.iter_mut().enumerate() {
+            let mut sums = [0f32; 4];
+            for (i, q) in q.iter().enumerate() {
+                sums[i % 4] = f16::from_bits(k[i * ROWS + lane]).to_f32().mul_add(*q, sums[i % 4]);
+            }
+            *y = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        }
+    }
+}
+
+/// See [`super::weighted`].
+pub(super) fn weighted(p: &[f32], v: &[u16], y: &mut [f32]) {
+    for (i, y) in y.iter_mut().enumerate() {
+        let mut sums = [0f32; 2];
+        for (n, (p, v)) in p.iter().zip(v.chunks_exact(v.len() / p.len())).enumerate() {
+            sums[n % 2] = f16::from_bits(v[i]).to_f32().mul_add(*p, sums[n % 2]);
+        }
+        *y = sums[0] + sums[1];
+    }
+}

@@ -1,0 +1,132 @@
+//! Keys and values of the positions already computed, as numbers of 16 bits.
+
+use half::f16;
+
+use super::packed::ROWS;
+use crate::config::ModelConfig;
+
+/// Keys and values of one layer: keys in tiles of 16 positions, so that one load serves 16 scores; values a row a position.
+pub(super) struct LayerCache {
+    /// `[head][tile of positions][number of the head][position of the tile]`.
+    k: Vec<u16>,
+    /// `[head][position][number of the head]`.
+    v: Vec<u16>,
+    d: usize,
+    stride: usize,
+    capacity: usize,
+}
+
+/// The keys and values of a sequence, and its ids.
+pub struct DecoderCache {
+    pub(super) layers: Vec<LayerCache>,
+    ids: Vec<u32>,
+    language: u32,
+    capacity: usize,
+}
+
+impl DecoderCache {
+    /// An empty one with room for `capacity` positions of a model. Memory that no position has reached is not touched.
+    pub fn new(config: &ModelConfig, capacity: usize) -> DecoderCache {
+        let (heads, d, stride) = (config.n_kv_heads, config.d_head, config.d_head.next_multiple_of(ROWS));
+        let capacity = capacity.min(config.context_tokens);
+        let padded = capacity.next_multiple_of(ROWS);
+        let layer = |_| LayerCache {
+            k: vec![0; heads * padded * d],
+            v: vec![0; heads * padded * stride],
+            d,
+            stride,
+            capacity: padded,
+        };
+        let layers = (0..config.n_layers).map(layer).collect();
+        DecoderCache { layers, ids: Vec::new(), language: crate::UNKNOWN_LANGUAGE, capacity }
+    }
+
+    /// The ids that every layer holds.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Positions that fit.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Keeps what `ids` begins with, under the same language, and returns how many tokens that is.
+    pub fn keep_common_prefix(&mut self, ids: &[u32], language: u32) -> usize {
+        let common = self.ids.iter().zip(ids).take_while(|(held, id)| held == id).count();
+        let keep = if language == self.language { common } else { 0 };
+        self.language = language;
+        self.truncate(keep);
+        keep
+    }
+
+    /// Forgets all positions from `n_tokens` on.
+    pub fn truncate(&mut self, n_tokens: usize) {
+        self.ids.truncate(n_tokens);
+    }
+
+    /// Says that every layer now holds `ids` too.
+    pub(super) fn commit(&mut self, ids: &[u32]) {
+        self.ids.extend(ids);
+    }
+}
+
+impl LayerCache {
+    /// Writes key and value of a head at a position.
+    pub(super) fn put(&mut self, head: usize, position: usize, k: &[f32], v: &[f32]) {
+        let (tile, lane) = (position / ROWS, position % ROWS);
+        let at = (head * self.capacity / ROWS + tile) * self.d * ROWS + lane;
+        for (i, k) in k.iter().enumerate() {
+            self.k[at + i * ROWS] = f16::from_f32(*k).to_bits();
+        }
+        let at = (head * self.capacity + position) * self.stride;
+        for (slot, v) in self.v[at..at + self.d].iter_mut().zip(v) {
+            *slot = f16::from_f32(*v).to_bits();
+        }
+    }
+
+    /// The tiles that hold the first `n` positions of a head.
+    pub(super) fn keys(&self, head: usize, n: usize) -> &[u16] {
+        let from = head * self.capacity * self.d;
+        &self.k[from..from + n.next_multiple_of(ROWS) * self.d]
+    }
+
+    /// The first `n` positions of a head, each filled up to a multiple of 16 numbers.
+    pub(super) fn values(&self, head: usize, n: usize) -> &[u16] {
+        let from = head * self.capacity * self.stride;
+        &self.v[from..from + n * self.stride]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+
+    #[test]
+    fn keys_lie_in_tiles_and_values_in_rows() {
+        let mut cache = DecoderCache::new(&tiny(None), 40);
+        let layer = &mut cache.layers[0];
+        let numbers = |from: f32| -> Vec<f32> { (0..8).map(|i| from + i as f32).collect() };
+        layer.put(1, 17, &numbers(1.0), &numbers(50.0));
+        let f = |bits: u16| f16::from_bits(bits).to_f32();
+        let keys = layer.keys(1, 18);
+        assert_eq!(keys.len(), 2 * ROWS * 8);
+        assert_eq!((f(keys[8 * ROWS + 1]), f(keys[8 * ROWS + 3 * ROWS + 1])), (1.0, 4.0));
+        let values = layer.values(1, 18);
+        assert_eq!(
+            (values.len(), f(values[17 * 16]), f(values[17 * 16 + 7]), f(values[17 * 16 + 8])),
+            (18 * 16, 50.0, 57.0, 0.0)
+        );
+        assert!(layer.keys(0, 18).iter().all(|k| *k == 0));
+    }
+
+    #[test]
+    fn keeps_the_common_prefix_of_one_language() {
+        let mut cache = DecoderCache::new(&tiny(None), 64);
+        cache.keep_common_prefix(&[1, 2, 3], 0);
+        cache.commit(&[1, 2, 3]);
+        assert_eq!((cache.keep_common_prefix(&[1, 2, 4, 5], 0), cache.ids()), (2, &[1, 2][..]));
+        assert_eq!(cache.keep_common_prefix(&[1, 2], 1), 0, "another expert, other keys");
+    }
+}

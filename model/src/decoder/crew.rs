@@ -1,0 +1,287 @@
+//! Threads that help: one thread works through a stage's parts, and others take some of them if their cores are free.
+//!
+//! Nobody waits for a helper to begin: parts are taken from a counter, and only one that a helper has taken and not finished is waited for.
+//! A helper that was stopped in the middle, because another program has its core, costs that wait once; then the work is done without
+//! helpers for a while, for longer each time. Helpers look for the next stage for some microseconds and then sleep.
+
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How often a helper looks for a stage before it sleeps: some tens of microseconds.
+const LOOKS: usize = 4000;
+/// A wait for a helper that says that it has no core.
+const STALL: Duration = Duration::from_micros(300);
+/// How long work is done without helpers after the first stall, and at most.
+const REST: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+
+/// What a stage does to its `i`-th part.
+type Part<'a> = &'a (dyn Fn(usize) + Sync);
+
+struct Shared {
+    /// Odd while a stage is open; closed for good at `usize::MAX - 1`.
+    stage: AtomicUsize,
+    /// Of the open stage: written only while no helper is inside.
+    part: UnsafeCell<Option<Part<'static>>>,
+    n_parts: AtomicUsize,
+    next: AtomicUsize,
+    /// Helpers that may read `part`.
+    n_inside: AtomicUsize,
+    panicked: AtomicBool,
+    asleep: Vec<AtomicBool>,
+}
+
+// SAFETY: `part` is written by the one thread that runs stages, while the stage is closed and `n_inside` is 0; helpers read it between
+// raising `n_inside` and lowering it, after they have seen the stage open. All of these are sequentially consistent.
+unsafe impl Sync for Shared {}
+
+/// The helpers of one thread; they end when it is dropped.
+pub struct Crew {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    /// Until when helpers are left alone, and for how long the next time.
+    rests_until: Option<Instant>,
+    next_rest: Duration,
+}
+
+/// A number of the last stage of all.
+const ENDED: usize = usize::MAX - 1;
+
+impl Crew {
+    /// `n_threads` that work, the caller among them; as many helpers less as the operating system refuses.
+    pub fn new(n_threads: usize) -> Crew {
+        let n_helpers = n_threads.saturating_sub(1);
+        let shared = Arc::new(Shared {
+            stage: AtomicUsize::new(0),
+            part: UnsafeCell::new(None),
+            n_parts: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            n_inside: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            asleep: (0..n_helpers).map(|_| AtomicBool::new(false)).collect(),
+        });
+        let helper = |idx: usize| {
+            let shared = shared.clone();
+            std::thread::Builder::new().name("decoder".into()).spawn(move || shared.help(idx)).ok()
+        };
+        let threads = (0..n_helpers).map_while(helper).collect();
+        Crew { shared, threads, rests_until: None, next_rest: REST[0] }
+    }
+
+    /// Threads that work, the caller among them.
+    pub fn n_threads(&self) -> usize {
+        self.threads.len() + 1
+    }
+
+    /// Runs `part` for all numbers below `n_parts`, and returns when all are done. Parts may run at the same time.
+    ///
+    /// # Panics
+    /// If a part did.
+    pub fn run(&mut self, n_parts: usize, part: Part) {
+        if n_parts < 2 || self.threads.is_empty() || self.rests() {
+            return (0..n_parts).for_each(part);
+        }
+        let shared = &self.shared;
+        // SAFETY: no helper reads the part after this function: it waits for those inside, and later ones see the stage closed.
+        let lasting: Part<'static> = unsafe { std::mem::transmute::<Part, Part<'static>>(part) };
+        // SAFETY: the stage is closed and nobody is inside.
+        unsafe { *shared.part.get() = Some(lasting) };
+        shared.n_parts.store(n_parts, Ordering::SeqCst);
+        shared.next.store(0, Ordering::SeqCst);
+        shared.stage.fetch_add(1, Ordering::SeqCst);
+        self.wake();
+        let closes = Close(self);
+        closes.0.shared.take_parts(part, n_parts);
+        drop(closes);
+        assert!(!self.shared.panicked.swap(false, Ordering::SeqCst), "a helper of the decoder panicked");
+    }
+
+    fn wake(&self) {
+        for (asleep, thread) in self.shared.asleep.iter().zip(&self.threads) {
+            if asleep.swap(false, Ordering::SeqCst) {
+                Thread::unpark(thread.thread());
+            }
+        }
+    }
+
+    /// Whether helpers are left alone at present.
+    fn rests(&mut self) -> bool {
+        self.rests_until = self.rests_until.filter(|until| Instant::now() < *until);
+        self.rests_until.is_some()
+    }
+
+    /// Waits for the helpers inside, and draws conclusions from how long that takes.
+    fn wait(&mut self) {
+        let shared = self.shared.clone();
+        let is_busy = || shared.n_inside.load(Ordering::SeqCst) > 0;
+        for _ in 0..LOOKS / 4 {
+            if !is_busy() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let start = Instant::now();
+        while is_busy() {
+            std::thread::yield_now();
+        }
+        if start.elapsed() >= STALL {
+            self.rests_until = Some(Instant::now() + self.next_rest);
+            self.next_rest = (2 * self.next_rest).min(REST[1]);
+        } else {
+            self.next_rest = REST[0];
+        }
+    }
+}
+
+/// Closes the stage, also when a part of the caller's own panics.
+struct Close<'a>(&'a mut Crew);
+
+impl Drop for Close<'_> {
+    fn drop(&mut self) {
+        self.0.shared.stage.fetch_add(1, Ordering::SeqCst);
+        self.0.wait();
+    }
+}
+
+impl Shared {
+    fn take_parts(&self, part: Part, n_parts: usize) {
+        loop {
+            let i = self.next.fetch_add(1, Ordering::SeqCst);
+            if i >= n_parts {
+                return;
+            }
+            part(i);
+        }
+    }
+
+    /// The life of a helper.
+    fn help(&self, idx: usize) {
+        let mut seen = 0;
+        loop {
+            let stage = self.await_stage(idx, seen);
+            if stage == ENDED {
+                return;
+            }
+            seen = stage;
+            self.n_inside.fetch_add(1, Ordering::SeqCst);
+            let is_open = self.stage.load(Ordering::SeqCst) % 2 == 1;
+            // SAFETY: the stage was open after this thread was counted inside: the part stays until it is not.
+            if let Some(part) = unsafe { *self.part.get() }.filter(|_| is_open) {
+                let n_parts = self.n_parts.load(Ordering::SeqCst);
+                let work = std::panic::AssertUnwindSafe(|| self.take_parts(part, n_parts));
+                if std::panic::catch_unwind(work).is_err() {
+                    self.panicked.store(true, Ordering::SeqCst);
+                }
+            }
+            self.n_inside.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// The number of a stage that is not `seen`.
+    fn await_stage(&self, idx: usize, seen: usize) -> usize {
+        for look in 0.. {
+            let stage = self.stage.load(Ordering::SeqCst);
+            if stage != seen && (stage % 2 == 1 || stage == ENDED) {
+                return stage;
+            }
+            if look < LOOKS {
+                std::hint::spin_loop();
+                continue;
+            }
+            self.asleep[idx].store(true, Ordering::SeqCst);
+            // A stage that was opened before the flag was up has not woken this thread.
+            let stage = self.stage.load(Ordering::SeqCst);
+            if stage == seen || stage % 2 == 0 && stage != ENDED {
+                std::thread::park();
+            }
+            self.asleep[idx].store(false, Ordering::SeqCst);
+        }
+        seen
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.shared.stage.store(ENDED, Ordering::SeqCst);
+        self.wake();
+        for thread in self.threads.drain(..) {
+            thread.thread().unpark();
+            // It has caught its own panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A slice of which the parts of a stage write pieces of their own.
+pub(super) struct Pieces<'a, T> {
+    start: *mut T,
+    len: usize,
+    owner: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: whoever takes a piece promises that nobody else has it.
+unsafe impl<T: Send> Sync for Pieces<'_, T> {}
+
+impl<'a, T> Pieces<'a, T> {
+    pub(super) fn new(slice: &'a mut [T]) -> Pieces<'a, T> {
+        Pieces { start: slice.as_mut_ptr(), len: slice.len(), owner: std::marker::PhantomData }
+    }
+
+    /// # Safety
+    /// Pieces that are held at the same time do not overlap.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn take(&self, range: std::ops::Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "a piece {range:?} of {}", self.len);
+        // SAFETY: within the slice, which is borrowed for as long as this lives; disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_is_done_once_stage_after_stage() {
+        for n_threads in [1, 2, 4] {
+            let mut crew = Crew::new(n_threads);
+            for stage in 0..2000 {
+                let n_parts = stage % 7;
+                let mut done = vec![0u32; n_parts];
+                let pieces = Pieces::new(&mut done);
+                // SAFETY: each part takes a place of its own.
+                crew.run(n_parts, &|i| unsafe { pieces.take(i..i + 1)[0] += 1 + i as u32 });
+                assert!(done.iter().enumerate().all(|(i, n)| *n == 1 + i as u32), "{done:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn helpers_sleep_between_stages_and_wake_again() {
+        let mut crew = Crew::new(3);
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(5));
+            let n = AtomicUsize::new(0);
+            crew.run(50, &|_| {
+                n.fetch_add(1, Ordering::SeqCst);
+            });
+            assert_eq!(n.load(Ordering::SeqCst), 50);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(crew.shared.asleep.iter().all(|asleep| asleep.load(Ordering::SeqCst)), "idle helpers sleep");
+    }
+
+    #[test]
+    fn a_panic_in_a_part_comes_out_and_leaves_the_crew_whole() {
+        let mut crew = Crew::new(2);
+        let run = || crew.run(8, &|i| assert!(i != 3, "the fourth part"));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+        let n = AtomicUsize::new(0);
+        crew.run(8, &|_| {
+            n.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!(n.load(Ordering::SeqCst), 8);
+    }
+}

@@ -1,0 +1,96 @@
+//! The weights of one layer, and its experts, each of which is packed when it is first wanted.
+
+use std::sync::{Arc, OnceLock};
+
+use super::network::Network;
+use super::packed::Packed;
+use super::weights::{WeightSource, build};
+use crate::config::{ModelConfig, MoeConfig};
+use crate::error::Result;
+use crate::router::Router;
+
+pub(super) struct Layer {
+    pub(super) norm: Vec<f32>,
+    pub(super) qkv: [Packed; 3],
+    pub(super) biases: Option<[Vec<f32>; 3]>,
+    /// Of each head of the queries, and of the keys.
+    pub(super) head_norms: Option<[Vec<f32>; 2]>,
+    /// The name of the table of what each token adds to its value.
+    pub(super) value_table: Option<String>,
+    pub(super) out: Packed,
+    pub(super) ffn_norm: Vec<f32>,
+    pub(super) ffn: Ffn,
+}
+
+pub(super) enum Ffn {
+    Dense(Network),
+    Moe(Moe),
+}
+
+/// A layer with experts.
+pub(super) struct Moe {
+    pub(super) config: MoeConfig,
+    pub(super) router: Box<dyn Router>,
+    pub(super) shared: Option<Network>,
+    experts: Vec<OnceLock<Network>>,
+    name: String,
+}
+
+impl Layer {
+    pub(super) fn load(config: &ModelConfig, layer: usize, source: &dyn WeightSource) -> Result<Layer> {
+        let (d, name) = (config.d_model, format!("model.layers.{layer}"));
+        let attention = format!("{name}.self_attn");
+        let (queries, keys) = (config.n_heads * config.d_head, config.n_kv_heads * config.d_head);
+        let projections = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)];
+        let matrix = |(projection, rows)| source.matrix(&format!("{attention}.{projection}.weight"), (rows, d));
+        let bias = |(projection, rows)| source.floats(&format!("{attention}.{projection}.bias"), &[rows]);
+        let head_norm = |name: &str| source.floats(&format!("{attention}.{name}.weight"), &[config.d_head]);
+        let [q, k, v] = projections;
+        let ffn = match config.moe_of_layer(layer) {
+            None => Ffn::Dense(Network::load(source, &format!("{name}.mlp"), (d, config.d_ff), config.activation)?),
+            Some(moe) => Ffn::Moe(Moe::load(config, moe, &format!("{name}.mlp"), source)?),
+        };
+        Ok(Layer {
+            norm: source.floats(&format!("{name}.input_layernorm.weight"), &[d])?,
+            qkv: [matrix(q)?, matrix(k)?, matrix(v)?],
+            biases: if config.qkv_bias { Some([bias(q)?, bias(k)?, bias(v)?]) } else { None },
+            head_norms: if config.qk_norm { Some([head_norm("q_norm")?, head_norm("k_norm")?]) } else { None },
+            value_table: (config.value_embedding_layers.contains(&layer))
+                .then(|| format!("{attention}.value_embedding.weight")),
+            out: source.matrix(&format!("{attention}.o_proj.weight"), (d, queries))?,
+            ffn_norm: source.floats(&format!("{name}.post_attention_layernorm.weight"), &[d])?,
+            ffn,
+        })
+    }
+}
+
+impl Moe {
+    fn load(model: &ModelConfig, config: MoeConfig, name: &str, source: &dyn WeightSource) -> Result<Moe> {
+        let shared = match config.d_ff_shared {
+            0 => None,
+            f => Some(Network::load(source, &format!("{name}.shared_expert"), (model.d_model, f), model.activation)?),
+        };
+        let router = build(source, name, |params| config.build_router(model, params))?;
+        let experts = (0..config.n_experts).map(|_| OnceLock::new()).collect();
+        Ok(Moe { config, router, shared, experts, name: name.to_owned() })
+    }
+
+    /// An expert, packed now if it has not been before.
+    ///
+    /// # Errors
+    /// Weights that are missing.
+    pub(super) fn expert(&self, idx: usize, model: &ModelConfig, source: &Arc<dyn WeightSource>) -> Result<&Network> {
+        if let Some(network) = self.experts[idx].get() {
+            return Ok(network);
+        }
+        let name = format!("{}.experts.{idx}", self.name);
+        let network = Network::load(&**source, &name, (model.d_model, self.config.d_ff_expert), model.activation)?;
+        Ok(self.experts[idx].get_or_init(|| network))
+    }
+
+    /// Experts that are packed, and the bytes of their weights.
+    pub(super) fn in_memory(&self) -> (usize, usize) {
+        let packed = self.experts.iter().filter_map(OnceLock::get);
+        packed.fold((0, 0), |(n, bytes), network| (n + 1, bytes + network.n_bytes()))
+    }
+}

@@ -1,0 +1,357 @@
+//! A model with packed weights, and one pass of it over some tokens.
+
+use std::sync::Arc;
+
+use super::attention::{AttentionMemory, Heads};
+use super::cache::DecoderCache;
+use super::crew::Crew;
+use super::kernel::Simd;
+use super::layer::{Ffn, Layer, Moe};
+use super::network::{ByTile, Hidden, add_row, copy_row, products};
+use super::packed::Packed;
+use super::quantized::Quantized;
+use super::weights::{WeightSource, build};
+use crate::adapters::{Adapters, adapt};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::lm::{bigram_bucket, check_ids, language_rows};
+use crate::ops::Rope;
+use crate::ops::norm_row;
+use crate::ops::simd::vectorized;
+use crate::router::RouterContext;
+use crate::tape::HostPlan;
+
+/// A model with packed weights.
+pub struct Decoder {
+    config: ModelConfig,
+    source: Arc<dyn WeightSource>,
+    layers: Vec<Layer>,
+    adapters: Option<Box<dyn Adapters>>,
+    norm: Vec<f32>,
+    head: Packed,
+    rope: Rope,
+    simd: Simd,
+}
+
+/// Threads and memory of passes, kept from one to the next.
+pub struct Worker {
+    crew: Crew,
+    /// The residual stream, row by row.
+    x: Vec<f32>,
+    /// One row of it, normalized, or one of products.
+    row: Vec<f32>,
+    quantized: Quantized,
+    qkv: [ByTile; 3],
+    q: Vec<f32>,
+    attended: Vec<f32>,
+    attention: AttentionMemory,
+    hidden: Hidden,
+    y: ByTile,
+    /// Of the last pass, a row for each of the last tokens that were asked for. Shape: `NV`.
+    pub logits: Vec<f32>,
+}
+
+impl Worker {
+    /// With `n_threads` threads, the caller's among them.
+    pub fn new(n_threads: usize) -> Worker {
+        Worker {
+            crew: Crew::new(n_threads),
+            x: Vec::new(),
+            row: Vec::new(),
+            quantized: Quantized::default(),
+            qkv: Default::default(),
+            q: Vec::new(),
+            attended: Vec::new(),
+            attention: AttentionMemory::default(),
+            hidden: Hidden::default(),
+            y: Vec::new(),
+            logits: Vec::new(),
+        }
+    }
+}
+
+/// What a pass is over.
+struct Pass<'a> {
+    ids: &'a [u32],
+    language_N: Vec<u32>,
+    /// The position of the first of `ids`.
+    start: usize,
+}
+
+impl Decoder {
+    /// The model of a configuration with the weights of `source`; experts are packed when they are first used.
+    ///
+    /// # Errors
+    /// A configuration that is wrong, or whose weights are made of others; weights that are missing or misshapen.
+    pub fn new(config: &ModelConfig, source: Arc<dyn WeightSource>, simd: Simd) -> Result<Decoder> {
+        config.validate()?;
+        if !config.is_plain() {
+            return Err(Error::Input("weights that are made of others: expected those of CodeLm::materialized".into()));
+        }
+        let d = config.d_model;
+        let adapters = match &config.adapter {
+            Some(adapter) => Some(build(&*source, "model.adapters", |params| adapter.build(config, params))?),
+            None => None,
+        };
+        let head = if config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        Ok(Decoder {
+            layers: (0..config.n_layers).map(|layer| Layer::load(config, layer, &*source)).collect::<Result<_>>()?,
+            adapters,
+            norm: source.floats("model.norm.weight", &[d])?,
+            head: source.matrix(head, (config.vocab_size, d))?,
+            rope: Rope::new(config.d_head, config.rope_theta, config.context_tokens),
+            config: config.clone(),
+            source,
+            simd,
+        })
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Experts that are packed, over all layers, and the bytes of their weights.
+    pub fn experts_in_memory(&self) -> (usize, usize) {
+        let of_layer = |layer: &Layer| match &layer.ffn {
+            Ffn::Moe(moe) => moe.in_memory(),
+            Ffn::Dense(_) => (0, 0),
+        };
+        self.layers.iter().map(of_layer).fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1))
+    }
+
+    /// Computes `ids`, which follow what `cache` holds, and the logits after each of the last `n_logits` of them; asks `cancelled` before
+    /// every layer.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if the caller gave up; the cache then is as before. [`Error::Input`] for ids that do not fit.
+    pub fn decode(
+        &self,
+        (ids, n_logits): (&[u32], usize),
+        language: u32,
+        cache: &mut DecoderCache,
+        worker: &mut Worker,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        let (start, n) = (cache.ids().len(), ids.len());
+        if n == 0 || start + n > cache.capacity() {
+            let room = cache.capacity() - start;
+            return Err(Error::Input(format!("{n} tokens after {start}: expected 1 to {room}")));
+        }
+        check_ids(ids, self.config.vocab_size)?;
+        let pass = Pass { ids, language_N: vec![language; n], start };
+        self.embed(&pass, cache.ids().last().copied().unwrap_or(0), worker)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            if cancelled() {
+                return Err(Error::Cancelled);
+            }
+            self.attend(layer, &pass, i, cache, worker)?;
+            self.feed_forward(layer, &pass, worker)?;
+            self.adapt(i, &pass, worker)?;
+        }
+        cache.commit(ids);
+        self.logits(n, n_logits.min(n), worker);
+        Ok(())
+    }
+
+    fn embed(&self, pass: &Pass, before: u32, worker: &mut Worker) -> Result<()> {
+        let (d, config) = (self.config.d_model, &self.config);
+        worker.x.clear();
+        worker.x.resize(pass.ids.len() * d, 0.0);
+        let rows = match config.language_embedding {
+            true => language_rows(&pass.language_N, config.languages.len())?,
+            false => Vec::new(),
+        };
+        let mut last = before;
+        for (n, (&id, x)) in pass.ids.iter().zip(worker.x.chunks_exact_mut(d)).enumerate() {
+            self.source.add_row("model.embed_tokens.weight", id as usize, x)?;
+            if config.bigram_buckets > 0 {
+                let bucket = bigram_bucket(last, id, config.bigram_buckets as u32);
+                self.source.add_row("model.embed_bigrams.weight", bucket as usize, x)?;
+            }
+            if let Some(row) = rows.get(n) {
+                self.source.add_row("model.embed_languages.weight", *row as usize, x)?;
+            }
+            last = id;
+        }
+        Ok(())
+    }
+
+    /// Normalizes each row of the residual stream and quantizes it.
+    fn norm(&self, weight: &[f32], worker: &mut Worker) {
+        let d = weight.len();
+        worker.quantized.resize(worker.x.len() / d, d);
+        worker.row.resize(d, 0.0);
+        for (n, x) in worker.x.chunks_exact(d).enumerate() {
+            vectorized(|| norm_row(&mut worker.row, x, weight, self.config.norm_eps as f32));
+            worker.quantized.set(n, &worker.row);
+        }
+    }
+
+    fn attend(
+        &self,
+        layer: &Layer,
+        pass: &Pass,
+        i: usize,
+        cache: &mut DecoderCache,
+        worker: &mut Worker,
+    ) -> Result<()> {
+        let (config, n) = (&self.config, pass.ids.len());
+        let (h, d) = (config.n_heads, config.d_head);
+        self.norm(&layer.norm, worker);
+        let [q, k, v] = &mut worker.qkv;
+        let [w_q, w_k, w_v] = &layer.qkv;
+        products(&mut worker.crew, &worker.quantized, [w_q, w_k, w_v], [q, k, v], self.simd);
+        worker.q.resize(n * h * d, 0.0);
+        let cached = &mut cache.layers[i];
+        for row in 0..n {
+            let position = pass.start + row;
+            let q = &mut worker.q[row * h * d..(row + 1) * h * d];
+            copy_row(&worker.qkv[0], (row, n), q);
+            self.finish_heads(layer, 0, position, q);
+            let width = config.n_kv_heads * d;
+            worker.row.resize(2 * width, 0.0);
+            let (k, v) = worker.row[..2 * width].split_at_mut(width);
+            copy_row(&worker.qkv[1], (row, n), k);
+            copy_row(&worker.qkv[2], (row, n), v);
+            self.finish_heads(layer, 1, position, k);
+            self.finish_values(layer, pass.ids[row], v)?;
+            for (head, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
+                cached.put(head, position, k, v);
+            }
+        }
+        worker.attended.resize(n * h * d, 0.0);
+        let heads = Heads { n_heads: h, n_kv_heads: config.n_kv_heads, d, start: pass.start };
+        let (crew, memory) = (&mut worker.crew, &mut worker.attention);
+        heads.attend(crew, &worker.q, cached, memory, &mut worker.attended, self.simd);
+        worker.quantized.resize(n, h * d);
+        for (row, x) in worker.attended.chunks_exact(h * d).enumerate() {
+            worker.quantized.set(row, x);
+        }
+        products(&mut worker.crew, &worker.quantized, [&layer.out], [&mut worker.y], self.simd);
+        for (row, x) in worker.x.chunks_exact_mut(config.d_model).enumerate() {
+            add_row(&worker.y, (row, n), 1.0, x);
+        }
+        Ok(())
+    }
+
+    /// Bias, norm of each head and rotation; `which` is 0 for queries, 1 for keys.
+    fn finish_heads(&self, layer: &Layer, which: usize, position: usize, heads: &mut [f32]) {
+        let d = self.config.d_head;
+        if let Some(biases) = &layer.biases {
+            heads.iter_mut().zip(&biases[which]).for_each(|(x, bias)| *x += bias);
+        }
+        if let Some(norms) = &layer.head_norms {
+            let eps = self.config.norm_eps as f32;
+            heads.chunks_exact_mut(d).for_each(|head| {
+                let mean = head.iter().map(|x| x * x).sum::<f32>() / d as f32;
+                let inverse = 1.0 / (mean + eps).sqrt();
+                head.iter_mut().zip(&norms[which]).for_each(|(x, weight)| *x *= inverse * weight);
+            });
+        }
+        self.rope.rotate_at(heads, position);
+    }
+
+    fn finish_values(&self, layer: &Layer, id: u32, v: &mut [f32]) -> Result<()> {
+        if let Some(biases) = &layer.biases {
+            v.iter_mut().zip(&biases[2]).for_each(|(x, bias)| *x += bias);
+        }
+        layer.value_table.as_ref().map_or(Ok(()), |table| self.source.add_row(table, id as usize, v))
+    }
+
+    fn feed_forward(&self, layer: &Layer, pass: &Pass, worker: &mut Worker) -> Result<()> {
+        self.norm(&layer.ffn_norm, worker);
+        let moe = match &layer.ffn {
+            Ffn::Dense(network) => {
+                let Worker { crew, quantized, hidden, y, .. } = worker;
+                network.run(crew, quantized, hidden, y, self.simd);
+                return self.add_all(worker);
+            }
+            Ffn::Moe(moe) => moe,
+        };
+        let plan = self.plan(moe, layer, pass, worker)?;
+        if let Some(shared) = &moe.shared {
+            let Worker { crew, quantized, hidden, y, .. } = worker;
+            shared.run(crew, quantized, hidden, y, self.simd);
+            let n = pass.ids.len();
+            // What experts read is normalized already: the residual stream may change.
+            for (row, x) in worker.x.chunks_exact_mut(self.config.d_model).enumerate() {
+                let weight = plan.shared_weight_N.as_ref().map_or(1.0, |weight_N| weight_N[row]);
+                add_row(&worker.y, (row, n), weight, x);
+            }
+        }
+        self.experts(moe, &plan, worker)
+    }
+
+    /// Adds what stands in `worker.y` to all rows.
+    fn add_all(&self, worker: &mut Worker) -> Result<()> {
+        let n = worker.x.len() / self.config.d_model;
+        for (row, x) in worker.x.chunks_exact_mut(self.config.d_model).enumerate() {
+            add_row(&worker.y, (row, n), 1.0, x);
+        }
+        Ok(())
+    }
+
+    fn plan(&self, moe: &Moe, layer: &Layer, pass: &Pass, worker: &Worker) -> Result<HostPlan> {
+        let (n, d) = (pass.ids.len(), self.config.d_model);
+        let cpu = candle_core::Device::Cpu;
+        let x_ND = match moe.config.reads_tokens() {
+            false => candle_core::Tensor::zeros((n, 0), candle_core::DType::F32, &cpu)?,
+            true => {
+                let mut normed = vec![0f32; n * d];
+                let eps = self.config.norm_eps as f32;
+                for (y, x) in normed.chunks_exact_mut(d).zip(worker.x.chunks_exact(d)) {
+                    vectorized(|| norm_row(y, x, &layer.ffn_norm, eps));
+                }
+                candle_core::Tensor::from_vec(normed, (n, d), &cpu)?
+            }
+        };
+        let context = RouterContext { id_N: pass.ids, language_N: &pass.language_N, ..RouterContext::default() };
+        let (plan, aux) = moe.router.plan(&x_ND, &context)?;
+        HostPlan::new(&plan, &aux, n, moe.config.n_experts)
+    }
+
+    /// Adds what each expert says of its rows.
+    fn experts(&self, moe: &Moe, plan: &HostPlan, worker: &mut Worker) -> Result<()> {
+        let n = worker.x.len() / self.config.d_model;
+        let mut from = 0;
+        for &(expert, n_own) in &plan.runs {
+            let own = from..from + n_own;
+            from = own.end;
+            let network = moe.expert(expert, &self.config, &self.source)?;
+            let Worker { crew, quantized, hidden, y, .. } = worker;
+            let is_all = plan.in_place && n_own == n;
+            let picked = (!is_all).then(|| quantized.pick(&plan.token_A[own.clone()]));
+            network.run(crew, picked.as_ref().unwrap_or(quantized), hidden, y, self.simd);
+            for (row, assignment) in own.enumerate() {
+                let token = plan.token_A[assignment] as usize;
+                let x = &mut worker.x[token * self.config.d_model..(token + 1) * self.config.d_model];
+                add_row(&worker.y, (row, n_own), plan.weight(assignment), x);
+            }
+        }
+        Ok(())
+    }
+
+    fn adapt(&self, layer: usize, pass: &Pass, worker: &mut Worker) -> Result<()> {
+        let Some(adapters) = &self.adapters else { return Ok(()) };
+        let shape = (1, pass.ids.len(), self.config.d_model);
+        let x_1ND = candle_core::Tensor::from_slice(&worker.x, shape, &candle_core::Device::Cpu)?;
+        let y_1ND = adapt(&**adapters, layer, &x_1ND, &pass.language_N)?;
+        worker.x = y_1ND.flatten_all()?.to_vec1()?;
+        Ok(())
+    }
+
+    fn logits(&self, n: usize, n_logits: usize, worker: &mut Worker) {
+        let (d, v) = (self.config.d_model, self.config.vocab_size);
+        worker.x.drain(..(n - n_logits) * d);
+        self.norm(&self.norm, worker);
+        products(&mut worker.crew, &worker.quantized, [&self.head], [&mut worker.y], self.simd);
+        worker.logits.resize(n_logits * v, 0.0);
+        for (row, logits) in worker.logits.chunks_exact_mut(v).enumerate() {
+            copy_row(&worker.y, (row, n_logits), logits);
+            let cap = self.config.logit_softcap;
+            if cap > 0.0 {
+                logits.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
+            }
+        }
+    }
+}
