@@ -7,6 +7,7 @@
 mod attention;
 mod cache;
 mod crew;
+mod gguf;
 mod kernel;
 mod layer;
 mod model;
@@ -19,6 +20,7 @@ mod weights;
 
 pub use cache::DecoderCache;
 pub use crew::Crew;
+pub use gguf::{FileBytes, GgufWeights};
 pub use kernel::{Simd, multiply};
 pub use model::{Decoder, Worker};
 pub use packed::{COLS, Format, Packed, ROWS};
