@@ -1,11 +1,11 @@
 //! The completer that is a model: the prompt, the generator and its cache.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
 use multicoder_model::{
-    Bundle, Error, Finish as ModelFinish, GenerateOptions, Generated, Generator, ModelConfig, Prompt, PromptBudget, fim,
+    Computed, Error, Finish as ModelFinish, GenerateOptions, Generated, ModelConfig, Prompt, PromptBudget, Served, fim,
 };
 
 use crate::completer::{Ask, Completer, CompleterError, Finish, Loader, ModelInfo, Written};
@@ -22,26 +22,24 @@ pub const EMBEDDED: &str = "embedded";
 /// Prompts are no longer than this, whatever the model could read: the processor has to read it first.
 const MAX_PROMPT_TOKENS: usize = 2048;
 
+/// More do not make a small model faster: each has little to do between two meetings.
+const MAX_THREADS: usize = 4;
+
 /// A model and what it remembers of the last prompt.
 pub struct ModelCompleter {
-    bundle: Bundle,
-    generator: Generator,
+    model: Served,
+    computed: Computed,
     info: ModelInfo,
-}
-
-/// Where models are computed.
-pub fn device() -> Device {
-    Device::Cpu
 }
 
 /// Loads the model at `path`: a `.gguf` file of ours or a checkpoint folder; the embedded one for `None`.
 ///
 /// # Errors
 /// A sentence that names the file and what is wrong with it.
-pub fn load_bundle(path: Option<&Path>) -> Result<Bundle, String> {
+pub fn load_model(path: Option<&Path>) -> Result<Served, String> {
     let loaded = match (path, STARTER) {
-        (Some(path), _) => Bundle::load(path, &device()),
-        (None, Some(bytes)) => Bundle::from_gguf_bytes(bytes, EMBEDDED, &device()),
+        (Some(path), _) => Served::load(path),
+        (None, Some(bytes)) => Served::from_gguf(Arc::new(bytes), EMBEDDED),
         (None, None) => return Err("this build carries no model; use --model PATH".to_string()),
     };
     loaded.map_err(|error| error.to_string())
@@ -49,26 +47,19 @@ pub fn load_bundle(path: Option<&Path>) -> Result<Bundle, String> {
 
 /// A loader for [`crate::server::serve`].
 pub fn loader(path: Option<std::path::PathBuf>) -> Loader {
-    Box::new(move || {
-        let completer = ModelCompleter::new(load_bundle(path.as_deref())?).map_err(|error| error.to_string())?;
-        Ok(Box::new(completer) as Box<dyn Completer>)
-    })
+    Box::new(move || Ok(Box::new(ModelCompleter::new(load_model(path.as_deref())?)) as Box<dyn Completer>))
 }
 
 impl ModelCompleter {
     /// A completer over a loaded model.
-    ///
-    /// # Errors
-    /// The cache cannot be made.
-    pub fn new(bundle: Bundle) -> Result<ModelCompleter, Error> {
-        let generator = Generator::new(&bundle.lm)?;
-        let info = describe(&bundle);
-        Ok(ModelCompleter { bundle, generator, info })
+    pub fn new(model: Served) -> ModelCompleter {
+        let (computed, info) = (model.sequence(n_threads()), describe(&model));
+        ModelCompleter { model, computed, info }
     }
 
     /// The loaded model.
-    pub fn bundle(&self) -> &Bundle {
-        &self.bundle
+    pub fn model(&self) -> &Served {
+        &self.model
     }
 
     /// Computes `prompt` from nothing and continues it by `max_new_tokens`, whatever they are. Returns the figures and the time that
@@ -77,16 +68,15 @@ impl ModelCompleter {
     /// # Errors
     /// What the model says.
     pub fn measure(&mut self, prompt: &Prompt, max_new_tokens: usize) -> Result<(Generated, f64), Error> {
-        self.generator.clear();
+        self.computed.clear();
         let start = Instant::now();
         let mut first_token_s = None;
         let mut stop = |_: &[u8]| {
             first_token_s.get_or_insert_with(|| start.elapsed().as_secs_f64());
             false
         };
-        let (lm, tokenizer) = (&self.bundle.lm, &self.bundle.tokenizer);
         let options = GenerateOptions { max_new_tokens };
-        let out = self.generator.generate(lm, tokenizer, prompt, None, &options, &mut stop, &|| false)?;
+        let out = self.model.generate(&mut self.computed, prompt, None, &options, &mut stop, &|| false)?;
         let whole_s = start.elapsed().as_secs_f64();
         Ok((out, first_token_s.unwrap_or(whole_s)))
     }
@@ -103,8 +93,8 @@ impl Completer for ModelCompleter {
         enough: &mut dyn FnMut(&[u8]) -> bool,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Written, CompleterError> {
-        let (lm, tokenizer) = (&self.bundle.lm, &self.bundle.tokenizer);
-        let context_tokens = lm.config().context_tokens;
+        let (config, tokenizer) = (self.model.config(), &self.model.tokenizer);
+        let context_tokens = config.context_tokens;
         let max_new_tokens = ask.max_new_tokens.min(context_tokens / 4);
         let budget = PromptBudget::of(MAX_PROMPT_TOKENS.min(context_tokens - max_new_tokens));
         let prompt = fim::prompt(tokenizer, ask.language, &[], ask.prefix, ask.suffix, &budget).map_err(failed)?;
@@ -112,11 +102,11 @@ impl Completer for ModelCompleter {
         let mut stop = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| !new.is_empty() && enough(new));
         let options = GenerateOptions { max_new_tokens };
         let out = self
-            .generator
-            .generate(lm, tokenizer, &prompt, ask.language, &options, &mut stop, cancelled)
+            .model
+            .generate(&mut self.computed, &prompt, ask.language, &options, &mut stop, cancelled)
             .map_err(failed)?;
         Ok(Written {
-            expert: expert_of(lm.config(), ask.language),
+            expert: expert_of(config, ask.language),
             prompt_tokens: prompt.ids.len(),
             prefilled_tokens: out.prefilled_tokens,
             bytes: out.bytes,
@@ -130,13 +120,7 @@ impl Completer for ModelCompleter {
     }
 
     fn reset(&mut self) {
-        match Generator::new(&self.bundle.lm) {
-            Ok(fresh) => self.generator = fresh,
-            Err(error) => {
-                tracing::error!(%error, "no fresh cache; the old one is emptied");
-                self.generator.clear();
-            }
-        }
+        self.computed = self.model.sequence(n_threads());
     }
 }
 
@@ -158,8 +142,13 @@ fn expert_of(config: &ModelConfig, language: Option<&str>) -> Option<String> {
     Some(expert.map_or("of an unknown language".to_string(), usize::to_string))
 }
 
-fn describe(bundle: &Bundle) -> ModelInfo {
-    let info = &bundle.info;
+/// Threads that work when their cores are free.
+fn n_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)
+}
+
+fn describe(model: &Served) -> ModelInfo {
+    let info = &model.info;
     let name = if info.name.is_empty() || info.name == EMBEDDED { "starter".to_string() } else { info.name.clone() };
     ModelInfo {
         name,
@@ -169,7 +158,7 @@ fn describe(bundle: &Bundle) -> ModelInfo {
         active_parameters: info.n_active_parameters,
         quantization: info.quantization.clone(),
         checksum: info.checksum.clone(),
-        context_tokens: bundle.lm.config().context_tokens,
+        context_tokens: model.config().context_tokens,
         languages: info.languages.clone(),
         load_time: std::time::Duration::ZERO,
     }
@@ -178,8 +167,9 @@ fn describe(bundle: &Bundle) -> ModelInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use multicoder_model::gguf::{Contents, Quantization, to_bytes};
     use multicoder_model::tokenizer::TokenizerOptions;
-    use multicoder_model::{BundleInfo, CodeLm, MoeConfig, RouterConfig, Tokenizer, config};
+    use multicoder_model::{CodeLm, MoeConfig, RouterConfig, Tokenizer, config};
     use std::collections::BTreeMap;
 
     /// A tiny model with seeded random weights.
@@ -205,18 +195,10 @@ mod tests {
             expert_of_language: BTreeMap::new(),
         };
         let model = json_config(tokenizer.vocab_size(), &languages, &moe);
-        let lm = CodeLm::init(&model, 7, &Device::Cpu).unwrap();
-        let info = BundleInfo {
-            name: "tiny".to_string(),
-            origin: "test".to_string(),
-            n_parameters: model.n_parameters(),
-            n_active_parameters: model.n_active_parameters(),
-            languages,
-            quantization: "f32".to_string(),
-            checksum: String::new(),
-            goldens: Vec::new(),
-        };
-        ModelCompleter::new(Bundle::new(lm, tokenizer, info).unwrap()).unwrap()
+        let lm = CodeLm::init(&model, 7, &candle_core::Device::Cpu).unwrap();
+        let (name, quantization) = ("tiny", Quantization::F32);
+        let contents = Contents { name, lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[] };
+        ModelCompleter::new(Served::from_gguf(Arc::new(to_bytes(&contents).unwrap()), "tiny.gguf").unwrap())
     }
 
     fn json_config(vocab_size: usize, languages: &[String], moe: &MoeConfig) -> ModelConfig {
@@ -268,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_model_that_is_not_there_is_named() {
-        let error = load_bundle(Some(Path::new("none/such.gguf"))).err().unwrap();
+        let error = load_model(Some(Path::new("none/such.gguf"))).err().unwrap();
         assert!(error.contains("none/such.gguf"), "{error}");
     }
 }

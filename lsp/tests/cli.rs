@@ -27,7 +27,7 @@ fn tiny_model(dir: &Path) {
         "context_tokens": 128, "languages": languages,
     }))
     .unwrap();
-    let lm = CodeLm::init(&config, 7, &multicoder_lsp::model_completer::device()).unwrap();
+    let lm = CodeLm::init(&config, 7, &candle_core::Device::Cpu).unwrap();
     checkpoint::save_folder(&lm, &tokenizer, dir).unwrap();
 }
 

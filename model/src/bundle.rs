@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::generate::{Sequence, TensorSequence};
 use crate::lm::CodeLm;
 use crate::tokenizer::Tokenizer;
 use crate::{checkpoint, gguf};
@@ -65,21 +66,27 @@ impl BundleInfo {
     }
 }
 
+/// Whether a model and a tokenizer fit each other, and may be served.
+pub(crate) fn check_served(config: &ModelConfig, tokenizer: &Tokenizer, info: &BundleInfo) -> Result<()> {
+    if let Some(moe) = config.moe.as_ref().filter(|moe| !moe.is_causal()) {
+        let reason = format!("router {} looks at later tokens and cannot be served", moe.router.name());
+        return Err(Error::corrupt(&info.origin, reason));
+    }
+    let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
+    if ids > rows {
+        let reason = format!("the tokenizer has {ids} ids: expected at most vocab_size = {rows}");
+        return Err(Error::corrupt(&info.origin, reason));
+    }
+    Ok(())
+}
+
 impl Bundle {
     /// Puts the parts together if they fit each other and may be served.
     ///
     /// # Errors
     /// A tokenizer with more entries than the model, or a router that looks at later tokens.
     pub fn new(lm: CodeLm, tokenizer: Tokenizer, info: BundleInfo) -> Result<Bundle> {
-        if let Some(moe) = lm.config().moe.as_ref().filter(|moe| !moe.is_causal()) {
-            let reason = format!("router {} looks at later tokens and cannot be served", moe.router.name());
-            return Err(Error::corrupt(&info.origin, reason));
-        }
-        let (ids, rows) = (tokenizer.vocab_size(), lm.config().vocab_size);
-        if ids > rows {
-            let reason = format!("the tokenizer has {ids} ids: expected at most vocab_size = {rows}");
-            return Err(Error::corrupt(&info.origin, reason));
-        }
+        check_served(lm.config(), &tokenizer, &info)?;
         Ok(Bundle { lm, tokenizer, info })
     }
 
@@ -99,17 +106,8 @@ impl Bundle {
 
     /// What the model answers now to `ids`: the greedy continuation by `n` tokens and the largest first logit.
     pub fn golden(&self, language: Option<&str>, ids: &[u32], n: usize) -> Result<Golden> {
-        let idx = self.lm.config().language_index(language);
         let mut cache = KvCache::new(self.lm.config(), self.lm.device())?;
-        let mut logits = self.lm.decode(ids, idx, &mut cache, &|| false)?;
-        let max_logit = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut next_ids = Vec::new();
-        for _ in 0..n {
-            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0) as u32;
-            next_ids.push(best);
-            logits = self.lm.decode(&[best], idx, &mut cache, &|| false)?;
-        }
-        Ok(Golden { language: language.map(str::to_string), ids: ids.to_vec(), next_ids, max_logit })
+        golden(&mut TensorSequence { lm: &self.lm, cache: &mut cache }, language, ids, n)
     }
 
     /// Whether the model still answers its golden inputs as when it was packed.
@@ -117,14 +115,35 @@ impl Bundle {
     /// # Errors
     /// [`Error::Corrupt`] with the first pair that differs by more than rounding.
     pub fn check_goldens(&self) -> Result<()> {
-        for (i, golden) in self.info.goldens.iter().enumerate() {
-            let now = self.golden(golden.language.as_deref(), &golden.ids, golden.next_ids.len())?;
-            let off = (now.max_logit - golden.max_logit).abs();
-            if off > 1e-2 || now.next_ids.first() != golden.next_ids.first() {
-                let reason = format!("golden pair {i}: largest logit {} then, {} now", golden.max_logit, now.max_logit);
-                return Err(Error::corrupt(&self.info.origin, reason));
-            }
-        }
-        Ok(())
+        check_goldens(&self.info, 1e-2, |golden| self.golden(golden.language.as_deref(), &golden.ids, 1))
     }
+}
+
+/// What a model answers to `ids`, from nothing.
+pub(crate) fn golden(sequence: &mut dyn Sequence, language: Option<&str>, ids: &[u32], n: usize) -> Result<Golden> {
+    let idx = sequence.config().language_index(language);
+    sequence.keep_common_prefix(&[], idx);
+    let mut logits = sequence.next(ids, idx, &|| false)?;
+    let max_logit = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut next_ids = Vec::new();
+    for _ in 0..n {
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0) as u32;
+        next_ids.push(best);
+        logits = sequence.next(&[best], idx, &|| false)?;
+    }
+    Ok(Golden { language: language.map(str::to_string), ids: ids.to_vec(), next_ids, max_logit })
+}
+
+/// Compares what is answered now with what was when the model was packed, by its largest logit and its first token.
+pub(crate) fn check_goldens(info: &BundleInfo, tolerance: f32, now: impl Fn(&Golden) -> Result<Golden>) -> Result<()> {
+    for (i, golden) in info.goldens.iter().enumerate() {
+        let now = now(golden)?;
+        let off = (now.max_logit - golden.max_logit).abs();
+        let first = golden.next_ids.first();
+        if off > tolerance || first.is_some() && now.next_ids.first() != first {
+            let reason = format!("golden pair {i}: largest logit {} then, {} now", golden.max_logit, now.max_logit);
+            return Err(Error::corrupt(&info.origin, reason));
+        }
+    }
+    Ok(())
 }

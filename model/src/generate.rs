@@ -2,6 +2,7 @@
 #![allow(non_snake_case)]
 
 use crate::cache::KvCache;
+use crate::config::ModelConfig;
 use crate::copy::next_token_probs;
 use crate::error::{Error, Result};
 use crate::fim::Prompt;
@@ -43,7 +44,62 @@ pub struct Generated {
     pub finish: Finish,
 }
 
-/// Generates for one model and remembers what it computed.
+/// A model and the sequence that it has computed so far.
+pub trait Sequence {
+    fn config(&self) -> &ModelConfig;
+
+    /// The ids that are computed.
+    fn ids(&self) -> &[u32];
+
+    /// Positions that fit.
+    fn capacity(&self) -> usize;
+
+    /// Keeps what `ids` begins with, under the same language, and returns how many tokens that is.
+    fn keep_common_prefix(&mut self, ids: &[u32], language: u32) -> usize;
+
+    /// Forgets all positions from `n_tokens` on.
+    fn truncate(&mut self, n_tokens: usize);
+
+    /// Computes `ids` too, and returns the logits after the last of them.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when `cancelled` says so; [`Error::Input`] for ids that do not fit.
+    fn next(&mut self, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>>;
+}
+
+/// A model of tensors.
+pub struct TensorSequence<'a> {
+    pub lm: &'a CodeLm,
+    pub cache: &'a mut KvCache,
+}
+
+impl Sequence for TensorSequence<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.lm.config()
+    }
+
+    fn ids(&self) -> &[u32] {
+        self.cache.ids()
+    }
+
+    fn capacity(&self) -> usize {
+        self.cache.capacity()
+    }
+
+    fn keep_common_prefix(&mut self, ids: &[u32], language: u32) -> usize {
+        self.cache.keep_common_prefix(ids, language)
+    }
+
+    fn truncate(&mut self, n_tokens: usize) {
+        self.cache.truncate(n_tokens);
+    }
+
+    fn next(&mut self, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>> {
+        self.lm.decode(ids, language, self.cache, cancelled)
+    }
+}
+
+/// Generates for one model of tensors and remembers what it computed.
 pub struct Generator {
     cache: KvCache,
 }
@@ -53,10 +109,10 @@ impl Generator {
         Ok(Generator { cache: KvCache::new(lm.config(), lm.device())? })
     }
 
-    /// Continues `prompt` greedily. `stop` sees all bytes so far, the healed ones included.
+    /// As [`generate`].
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when `cancelled` says so; [`Error::Input`] for a prompt that fills the context.
+    /// Those of [`generate`].
     #[allow(clippy::too_many_arguments)]
     pub fn generate(
         &mut self,
@@ -68,72 +124,89 @@ impl Generator {
         stop: &mut dyn FnMut(&[u8]) -> bool,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Generated> {
-        let language = lm.config().language_index(language);
-        let cached_tokens = self.reuse(&prompt.ids, language)?;
-        let mut logits = self.prefill(lm, &prompt.ids[cached_tokens..], language, cancelled)?;
-        let mut out = Generated {
-            bytes: Vec::new(),
-            ids: Vec::new(),
-            logprobs: Vec::new(),
-            prefilled_tokens: prompt.ids.len() - cached_tokens,
-            cached_tokens,
-            finish: Finish::MaxTokens,
-        };
-        while out.ids.len() < options.max_new_tokens {
-            let to_heal = prompt.heal.get(out.bytes.len()..).unwrap_or_default();
-            let probs_V = next_token_probs(&logits, self.cache.ids(), lm.config().copy.as_ref());
-            let Some((id, logprob)) = likeliest(&probs_V, tokenizer, to_heal) else {
-                out.finish = Finish::EndOfText;
-                break;
-            };
-            if id == tokenizer.special().end_of_text {
-                out.finish = Finish::EndOfText;
-                out.logprobs.push(logprob);
-                break;
-            }
-            out.ids.push(id);
-            out.logprobs.push(logprob);
-            out.bytes.extend(tokenizer.bytes_of(id));
-            if stop(&out.bytes) {
-                out.finish = Finish::Stop;
-                break;
-            }
-            if out.ids.len() == options.max_new_tokens {
-                break;
-            }
-            if self.cache.ids().len() == self.cache.capacity() {
-                out.finish = Finish::ContextFull;
-                break;
-            }
-            logits = lm.decode(&[id], language, &mut self.cache, cancelled)?;
-        }
-        let healed = prompt.heal.len().min(out.bytes.len());
-        out.bytes.drain(..healed);
-        Ok(out)
+        let mut sequence = TensorSequence { lm, cache: &mut self.cache };
+        generate(&mut sequence, tokenizer, prompt, language, options, stop, cancelled)
     }
 
     /// Forgets all that was computed.
     pub fn clear(&mut self) {
         self.cache.truncate(0);
     }
+}
 
-    /// Keeps the cache's common beginning with `ids`, at least one token short of it: its logits are wanted.
-    fn reuse(&mut self, ids: &[u32], language: u32) -> Result<usize> {
-        let Some(last) = ids.len().checked_sub(1) else {
-            return Err(Error::Input("an empty prompt".to_string()));
+/// Continues `prompt` greedily. `stop` sees all bytes so far, the healed ones included.
+///
+/// # Errors
+/// [`Error::Cancelled`] when `cancelled` says so; [`Error::Input`] for a prompt that fills the context.
+pub fn generate(
+    sequence: &mut dyn Sequence,
+    tokenizer: &Tokenizer,
+    prompt: &Prompt,
+    language: Option<&str>,
+    options: &GenerateOptions,
+    stop: &mut dyn FnMut(&[u8]) -> bool,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Generated> {
+    let language = sequence.config().language_index(language);
+    let cached_tokens = reuse(sequence, &prompt.ids, language)?;
+    let mut logits = prefill(sequence, &prompt.ids[cached_tokens..], language, cancelled)?;
+    let mut out = Generated {
+        bytes: Vec::new(),
+        ids: Vec::new(),
+        logprobs: Vec::new(),
+        prefilled_tokens: prompt.ids.len() - cached_tokens,
+        cached_tokens,
+        finish: Finish::MaxTokens,
+    };
+    while out.ids.len() < options.max_new_tokens {
+        let to_heal = prompt.heal.get(out.bytes.len()..).unwrap_or_default();
+        let probs_V = next_token_probs(&logits, sequence.ids(), sequence.config().copy.as_ref());
+        let Some((id, logprob)) = likeliest(&probs_V, tokenizer, to_heal) else {
+            out.finish = Finish::EndOfText;
+            break;
         };
-        let kept = self.cache.keep_common_prefix(ids, language).min(last);
-        self.cache.truncate(kept);
-        Ok(kept)
-    }
-
-    fn prefill(&mut self, lm: &CodeLm, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>> {
-        let mut logits = Vec::new();
-        for chunk in ids.chunks(PREFILL_TOKENS) {
-            logits = lm.decode(chunk, language, &mut self.cache, cancelled)?;
+        if id == tokenizer.special().end_of_text {
+            out.finish = Finish::EndOfText;
+            out.logprobs.push(logprob);
+            break;
         }
-        Ok(logits)
+        out.ids.push(id);
+        out.logprobs.push(logprob);
+        out.bytes.extend(tokenizer.bytes_of(id));
+        if stop(&out.bytes) {
+            out.finish = Finish::Stop;
+            break;
+        }
+        if out.ids.len() == options.max_new_tokens {
+            break;
+        }
+        if sequence.ids().len() == sequence.capacity() {
+            out.finish = Finish::ContextFull;
+            break;
+        }
+        logits = sequence.next(&[id], language, cancelled)?;
     }
+    let healed = prompt.heal.len().min(out.bytes.len());
+    out.bytes.drain(..healed);
+    Ok(out)
+}
+
+/// Keeps the common beginning with `ids`, at least one token short of it: its logits are wanted.
+fn reuse(sequence: &mut dyn Sequence, ids: &[u32], language: u32) -> Result<usize> {
+    let Some(last) = ids.len().checked_sub(1) else {
+        return Err(Error::Input("an empty prompt".to_string()));
+    };
+    let kept = sequence.keep_common_prefix(ids, language).min(last);
+    sequence.truncate(kept);
+    Ok(kept)
+}
+
+fn prefill(sequence: &mut dyn Sequence, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>> {
+    let mut logits = Vec::new();
+    for chunk in ids.chunks(PREFILL_TOKENS) {
+        logits = sequence.next(chunk, language, cancelled)?;
+    }
+    Ok(logits)
 }
 
 /// The likeliest allowed token and the logarithm of its probability among the allowed.

@@ -11,6 +11,7 @@ use candle_core::{Device, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bundle::{Bundle, BundleInfo, Golden};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::lm::CodeLm;
 use crate::params::Params;
@@ -96,9 +97,24 @@ pub(crate) fn read(bytes: &[u8], origin: &str, device: &Device) -> Result<Bundle
 
 /// Reads the content of a serving file; a trainable model keeps what a backward pass needs.
 pub fn read_as(bytes: &[u8], origin: &str, trainable: bool, device: &Device) -> Result<Bundle> {
+    let (config, tokenizer, info, content) = read_head(bytes, origin)?;
+    let (mut tensors, cpu) = (HashMap::new(), &Device::Cpu);
+    let mut names: Vec<&String> = content.tensor_infos.keys().collect();
+    names.sort_unstable();
+    let mut cursor = Cursor::new(bytes);
+    for name in names {
+        // On the CPU: the parameters move to the device as float32.
+        let tensor = content.tensor(&mut cursor, name, cpu).and_then(|tensor| tensor.dequantize(cpu));
+        tensors.insert(name.clone(), tensor.map_err(|e| Error::corrupt(origin, format!("tensor {name}: {e}")))?);
+    }
+    let lm = CodeLm::new(&config, Params::from_tensors(tensors, origin, trainable, device), device)?;
+    Bundle::new(lm, tokenizer, info)
+}
+
+/// All of a serving file but its weights, and where those stand.
+pub(crate) fn read_head(bytes: &[u8], origin: &str) -> Result<(ModelConfig, Tokenizer, BundleInfo, Content)> {
     let (body, checksum) = verify(bytes, origin)?;
-    let mut cursor = Cursor::new(body);
-    let content = Content::read(&mut cursor).map_err(|e| Error::corrupt(origin, e))?;
+    let content = Content::read(&mut Cursor::new(body)).map_err(|e| Error::corrupt(origin, e))?;
     let text = |key: &str| match content.metadata.get(key) {
         Some(Value::String(text)) => Ok(text.as_str()),
         _ => Err(Error::corrupt(origin, format!("metadata {key}: expected a string"))),
@@ -116,16 +132,7 @@ pub fn read_as(bytes: &[u8], origin: &str, trainable: bool, device: &Device) -> 
     info.checksum = format!("{checksum:016x}");
     info.goldens = goldens;
     let tokenizer = Tokenizer::from_json(text("tokenizer.huggingface.json")?)?;
-    let (mut tensors, cpu) = (HashMap::new(), &Device::Cpu);
-    let mut names: Vec<&String> = content.tensor_infos.keys().collect();
-    names.sort_unstable();
-    for name in names {
-        // On the CPU: the parameters move to the device as float32.
-        let tensor = content.tensor(&mut cursor, name, cpu).and_then(|tensor| tensor.dequantize(cpu));
-        tensors.insert(name.clone(), tensor.map_err(|e| Error::corrupt(origin, format!("tensor {name}: {e}")))?);
-    }
-    let lm = CodeLm::new(&config, Params::from_tensors(tensors, origin, trainable, device), device)?;
-    Bundle::new(lm, tokenizer, info)
+    Ok((config, tokenizer, info, content))
 }
 
 /// Checks the footer and returns what stands before it, and its checksum.

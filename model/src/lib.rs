@@ -48,6 +48,7 @@ pub mod checkpoint;
 mod extract;
 pub mod gguf;
 mod materialize;
+mod served;
 
 mod error;
 
@@ -66,4 +67,5 @@ pub use methods::document::table_markdown;
 pub use modifier::ModifierConfig;
 pub use params::Params;
 pub use router::RouterConfig;
+pub use served::{Computed, Served};
 pub use tokenizer::Tokenizer;

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use multicoder_lsp::complete::{self, Answer, Request};
 use multicoder_lsp::config::Settings;
 use multicoder_lsp::documents::Snapshot;
-use multicoder_lsp::model_completer::{ModelCompleter, load_bundle};
+use multicoder_lsp::model_completer::{ModelCompleter, load_model};
 use multicoder_lsp::reason::Silence;
 use multicoder_lsp::trim::Around;
 use serde_json::json;
@@ -72,8 +72,8 @@ pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode>
     let outcome = complete::request(&snapshot, caret_char, &settings).map(|request| (caret_line(&request), request));
     let (line, outcome) = match outcome {
         Ok((line, request)) => {
-            let bundle = load_bundle(model).map_err(anyhow::Error::msg)?;
-            let mut completer = ModelCompleter::new(bundle).context("the model's cache")?;
+            let loaded = load_model(model).map_err(anyhow::Error::msg)?;
+            let mut completer = ModelCompleter::new(loaded);
             (line, complete::run(&request, &mut completer, &|| false))
         }
         Err(silence) => (CaretLine::default(), Err(silence)),

@@ -8,7 +8,7 @@ use anyhow::Context;
 use multicoder_grammars::LanguageId;
 use multicoder_lsp::completer::{Completer, ModelInfo};
 use multicoder_lsp::config;
-use multicoder_lsp::model_completer::{ModelCompleter, load_bundle};
+use multicoder_lsp::model_completer::{ModelCompleter, load_model};
 use multicoder_model::Prompt;
 use serde::Serialize;
 
@@ -77,18 +77,17 @@ pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode>
 
 fn examine(model: Option<&Path>) -> anyhow::Result<Report> {
     let start = Instant::now();
-    let bundle = load_bundle(model).map_err(anyhow::Error::msg)?;
-    let mut completer = ModelCompleter::new(bundle).context("the model's cache")?;
+    let loaded = load_model(model).map_err(anyhow::Error::msg)?;
+    let mut completer = ModelCompleter::new(loaded);
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
-    let goldens_check =
-        completer.bundle().check_goldens().map_or_else(|error| error.to_string(), |()| "ok".to_string());
+    let goldens_check = completer.model().check_goldens().map_or_else(|error| error.to_string(), |()| "ok".to_string());
     let (prefill_tokens_per_s, decode_tokens_per_s) = speed(&mut completer)?;
     let info = completer.info().clone();
     let lacks = |name: &&'static str| !info.languages.iter().any(|known| known == name);
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         load_ms,
-        goldens: completer.bundle().info.goldens.len(),
+        goldens: completer.model().info.goldens.len(),
         goldens_check,
         prefill_tokens_per_s,
         decode_tokens_per_s,
@@ -103,7 +102,7 @@ fn examine(model: Option<&Path>) -> anyhow::Result<Report> {
 /// Tokens per second of reading a prompt and of writing after it; the best of three.
 fn speed(completer: &mut ModelCompleter) -> anyhow::Result<(f64, f64)> {
     let sample = "fn main() {\n    let total: usize = (0..10).map(|i| i * i).sum();\n    println!(\"{total}\");\n}\n\n";
-    let tokenizer = &completer.bundle().tokenizer;
+    let tokenizer = &completer.model().tokenizer;
     let room = completer.info().context_tokens.saturating_sub(DECODE_TOKENS).max(1);
     let mut ids = tokenizer.encode(&sample.repeat(PREFILL_TOKENS / 8)).context("the sample")?;
     ids.truncate(PREFILL_TOKENS.min(room));

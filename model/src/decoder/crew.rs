@@ -166,7 +166,7 @@ impl Shared {
             }
             seen = stage;
             self.n_inside.fetch_add(1, Ordering::SeqCst);
-            let is_open = self.stage.load(Ordering::SeqCst) % 2 == 1;
+            let is_open = !self.stage.load(Ordering::SeqCst).is_multiple_of(2);
             // SAFETY: the stage was open after this thread was counted inside: the part stays until it is not.
             if let Some(part) = unsafe { *self.part.get() }.filter(|_| is_open) {
                 let n_parts = self.n_parts.load(Ordering::SeqCst);
@@ -183,7 +183,7 @@ impl Shared {
     fn await_stage(&self, idx: usize, seen: usize) -> usize {
         for look in 0.. {
             let stage = self.stage.load(Ordering::SeqCst);
-            if stage != seen && (stage % 2 == 1 || stage == ENDED) {
+            if stage != seen && is_news(stage) {
                 return stage;
             }
             if look < LOOKS {
@@ -193,13 +193,18 @@ impl Shared {
             self.asleep[idx].store(true, Ordering::SeqCst);
             // A stage that was opened before the flag was up has not woken this thread.
             let stage = self.stage.load(Ordering::SeqCst);
-            if stage == seen || stage % 2 == 0 && stage != ENDED {
+            if stage == seen || !is_news(stage) {
                 std::thread::park();
             }
             self.asleep[idx].store(false, Ordering::SeqCst);
         }
         seen
     }
+}
+
+/// Whether a stage is open, or all have ended.
+fn is_news(stage: usize) -> bool {
+    !stage.is_multiple_of(2) || stage == ENDED
 }
 
 impl Drop for Crew {

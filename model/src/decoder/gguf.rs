@@ -35,7 +35,9 @@ impl GgufWeights {
         let all = (*bytes).as_ref();
         let content = Content::read(&mut Cursor::new(all)).map_err(|e| Error::corrupt(origin, e))?;
         let mut tensors = HashMap::new();
-        for (name, info) in content.tensor_infos {
+        let mut infos: Vec<(String, TensorInfo)> = content.tensor_infos.into_iter().collect();
+        infos.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        for (name, info) in infos {
             let n: usize = info.shape.elem_count();
             let (block, size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
             let start = usize::try_from(content.tensor_data_offset + info.offset).unwrap_or(usize::MAX);

@@ -24,7 +24,7 @@ pub(super) struct Layer {
 
 pub(super) enum Ffn {
     Dense(Network),
-    Moe(Moe),
+    Moe(Box<Moe>),
 }
 
 /// A layer with experts.
@@ -48,7 +48,7 @@ impl Layer {
         let [q, k, v] = projections;
         let ffn = match config.moe_of_layer(layer) {
             None => Ffn::Dense(Network::load(source, &format!("{name}.mlp"), (d, config.d_ff), config.activation)?),
-            Some(moe) => Ffn::Moe(Moe::load(config, moe, &format!("{name}.mlp"), source)?),
+            Some(moe) => Ffn::Moe(Box::new(Moe::load(config, moe, &format!("{name}.mlp"), source)?)),
         };
         Ok(Layer {
             norm: source.floats(&format!("{name}.input_layernorm.weight"), &[d])?,
