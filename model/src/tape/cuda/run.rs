@@ -140,7 +140,7 @@ impl Run<'_> {
             | Op::WeighShared { .. } => self.dispatch(op),
             Op::LinearCrossEntropy { x, head, dx } => self.cross_entropy(*x, *head, *dx),
             Op::Ready { .. } => Ok(()),
-            Op::Route { .. } | Op::RouteGrad { .. } => Err(Error::Device("a router that reads tokens".to_owned())),
+            _ => Err(not_here(op)),
         }
     }
 
