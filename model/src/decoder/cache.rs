@@ -1,6 +1,7 @@
 //! Keys and values of the positions already computed, as numbers of 16 bits.
 
 use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::packed::ROWS;
 use crate::config::ModelConfig;
@@ -72,16 +73,20 @@ impl DecoderCache {
 }
 
 impl LayerCache {
-    /// Writes key and value of a head at a position.
-    pub(super) fn put(&mut self, head: usize, position: usize, k: &[f32], v: &[f32]) {
-        let (tile, lane) = (position / ROWS, position % ROWS);
-        let at = (head * self.capacity / ROWS + tile) * self.d * ROWS + lane;
-        for (i, k) in k.iter().enumerate() {
-            self.k[at + i * ROWS] = f16::from_f32(*k).to_bits();
-        }
-        let at = (head * self.capacity + position) * self.stride;
-        for (slot, v) in self.v[at..at + self.d].iter_mut().zip(v) {
-            *slot = f16::from_f32(*v).to_bits();
+    /// Writes keys and values of all heads at a position.
+    pub(super) fn put(&mut self, position: usize, k: &[f32], v: &[f32]) {
+        let (tile, lane, d) = (position / ROWS, position % ROWS, self.d);
+        let mut halves = [f16::ZERO; ROWS];
+        for (head, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
+            let at = (head * self.capacity / ROWS + tile) * d * ROWS + lane;
+            for (i, k) in k.chunks(ROWS).enumerate() {
+                halves[..k.len()].convert_from_f32_slice(k);
+                for (j, half) in halves[..k.len()].iter().enumerate() {
+                    self.k[at + (i * ROWS + j) * ROWS] = half.to_bits();
+                }
+            }
+            let at = (head * self.capacity + position) * self.stride;
+            self.v[at..at + d].reinterpret_cast_mut::<f16>().convert_from_f32_slice(v);
         }
     }
 
@@ -107,8 +112,10 @@ mod tests {
     fn keys_lie_in_tiles_and_values_in_rows() {
         let mut cache = DecoderCache::new(&tiny(None), 40);
         let layer = &mut cache.layers[0];
-        let numbers = |from: f32| -> Vec<f32> { (0..8).map(|i| from + i as f32).collect() };
-        layer.put(1, 17, &numbers(1.0), &numbers(50.0));
+        // Two heads of eight: the first one's are zeros.
+        let numbers =
+            |from: f32| -> Vec<f32> { (0..16).map(|i| if i < 8 { 0.0 } else { from + i as f32 - 8.0 }).collect() };
+        layer.put(17, &numbers(1.0), &numbers(50.0));
         let f = |bits: u16| f16::from_bits(bits).to_f32();
         let keys = layer.keys(1, 18);
         assert_eq!(keys.len(), 2 * ROWS * 8);

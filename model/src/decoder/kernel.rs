@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::packed::{Format, Packed, ROWS};
+use super::packed::{COLS, Format, Packed, ROWS};
 use super::quantized::Quantized;
 
 #[cfg(target_arch = "x86_64")]
@@ -83,6 +83,10 @@ pub fn multiply(w: &Packed, x: &Quantized, tiles: Range<usize>, y: &mut [f32], s
     let n = x.n_rows();
     assert_eq!(x.n_blocks(), w.n_blocks, "columns of weights and of activations");
     assert_eq!(y.len(), tiles.len() * n * ROWS, "outputs of a product");
+    assert!(
+        w.format.scales() > 0 || x.x.len() == x.q.len(),
+        "activations that are rounded, for weights that are floats"
+    );
     for (tile, y) in tiles.zip(y.chunks_exact_mut(n * ROWS)) {
         let (blocks, scales) = w.tile(tile);
         let tile = Tile { format: w.format, n_blocks: w.n_blocks, blocks, scales };
@@ -90,8 +94,8 @@ pub fn multiply(w: &Packed, x: &Quantized, tiles: Range<usize>, y: &mut [f32], s
         while row < n {
             let from = row * w.n_blocks;
             let rows = Rows {
-                x: &x.x[from * super::packed::COLS..],
-                q: &x.q[from * super::packed::COLS..],
+                x: x.x.get(from * COLS..).unwrap_or_default(),
+                q: &x.q[from * COLS..],
                 scales: &x.scales[from..],
                 sums: &x.sums[from..],
             };

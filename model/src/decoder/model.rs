@@ -1,13 +1,13 @@
 //! A model with packed weights, and one pass of it over some tokens.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::attention::{AttentionMemory, Heads};
 use super::cache::DecoderCache;
-use super::crew::Crew;
+use super::crew::{Crew, Pieces};
 use super::kernel::Simd;
 use super::layer::{Ffn, Layer, Moe};
-use super::network::{ByTile, Hidden, add_row, copy_row, products};
+use super::network::{ByTile, Hidden, add_row, copy_row, products, ranges};
 use super::packed::Packed;
 use super::quantized::Quantized;
 use super::weights::{WeightSource, build};
@@ -38,8 +38,8 @@ pub struct Worker {
     crew: Crew,
     /// The residual stream, row by row.
     x: Vec<f32>,
-    /// One row of it, normalized, or one of products.
-    row: Vec<f32>,
+    /// The same normalized, or keys and values.
+    rows: Vec<f32>,
     quantized: Quantized,
     qkv: [ByTile; 3],
     q: Vec<f32>,
@@ -57,7 +57,7 @@ impl Worker {
         Worker {
             crew: Crew::new(n_threads),
             x: Vec::new(),
-            row: Vec::new(),
+            rows: Vec::new(),
             quantized: Quantized::default(),
             qkv: Default::default(),
             q: Vec::new(),
@@ -176,15 +176,24 @@ impl Decoder {
         Ok(())
     }
 
-    /// Normalizes each row of the residual stream and quantizes it.
-    fn norm(&self, weight: &[f32], worker: &mut Worker) {
-        let d = weight.len();
-        worker.quantized.resize(worker.x.len() / d, d);
-        worker.row.resize(d, 0.0);
-        for (n, x) in worker.x.chunks_exact(d).enumerate() {
-            vectorized(|| norm_row(&mut worker.row, x, weight, self.config.norm_eps as f32));
-            worker.quantized.set(n, &worker.row);
-        }
+    /// Normalizes each row of the residual stream and quantizes it for products with `w`.
+    fn norm(&self, weight: &[f32], w: &Packed, worker: &mut Worker) {
+        let (d, n) = (weight.len(), worker.x.len() / weight.len());
+        worker.quantized.resize_for(n, w);
+        worker.rows.resize(n * d, 0.0);
+        let (n_parts, range) = ranges(n, &worker.crew);
+        let (x, rows, quantized) = (&worker.x, Pieces::new(&mut worker.rows), worker.quantized.writer());
+        worker.crew.run(n_parts, &|part| {
+            for row in range(part) {
+                let own = row * d..(row + 1) * d;
+                // SAFETY: each part has rows of its own.
+                unsafe {
+                    let normed = rows.take(own.clone());
+                    vectorized(|| norm_row(normed, &x[own], weight, self.config.norm_eps as f32));
+                    quantized.set_row(row, normed);
+                }
+            }
+        });
     }
 
     fn attend(
@@ -197,41 +206,56 @@ impl Decoder {
     ) -> Result<()> {
         let (config, n) = (&self.config, pass.ids.len());
         let (h, d) = (config.n_heads, config.d_head);
-        self.norm(&layer.norm, worker);
+        self.norm(&layer.norm, &layer.qkv[0], worker);
         let [q, k, v] = &mut worker.qkv;
         let [w_q, w_k, w_v] = &layer.qkv;
         products(&mut worker.crew, &worker.quantized, [w_q, w_k, w_v], [q, k, v], self.simd);
-        worker.q.resize(n * h * d, 0.0);
-        let cached = &mut cache.layers[i];
-        for row in 0..n {
-            let position = pass.start + row;
-            let q = &mut worker.q[row * h * d..(row + 1) * h * d];
-            copy_row(&worker.qkv[0], (row, n), q);
-            self.finish_heads(layer, 0, position, q);
-            let width = config.n_kv_heads * d;
-            worker.row.resize(2 * width, 0.0);
-            let (k, v) = worker.row[..2 * width].split_at_mut(width);
-            copy_row(&worker.qkv[1], (row, n), k);
-            copy_row(&worker.qkv[2], (row, n), v);
-            self.finish_heads(layer, 1, position, k);
-            self.finish_values(layer, pass.ids[row], v)?;
-            for (head, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
-                cached.put(head, position, k, v);
-            }
+        self.finish_projections(layer, pass, worker)?;
+        let width = config.n_kv_heads * d;
+        for (row, kv) in worker.rows.chunks_exact(2 * width).enumerate() {
+            cache.layers[i].put(pass.start + row, &kv[..width], &kv[width..]);
         }
+        let cached = &cache.layers[i];
         worker.attended.resize(n * h * d, 0.0);
         let heads = Heads { n_heads: h, n_kv_heads: config.n_kv_heads, d, start: pass.start };
         let (crew, memory) = (&mut worker.crew, &mut worker.attention);
         heads.attend(crew, &worker.q, cached, memory, &mut worker.attended, self.simd);
-        worker.quantized.resize(n, h * d);
+        worker.quantized.resize_for(n, &layer.out);
         for (row, x) in worker.attended.chunks_exact(h * d).enumerate() {
             worker.quantized.set(row, x);
         }
         products(&mut worker.crew, &worker.quantized, [&layer.out], [&mut worker.y], self.simd);
-        for (row, x) in worker.x.chunks_exact_mut(config.d_model).enumerate() {
-            add_row(&worker.y, (row, n), 1.0, x);
-        }
-        Ok(())
+        self.add_all(worker)
+    }
+
+    /// Makes queries, keys and values of the products: `worker.q`, and `[row][keys, values]` in `worker.rows`.
+    fn finish_projections(&self, layer: &Layer, pass: &Pass, worker: &mut Worker) -> Result<()> {
+        let (config, n) = (&self.config, pass.ids.len());
+        let (queries, width) = (config.n_heads * config.d_head, config.n_kv_heads * config.d_head);
+        worker.q.resize(n * queries, 0.0);
+        worker.rows.clear();
+        worker.rows.resize(n * 2 * width, 0.0);
+        let (n_parts, range) = ranges(n, &worker.crew);
+        let (q, rows, failed) = (Pieces::new(&mut worker.q), Pieces::new(&mut worker.rows), Mutex::new(None));
+        let [by_tile_q, by_tile_k, by_tile_v] = &worker.qkv;
+        worker.crew.run(n_parts, &|part| {
+            for row in range(part) {
+                // SAFETY: each part has rows of its own.
+                let (q, kv) = unsafe {
+                    (q.take(row * queries..(row + 1) * queries), rows.take(row * 2 * width..(row + 1) * 2 * width))
+                };
+                let (k, v) = kv.split_at_mut(width);
+                copy_row(by_tile_q, (row, n), q);
+                copy_row(by_tile_k, (row, n), k);
+                copy_row(by_tile_v, (row, n), v);
+                self.finish_heads(layer, 0, pass.start + row, q);
+                self.finish_heads(layer, 1, pass.start + row, k);
+                if let Err(error) = self.finish_values(layer, pass.ids[row], v) {
+                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                }
+            }
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
     /// Bias, norm of each head and rotation; `which` is 0 for queries, 1 for keys.
@@ -259,9 +283,9 @@ impl Decoder {
     }
 
     fn feed_forward(&self, layer: &Layer, pass: &Pass, worker: &mut Worker) -> Result<()> {
-        self.norm(&layer.ffn_norm, worker);
         let moe = match &layer.ffn {
             Ffn::Dense(network) => {
+                self.norm(&layer.ffn_norm, network.first(), worker);
                 let Worker { crew, quantized, hidden, y, .. } = worker;
                 network.run(crew, quantized, hidden, y, self.simd);
                 return self.add_all(worker);
@@ -269,6 +293,11 @@ impl Decoder {
             Ffn::Moe(moe) => moe,
         };
         let plan = self.plan(moe, layer, pass, worker)?;
+        let first = match &moe.shared {
+            Some(shared) => shared,
+            None => moe.expert(plan.runs.first().map_or(0, |run| run.0), &self.config, &self.source)?,
+        };
+        self.norm(&layer.ffn_norm, first.first(), worker);
         if let Some(shared) = &moe.shared {
             let Worker { crew, quantized, hidden, y, .. } = worker;
             shared.run(crew, quantized, hidden, y, self.simd);
@@ -284,10 +313,13 @@ impl Decoder {
 
     /// Adds what stands in `worker.y` to all rows.
     fn add_all(&self, worker: &mut Worker) -> Result<()> {
-        let n = worker.x.len() / self.config.d_model;
-        for (row, x) in worker.x.chunks_exact_mut(self.config.d_model).enumerate() {
-            add_row(&worker.y, (row, n), 1.0, x);
-        }
+        let (d, n) = (self.config.d_model, worker.x.len() / self.config.d_model);
+        let (n_parts, range) = ranges(n, &worker.crew);
+        let (x, y) = (Pieces::new(&mut worker.x), &worker.y);
+        worker.crew.run(n_parts, &|part| {
+            // SAFETY: each part has rows of its own.
+            range(part).for_each(|row| add_row(y, (row, n), 1.0, unsafe { x.take(row * d..(row + 1) * d) }));
+        });
         Ok(())
     }
 
@@ -343,7 +375,7 @@ impl Decoder {
     fn logits(&self, n: usize, n_logits: usize, worker: &mut Worker) {
         let (d, v) = (self.config.d_model, self.config.vocab_size);
         worker.x.drain(..(n - n_logits) * d);
-        self.norm(&self.norm, worker);
+        self.norm(&self.norm, &self.head, worker);
         products(&mut worker.crew, &worker.quantized, [&self.head], [&mut worker.y], self.simd);
         worker.logits.resize(n_logits * v, 0.0);
         for (row, logits) in worker.logits.chunks_exact_mut(v).enumerate() {

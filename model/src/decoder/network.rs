@@ -2,7 +2,7 @@
 
 use super::crew::{Crew, Pieces};
 use super::kernel::{Simd, multiply};
-use super::packed::{Packed, ROWS};
+use super::packed::{COLS, Packed, ROWS};
 use super::quantized::Quantized;
 use super::weights::WeightSource;
 use crate::config::Activation;
@@ -23,6 +23,12 @@ pub(super) fn copy_row(by_tile: &[f32], (row, n): (usize, usize), out: &mut [f32
     }
 }
 
+/// Splits `n` things into ranges for parts, some for each thread.
+pub(super) fn ranges(n: usize, crew: &Crew) -> (usize, impl Fn(usize) -> std::ops::Range<usize> + Copy + use<>) {
+    let per_part = n.div_ceil(crew.n_threads() * PARTS_PER_THREAD).max(1);
+    (n.div_ceil(per_part), move |part| part * per_part..((part + 1) * per_part).min(n))
+}
+
 /// Adds row `row` of `n`, times `factor`, to `out`.
 pub(super) fn add_row(by_tile: &[f32], (row, n): (usize, usize), factor: f32, out: &mut [f32]) {
     for (tile, out) in out.chunks_mut(ROWS).enumerate() {
@@ -31,9 +37,9 @@ pub(super) fn add_row(by_tile: &[f32], (row, n): (usize, usize), factor: f32, ou
     }
 }
 
-/// Tiles of a part.
+/// Tiles of a part: whole blocks of the next matrix's columns.
 fn tiles_of_part(n_tiles: usize, crew: &Crew) -> usize {
-    n_tiles.div_ceil(crew.n_threads() * PARTS_PER_THREAD).max(1)
+    n_tiles.div_ceil(crew.n_threads() * PARTS_PER_THREAD).next_multiple_of(COLS / ROWS).max(1)
 }
 
 /// The products of `x` with several matrices, one stage.
@@ -79,7 +85,6 @@ pub(super) struct Network {
 pub(super) struct Hidden {
     gate: ByTile,
     up: ByTile,
-    row: Vec<f32>,
     quantized: Quantized,
 }
 
@@ -99,6 +104,11 @@ impl Network {
         Ok(Network { gate, up: matrix("up_proj", (f, d))?, down: matrix("down_proj", (d, f))?, f })
     }
 
+    /// The matrix that its input is multiplied by.
+    pub(super) fn first(&self) -> &Packed {
+        &self.up
+    }
+
     /// Bytes of its weights.
     pub(super) fn n_bytes(&self) -> usize {
         let gate = self.gate.as_ref().map_or(0, Packed::n_bytes);
@@ -110,8 +120,10 @@ impl Network {
         let (n, n_tiles) = (x.n_rows(), self.up.n_tiles());
         hidden.up.resize(n_tiles * n * ROWS, 0.0);
         hidden.gate.resize(if self.gate.is_some() { n_tiles * n * ROWS } else { 0 }, 0.0);
+        hidden.quantized.resize_for(n, &self.down);
         let per_part = tiles_of_part(n_tiles, crew);
         let (gates, ups) = (Pieces::new(&mut hidden.gate), Pieces::new(&mut hidden.up));
+        let quantized = hidden.quantized.writer();
         crew.run(n_tiles.div_ceil(per_part), &|part| {
             let tiles = part * per_part..((part + 1) * per_part).min(n_tiles);
             let own = tiles.start * n * ROWS..tiles.end * n * ROWS;
@@ -127,13 +139,18 @@ impl Network {
                 }
                 None => relu2(up),
             }
+            // A part has whole blocks: what it computed becomes integers while it is near.
+            let first = part * per_part * ROWS / COLS;
+            for (block, up) in up.chunks(COLS / ROWS * n * ROWS).enumerate() {
+                let width = (self.f - (first + block) * COLS).min(COLS);
+                for row in 0..n {
+                    let mut x = [0f32; COLS];
+                    copy_row(up, (row, n), &mut x[..width]);
+                    // SAFETY: as above.
+                    unsafe { quantized.set_block(row, first + block, &x[..width]) };
+                }
+            }
         });
-        hidden.quantized.resize(n, self.f);
-        hidden.row.resize(self.f, 0.0);
-        for row in 0..n {
-            copy_row(&hidden.up, (row, n), &mut hidden.row);
-            hidden.quantized.set(row, &hidden.row);
-        }
         products(crew, &hidden.quantized, [&self.down], [y], simd);
     }
 }

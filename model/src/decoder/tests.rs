@@ -32,10 +32,10 @@ fn quantized_by_candle(w: &[f32], shape: (usize, usize), dtype: GgmlDType) -> QT
     QTensor::quantize(&Tensor::from_slice(w, shape, &Device::Cpu).unwrap(), dtype).unwrap()
 }
 
-fn activations(n: usize, cols: usize, seed: u32) -> (Vec<f32>, Quantized) {
+fn activations(n: usize, cols: usize, seed: u32, w: &Packed) -> (Vec<f32>, Quantized) {
     let x = numbers(n * cols, seed);
     let mut quantized = Quantized::default();
-    quantized.resize(n, cols);
+    quantized.resize_for(n, w);
     x.chunks_exact(cols).enumerate().for_each(|(row, x)| quantized.set(row, x));
     (x, quantized)
 }
@@ -62,7 +62,7 @@ fn every_instruction_set_gives_the_same_bits_however_many_rows_come_together() {
         for (rows, cols) in shapes(format) {
             let w = weights(format, (rows, cols), 1);
             for n in [1, 2, 3, 5, 8, 15] {
-                let (_, x) = activations(n, cols, 2);
+                let (_, x) = activations(n, cols, 2, &w);
                 let expected = product(&w, &x, rows, Simd::Scalar);
                 assert!(expected.iter().all(|y| y.is_finite()), "{format:?} {rows} x {cols}");
                 for simd in Simd::all() {
@@ -103,7 +103,7 @@ fn products_are_those_of_the_tensor_library() {
             let quantized = quantized_by_candle(&numbers(rows * cols, 3), (rows, cols), dtype);
             let w = Packed::from_blocks(format, &quantized.data().unwrap(), (rows, cols)).unwrap();
             let floats = quantized.dequantize(&Device::Cpu).unwrap();
-            let (x, packed_x) = activations(3, cols, 4);
+            let (x, packed_x) = activations(3, cols, 4, &w);
             let x = Tensor::from_vec(x, (3, cols), &Device::Cpu).unwrap();
             let exact = x.matmul(&floats.t().unwrap()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let theirs = QMatMul::from_qtensor(quantized).unwrap().forward(&x).unwrap();
@@ -124,7 +124,7 @@ fn floats_are_multiplied_as_floats() {
         let (rows, cols) = (37, 200);
         let w = numbers(rows * cols, 5);
         let packed = Packed::from_floats(format, &w, cols).unwrap();
-        let (x, quantized) = activations(2, cols, 6);
+        let (x, quantized) = activations(2, cols, 6, &packed);
         let got = product(&packed, &quantized, rows, Simd::best());
         for (i, got) in got.iter().enumerate() {
             let (x, w) = (&x[i / rows * cols..][..cols], &w[i % rows * cols..][..cols]);
@@ -142,7 +142,7 @@ fn rounding_is_that_of_the_tensor_library() {
         let ours = Packed::from_floats(format, &w, cols).unwrap();
         let blocks = quantized_by_candle(&w, (rows, cols), dtype);
         let theirs = Packed::from_blocks(format, &blocks.data().unwrap(), (rows, cols)).unwrap();
-        let (_, x) = activations(1, cols, 8);
+        let (_, x) = activations(1, cols, 8, &ours);
         let (a, b) = (product(&ours, &x, rows, Simd::best()), product(&theirs, &x, rows, Simd::best()));
         assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-2), "{format:?}: {a:?} {b:?}");
     }
