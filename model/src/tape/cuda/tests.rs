@@ -12,6 +12,7 @@ use super::CudaTape;
 use super::device::Device;
 use super::kernels::{HEADS, SOURCES, compile};
 use crate::config::ModelConfig;
+use crate::experts::ExpertParam;
 use crate::gradients::Gradients;
 use crate::lm::{Batch, CodeLm};
 
@@ -43,6 +44,11 @@ fn device(test: &str, place: Place, head: usize) -> Option<Device> {
 fn sized(config: &ModelConfig) -> ModelConfig {
     let mut config = config.clone();
     (config.d_head, config.d_model, config.d_ff, config.context_tokens) = (32, 40, 48, 160);
+    if let Some(moe) = &mut config.moe
+        && let ExpertParam::Mpo(mpo) = &mut moe.expert_param
+    {
+        (mpo.width, mpo.model) = (vec![moe.d_ff_expert], vec![config.d_model]);
+    }
     config
 }
 
