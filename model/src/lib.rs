@@ -47,6 +47,7 @@ mod bundle;
 pub mod checkpoint;
 mod extract;
 pub mod gguf;
+pub mod llama;
 mod materialize;
 mod served;
 

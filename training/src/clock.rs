@@ -31,6 +31,11 @@ impl Clock {
         self.before_s + self.start.elapsed().as_secs_f64()
     }
 
+    /// Seconds that `max_hours` leaves; without it, without an end.
+    pub fn left_s(&self, config: &RunConfig) -> f64 {
+        if config.max_hours == 0.0 { f64::INFINITY } else { (config.max_hours * 3600.0 - self.elapsed_s()).max(0.0) }
+    }
+
     /// Counts one optimizer step, which alone took `elapsed_s` seconds.
     pub fn add_step(&mut self, elapsed_s: f64) {
         self.n_steps += 1;
@@ -84,6 +89,24 @@ mod tests {
         ];
         common.iter().chain(sets).for_each(|assignment| set(&mut table, assignment).unwrap());
         resolve(&table, "smoke").unwrap()
+    }
+
+    #[test]
+    fn what_is_left_ends_at_nothing() {
+        let config = |hours: f64| {
+            let mut table = crate::config::parse(crate::config::preset("smoke").unwrap(), "smoke").unwrap();
+            for change in [format!("max_hours={hours}"), "schedule.kind=\"wsd\"".to_owned()] {
+                crate::config::set(&mut table, &change).unwrap();
+            }
+            let model = table.get_mut("model").and_then(toml::Value::as_table_mut).unwrap();
+            model.entry("vocab_size").or_insert(toml::Value::Integer(512));
+            crate::config::resolve(&table, "smoke").unwrap()
+        };
+        let clock = Clock::start(1800.0);
+        assert_eq!(clock.left_s(&config(0.0)), f64::INFINITY);
+        let left_s = clock.left_s(&config(1.0));
+        assert!(left_s > 1700.0 && left_s <= 1800.0, "{left_s}");
+        assert_eq!(clock.left_s(&config(0.25)), 0.0);
     }
 
     #[test]

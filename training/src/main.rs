@@ -28,6 +28,8 @@ enum Command {
     Lab(commands::lab::Args),
     /// Pack a checkpoint into the one file that is served, and write its model card.
     Pack(commands::pack::Args),
+    /// Write one language's part of a model as a GGUF file that llama.cpp runs.
+    Export(commands::export::Args),
     /// Measure the training step, beside PyTorch.
     Bench(commands::bench::Args),
     /// Print the completion script of a shell.
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(args),
         Command::Lab(args) => commands::lab::run(args),
         Command::Pack(args) => commands::pack::run(args),
+        Command::Export(args) => commands::export::run(args),
         Command::Bench(args) => commands::bench::run(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

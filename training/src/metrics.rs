@@ -77,17 +77,18 @@ impl Metrics {
         Ok(Metrics(Some(Open { facts, path, jsonl, events, progress, total, recent, epochs, last_validation })))
     }
 
-    /// Records one optimizer step of a run of `n_steps`, an end that the clock may have moved.
+    /// Records one optimizer step of a run of `n_steps`, an end that the clock may have moved, and for which it leaves at most `most_s` seconds.
     ///
     /// # Errors
     /// Files that cannot be written.
-    pub fn log_step(&mut self, step: u64, n_steps: u64, lr: f64, report: &StepReport) -> Result<()> {
+    pub fn log_step(&mut self, step: u64, (n_steps, most_s): (u64, f64), lr: f64, report: &StepReport) -> Result<()> {
         let Some(open) = &mut self.0 else { return Ok(()) };
         let work = Work::of(report);
         open.total = open.total.plus(work);
         open.recent = open.recent.smoothed(work);
         open.record("train", step, step_fields(&open.facts, lr, report), &open.balances(report))?;
         let left_s = n_steps.saturating_sub(step + 1) as f64 * work.n_tokens / open.recent.tokens_per_s();
+        let left_s = left_s.min(most_s);
         open.epochs.clone_from(&report.epochs);
         let line = open.recent.line(&open.facts, report.loss, most(&report.epochs), left_s);
         match &open.progress {
@@ -326,7 +327,7 @@ mod tests {
             epochs: vec![1.25, 0.0, 0.5],
             ..StepReport::default()
         };
-        metrics.log_step(0, 10, 1e-3, &report).unwrap();
+        metrics.log_step(0, (10, f64::INFINITY), 1e-3, &report).unwrap();
         metrics.finish().unwrap();
         let written = line(&std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap(), 0);
         assert_eq!(written["loss_by_language"], json!({"go": 3.0, "python": 2.0}));

@@ -132,7 +132,7 @@ pub fn run_on(
         }
         let lr = lr_at(&config.schedule, state.n_steps, state.step);
         let report = step(&mut lm, &mut optimizer, &mut workspace, &mut loader, &mut mesh, &options, (state.step, lr))?;
-        metrics.log_step(state.step, state.n_steps, lr, &report)?;
+        metrics.log_step(state.step, (state.n_steps, clock.left_s(config)), lr, &report)?;
         state.step += 1;
         clock.add_step(report.elapsed_s);
         end_in_time(&clock, config, &mut state, &metrics);
