@@ -6,9 +6,9 @@
 
 use std::io::Cursor;
 
+use candle_core::Tensor;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::Tensor;
 
 use crate::config::{Activation, ModelConfig, check};
 use crate::error::{Error, Result};
