@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use multicoder_model::{
     Computed, Error, Finish as ModelFinish, GenerateOptions, Generated, ModelConfig, Prompt, PromptBudget, Served, fim,
+    generate,
 };
 
 use crate::completer::{Ask, Completer, CompleterError, Finish, Loader, ModelInfo, Written};
@@ -53,7 +54,7 @@ pub fn loader(path: Option<std::path::PathBuf>) -> Loader {
 impl ModelCompleter {
     /// A completer over a loaded model.
     pub fn new(model: Served) -> ModelCompleter {
-        let (computed, info) = (model.sequence(n_threads()), describe(&model));
+        let (computed, info) = (Computed::new(model.config(), n_threads()), describe(&model));
         ModelCompleter { model, computed, info }
     }
 
@@ -76,7 +77,8 @@ impl ModelCompleter {
             false
         };
         let options = GenerateOptions { max_new_tokens };
-        let out = self.model.generate(&mut self.computed, prompt, None, &options, &mut stop, &|| false)?;
+        let mut sequence = self.model.sequence(&mut self.computed);
+        let out = generate(&mut sequence, &self.model.tokenizer, prompt, None, &options, &mut stop, &|| false)?;
         let whole_s = start.elapsed().as_secs_f64();
         Ok((out, first_token_s.unwrap_or(whole_s)))
     }
@@ -101,10 +103,9 @@ impl Completer for ModelCompleter {
         let n_healed = prompt.heal.len();
         let mut stop = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| !new.is_empty() && enough(new));
         let options = GenerateOptions { max_new_tokens };
-        let out = self
-            .model
-            .generate(&mut self.computed, &prompt, ask.language, &options, &mut stop, cancelled)
-            .map_err(failed)?;
+        let mut sequence = self.model.sequence(&mut self.computed);
+        let out = generate(&mut sequence, tokenizer, &prompt, ask.language, &options, &mut stop, cancelled);
+        let out = out.map_err(failed)?;
         Ok(Written {
             expert: expert_of(config, ask.language),
             prompt_tokens: prompt.ids.len(),
@@ -120,7 +121,7 @@ impl Completer for ModelCompleter {
     }
 
     fn reset(&mut self) {
-        self.computed = self.model.sequence(n_threads());
+        self.computed = Computed::new(self.model.config(), n_threads());
     }
 }
 

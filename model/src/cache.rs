@@ -31,9 +31,44 @@ impl LayerCache {
 /// The cache of a model: one [`LayerCache`] each layer, and the ids that it holds.
 pub struct KvCache {
     pub(crate) layers: Vec<LayerCache>,
+    held: Held,
+    capacity: usize,
+}
+
+/// The ids whose keys and values a cache holds, and the language that they were computed under.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
     ids: Vec<u32>,
     language: u32,
-    capacity: usize,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Held { ids: Vec::new(), language: crate::UNKNOWN_LANGUAGE }
+    }
+}
+
+impl Held {
+    pub(crate) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Keeps what `ids` begins with, under the same language, and returns how many tokens that is.
+    pub(crate) fn keep_common_prefix(&mut self, ids: &[u32], language: u32) -> usize {
+        let common = self.ids.iter().zip(ids).take_while(|(held, id)| held == id).count();
+        let keep = if language == self.language { common } else { 0 };
+        self.language = language;
+        self.truncate(keep);
+        keep
+    }
+
+    pub(crate) fn truncate(&mut self, n_tokens: usize) {
+        self.ids.truncate(n_tokens);
+    }
+
+    pub(crate) fn extend(&mut self, ids: &[u32]) {
+        self.ids.extend(ids);
+    }
 }
 
 impl KvCache {
@@ -45,12 +80,12 @@ impl KvCache {
             Ok(LayerCache { k_1MGK: zeros()?, v_1MGK: zeros()?, n_tokens: 0 })
         };
         let layers = (0..config.n_layers).map(layer).collect::<Result<Vec<_>>>()?;
-        Ok(KvCache { layers, ids: Vec::new(), language: crate::UNKNOWN_LANGUAGE, capacity: config.context_tokens })
+        Ok(KvCache { layers, held: Held::default(), capacity: config.context_tokens })
     }
 
     /// The ids whose keys and values are held by every layer.
     pub fn ids(&self) -> &[u32] {
-        &self.ids
+        self.held.ids()
     }
 
     /// Positions that fit.
@@ -60,24 +95,22 @@ impl KvCache {
 
     /// Keeps what `ids` begins with, under the same language, and returns how many tokens that is.
     pub fn keep_common_prefix(&mut self, ids: &[u32], language: u32) -> usize {
-        let common = self.ids.iter().zip(ids).take_while(|(held, id)| held == id).count();
-        let keep = if language == self.language { common } else { 0 };
-        self.language = language;
+        let keep = self.held.keep_common_prefix(ids, language);
         self.truncate(keep);
         keep
     }
 
     /// Forgets all positions from `n_tokens` on.
     pub fn truncate(&mut self, n_tokens: usize) {
-        self.ids.truncate(n_tokens);
+        self.held.truncate(n_tokens);
         for layer in &mut self.layers {
-            layer.n_tokens = layer.n_tokens.min(self.ids.len());
+            layer.n_tokens = layer.n_tokens.min(self.held.ids().len());
         }
     }
 
     /// Says that every layer now holds `ids` too.
     pub(crate) fn commit(&mut self, ids: &[u32]) {
-        self.ids.extend(ids);
+        self.held.extend(ids);
     }
 }
 

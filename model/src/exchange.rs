@@ -171,27 +171,30 @@ impl CustomOp1 for Transfer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::tests::tiny;
     use crate::lm::{Batch, CodeLm};
     use crate::router::RouterConfig;
 
-    /// One rank, which is every expert's owner and sends everything to itself.
+    /// A rank that hears of no other, and sends everything to itself.
     #[derive(Debug)]
-    struct Alone(Vec<usize>);
+    pub(crate) struct FakeRank {
+        pub(crate) rank: usize,
+        pub(crate) owner_of_expert: Vec<usize>,
+    }
 
-    impl ExpertExchange for Alone {
+    impl ExpertExchange for FakeRank {
         fn rank(&self) -> usize {
-            0
+            self.rank
         }
 
         fn n_ranks(&self) -> usize {
-            1
+            1 + self.owner_of_expert.iter().max().unwrap_or(&0)
         }
 
         fn owner_of_expert(&self) -> Option<&[usize]> {
-            Some(&self.0)
+            Some(&self.owner_of_expert)
         }
 
         fn is_idle(&self) -> bool {
@@ -237,7 +240,7 @@ mod tests {
                 (output.nll_sum, gradients)
             };
             let (stayed_nll, stayed) = run(&lm);
-            lm.set_exchange(Some(Arc::new(Alone(vec![0; 4]))));
+            lm.set_exchange(Some(Arc::new(FakeRank { rank: 0, owner_of_expert: vec![0; 4] })));
             let (travelled_nll, travelled) = run(&lm);
             assert!((stayed_nll - travelled_nll).abs() < 1e-4, "{}", router.name());
             for idx in 0..stayed.n_parameters() {

@@ -99,41 +99,6 @@ impl Sequence for TensorSequence<'_> {
     }
 }
 
-/// Generates for one model of tensors and remembers what it computed.
-pub struct Generator {
-    cache: KvCache,
-}
-
-impl Generator {
-    pub fn new(lm: &CodeLm) -> Result<Generator> {
-        Ok(Generator { cache: KvCache::new(lm.config(), lm.device())? })
-    }
-
-    /// As [`generate`].
-    ///
-    /// # Errors
-    /// Those of [`generate`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn generate(
-        &mut self,
-        lm: &CodeLm,
-        tokenizer: &Tokenizer,
-        prompt: &Prompt,
-        language: Option<&str>,
-        options: &GenerateOptions,
-        stop: &mut dyn FnMut(&[u8]) -> bool,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Generated> {
-        let mut sequence = TensorSequence { lm, cache: &mut self.cache };
-        generate(&mut sequence, tokenizer, prompt, language, options, stop, cancelled)
-    }
-
-    /// Forgets all that was computed.
-    pub fn clear(&mut self) {
-        self.cache.truncate(0);
-    }
-}
-
 /// Continues `prompt` greedily. `stop` sees all bytes so far, the healed ones included.
 ///
 /// # Errors
@@ -243,21 +208,33 @@ mod tests {
         CodeLm::init(&config, 3, &Device::Cpu).unwrap()
     }
 
-    fn run(lm: &CodeLm, generator: &mut Generator, text: &str, cancelled: &dyn Fn() -> bool) -> Result<Generated> {
+    fn empty(lm: &CodeLm) -> KvCache {
+        KvCache::new(lm.config(), lm.device()).unwrap()
+    }
+
+    fn run(lm: &CodeLm, cache: &mut KvCache, text: &str, cancelled: &dyn Fn() -> bool) -> Result<Generated> {
         let tokenizer = toy();
         let budget = PromptBudget { max_tokens: 40, suffix_tokens: 10, snippet_tokens: 0 };
         let prompt = prompt(&tokenizer, Some("lua"), &[], text, "\nend", &budget)?;
         let options = GenerateOptions { max_new_tokens: 8 };
-        generator.generate(lm, &tokenizer, &prompt, Some("lua"), &options, &mut |_| false, cancelled)
+        generate(
+            &mut TensorSequence { lm, cache },
+            &tokenizer,
+            &prompt,
+            Some("lua"),
+            &options,
+            &mut |_| false,
+            cancelled,
+        )
     }
 
     #[test]
     fn a_kept_cache_changes_nothing_but_the_work() {
         let lm = model(&toy());
-        let mut kept = Generator::new(&lm).unwrap();
+        let mut kept = empty(&lm);
         for text in ["def add(", "def add(a", "def add(a, b", "def add(a", "for i"] {
             let warm = run(&lm, &mut kept, text, &|| false).unwrap();
-            let cold = run(&lm, &mut Generator::new(&lm).unwrap(), text, &|| false).unwrap();
+            let cold = run(&lm, &mut empty(&lm), text, &|| false).unwrap();
             assert_eq!((&warm.bytes, &warm.ids), (&cold.bytes, &cold.ids), "{text}");
             assert_eq!(cold.cached_tokens, 0);
         }
@@ -277,10 +254,18 @@ mod tests {
             expected.push(likeliest(&probs_V, &tokenizer, &[]).unwrap().0);
         }
         let prompt = Prompt { ids: ids.clone(), heal: Vec::new() };
-        let mut generator = Generator::new(&lm).unwrap();
+        let mut cache = empty(&lm);
         let options = GenerateOptions { max_new_tokens: 6 };
-        let out =
-            generator.generate(&lm, &tokenizer, &prompt, Some("lua"), &options, &mut |_| false, &|| false).unwrap();
+        let out = generate(
+            &mut TensorSequence { lm: &lm, cache: &mut cache },
+            &tokenizer,
+            &prompt,
+            Some("lua"),
+            &options,
+            &mut |_| false,
+            &|| false,
+        )
+        .unwrap();
         assert_eq!(out.ids, expected[ids.len()..]);
     }
 
@@ -295,8 +280,17 @@ mod tests {
             seen = bytes.to_vec();
             bytes.len() > 3
         };
-        let mut generator = Generator::new(&lm).unwrap();
-        let out = generator.generate(&lm, &tokenizer, &prompt, None, &options, &mut stop, &|| false).unwrap();
+        let mut cache = empty(&lm);
+        let out = generate(
+            &mut TensorSequence { lm: &lm, cache: &mut cache },
+            &tokenizer,
+            &prompt,
+            None,
+            &options,
+            &mut stop,
+            &|| false,
+        )
+        .unwrap();
         assert!(seen.starts_with(b"pri"), "{seen:?}");
         assert_eq!(out.bytes, seen[3..]);
     }
@@ -304,14 +298,14 @@ mod tests {
     #[test]
     fn a_cancelled_request_leaves_a_valid_cache() {
         let lm = model(&toy());
-        let mut generator = Generator::new(&lm).unwrap();
+        let mut cache = empty(&lm);
         for after in 0..6 {
             let asked = Cell::new(0);
             let cancelled = || asked.replace(asked.get() + 1) >= after;
-            assert!(matches!(run(&lm, &mut generator, "for i in range(", &cancelled), Err(Error::Cancelled)));
+            assert!(matches!(run(&lm, &mut cache, "for i in range(", &cancelled), Err(Error::Cancelled)));
         }
-        let warm = run(&lm, &mut generator, "for i in range(", &|| false).unwrap();
-        let cold = run(&lm, &mut Generator::new(&lm).unwrap(), "for i in range(", &|| false).unwrap();
+        let warm = run(&lm, &mut cache, "for i in range(", &|| false).unwrap();
+        let cold = run(&lm, &mut empty(&lm), "for i in range(", &|| false).unwrap();
         assert_eq!(warm.ids, cold.ids);
     }
 }

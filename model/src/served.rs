@@ -10,8 +10,7 @@ use crate::checkpoint;
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, DecoderCache, FileBytes, Floats, Format, GgufWeights, Simd, Worker};
 use crate::error::{Error, Result};
-use crate::fim::Prompt;
-use crate::generate::{GenerateOptions, Generated, Sequence, generate};
+use crate::generate::Sequence;
 use crate::gguf;
 use crate::tokenizer::Tokenizer;
 
@@ -71,28 +70,9 @@ impl Served {
         self.decoder.config()
     }
 
-    /// A sequence of nothing yet, and `n_threads` threads for it.
-    pub fn sequence(&self, n_threads: usize) -> Computed {
-        let config = self.config();
-        Computed { cache: DecoderCache::new(config, config.context_tokens), worker: Worker::new(n_threads) }
-    }
-
-    /// As [`generate`].
-    ///
-    /// # Errors
-    /// Those of [`generate`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn generate(
-        &self,
-        computed: &mut Computed,
-        prompt: &Prompt,
-        language: Option<&str>,
-        options: &GenerateOptions,
-        stop: &mut dyn FnMut(&[u8]) -> bool,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Generated> {
-        let mut sequence = PackedSequence { decoder: &self.decoder, computed };
-        generate(&mut sequence, &self.tokenizer, prompt, language, options, stop, cancelled)
+    /// The model with what it has computed so far.
+    pub fn sequence<'a>(&'a self, computed: &'a mut Computed) -> PackedSequence<'a> {
+        PackedSequence { decoder: &self.decoder, computed }
     }
 
     /// Whether the model answers its golden inputs as when it was packed.
@@ -104,20 +84,29 @@ impl Served {
     }
 
     fn golden(&self, golden: &Golden) -> Result<Golden> {
-        let mut computed = self.sequence(1);
-        let mut sequence = PackedSequence { decoder: &self.decoder, computed: &mut computed };
-        bundle::golden(&mut sequence, golden.language.as_deref(), &golden.ids, 1)
+        bundle::golden(
+            &mut self.sequence(&mut Computed::new(self.config(), 1)),
+            golden.language.as_deref(),
+            &golden.ids,
+            1,
+        )
     }
 }
 
 impl Computed {
+    /// Nothing yet, and `n_threads` threads to compute with.
+    pub fn new(config: &ModelConfig, n_threads: usize) -> Computed {
+        Computed { cache: DecoderCache::new(config, config.context_tokens), worker: Worker::new(n_threads) }
+    }
+
     /// Forgets all that was computed.
     pub fn clear(&mut self) {
         self.cache.truncate(0);
     }
 }
 
-struct PackedSequence<'a> {
+/// A model of packed weights.
+pub struct PackedSequence<'a> {
     decoder: &'a Decoder,
     computed: &'a mut Computed,
 }

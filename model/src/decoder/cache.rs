@@ -4,6 +4,7 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::packed::ROWS;
+use crate::cache::Held;
 use crate::config::ModelConfig;
 
 /// Keys and values of one layer: keys in tiles of 16 positions, so that one load serves 16 scores; values a row a position.
@@ -20,8 +21,7 @@ pub(super) struct LayerCache {
 /// The keys and values of a sequence, and its ids.
 pub struct DecoderCache {
     pub(super) layers: Vec<LayerCache>,
-    ids: Vec<u32>,
-    language: u32,
+    held: Held,
     capacity: usize,
 }
 
@@ -39,12 +39,12 @@ impl DecoderCache {
             capacity: padded,
         };
         let layers = (0..config.n_layers).map(layer).collect();
-        DecoderCache { layers, ids: Vec::new(), language: crate::UNKNOWN_LANGUAGE, capacity }
+        DecoderCache { layers, held: Held::default(), capacity }
     }
 
     /// The ids that every layer holds.
     pub fn ids(&self) -> &[u32] {
-        &self.ids
+        self.held.ids()
     }
 
     /// Positions that fit.
@@ -54,21 +54,17 @@ impl DecoderCache {
 
     /// Keeps what `ids` begins with, under the same language, and returns how many tokens that is.
     pub fn keep_common_prefix(&mut self, ids: &[u32], language: u32) -> usize {
-        let common = self.ids.iter().zip(ids).take_while(|(held, id)| held == id).count();
-        let keep = if language == self.language { common } else { 0 };
-        self.language = language;
-        self.truncate(keep);
-        keep
+        self.held.keep_common_prefix(ids, language)
     }
 
     /// Forgets all positions from `n_tokens` on.
     pub fn truncate(&mut self, n_tokens: usize) {
-        self.ids.truncate(n_tokens);
+        self.held.truncate(n_tokens);
     }
 
     /// Says that every layer now holds `ids` too.
     pub(super) fn commit(&mut self, ids: &[u32]) {
-        self.ids.extend(ids);
+        self.held.extend(ids);
     }
 }
 

@@ -167,8 +167,10 @@ impl Shared {
             seen = stage;
             self.n_inside.fetch_add(1, Ordering::SeqCst);
             let is_open = !self.stage.load(Ordering::SeqCst).is_multiple_of(2);
-            // SAFETY: the stage was open after this thread was counted inside: the part stays until it is not.
-            if let Some(part) = unsafe { *self.part.get() }.filter(|_| is_open) {
+            // SAFETY: the stage was open after this thread was counted inside: the part stays until it is not. Of a closed stage it may be
+            // written at this moment, and is not read.
+            let part = if is_open { unsafe { *self.part.get() } } else { None };
+            if let Some(part) = part {
                 let n_parts = self.n_parts.load(Ordering::SeqCst);
                 let work = std::panic::AssertUnwindSafe(|| self.take_parts(part, n_parts));
                 if std::panic::catch_unwind(work).is_err() {

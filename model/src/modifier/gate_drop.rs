@@ -126,7 +126,7 @@ mod tests {
     use super::super::tests::plan_of;
     use super::*;
     use crate::draw::{Draw, StepKey};
-    use crate::exchange::ExpertExchange;
+    use crate::exchange::tests::FakeRank;
 
     #[test]
     fn three_steps_of_ten_are_skipped_by_all_layers_or_by_some() {
@@ -149,41 +149,11 @@ mod tests {
         assert_ne!(dropped(Decision::Layer, 0), dropped(Decision::Layer, 1));
     }
 
-    /// The second of two ranks with two experts each.
-    #[derive(Debug)]
-    struct SecondRank;
-
-    impl ExpertExchange for SecondRank {
-        fn rank(&self) -> usize {
-            1
-        }
-
-        fn n_ranks(&self) -> usize {
-            2
-        }
-
-        fn owner_of_expert(&self) -> Option<&[usize]> {
-            Some(&[0, 0, 1, 1])
-        }
-
-        fn is_idle(&self) -> bool {
-            false
-        }
-
-        fn sum(&self, _values: &mut [f64]) -> candle_core::Result<()> {
-            Ok(())
-        }
-
-        fn send(&self, parts: Vec<Vec<f32>>) -> candle_core::Result<Vec<Vec<f32>>> {
-            Ok(parts)
-        }
-    }
-
     #[test]
     fn tokens_stay_with_experts_of_their_own_rank_by_either_rule() {
         let draw = Draw::new(StepKey { seed: 1, step: 0 }, &[1, 2, 3, 4], 4);
-        let context =
-            RouterContext { draw: Some(draw.layer(0)), exchange: Some(&SecondRank), ..RouterContext::default() };
+        let second = FakeRank { rank: 1, owner_of_expert: vec![0, 0, 1, 1] };
+        let context = RouterContext { draw: Some(draw.layer(0)), exchange: Some(&second), ..RouterContext::default() };
         let modifier = |rule| GateDrop { p: 0.999, rule, ..GateDrop::default() };
         let mut plan = plan_of(4, 1);
         plan.expert_A = vec![0, 1, 2, 3];

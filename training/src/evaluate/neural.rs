@@ -5,7 +5,7 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use multicoder_model::copy::next_token_probs;
 use multicoder_model::{CodeLm, PromptBudget, Tokenizer, fim};
-use multicoder_model::{GenerateOptions, Generator};
+use multicoder_model::{GenerateOptions, KvCache, TensorSequence, generate};
 
 use super::metric::{TextScore, line_score};
 use super::sample::LanguageSample;
@@ -26,8 +26,13 @@ pub fn score(
     bar: &ProgressBar,
 ) -> Result<SystemOutput> {
     let texts = score_texts(lm, tokenizer, sample, options.tag, bar)?;
-    let mut completer =
-        Completer { lm, tokenizer, language: &sample.language, generator: Generator::new(lm)?, options };
+    let mut completer = Completer {
+        lm,
+        tokenizer,
+        language: &sample.language,
+        cache: KvCache::new(lm.config(), lm.device())?,
+        options,
+    };
     let mut lines = Vec::new();
     let mut lines_with_suffix = Vec::new();
     for case in &sample.lines {
@@ -135,7 +140,7 @@ struct Completer<'a> {
     lm: &'a CodeLm,
     tokenizer: &'a Tokenizer,
     language: &'a str,
-    generator: Generator,
+    cache: KvCache,
     options: &'a EvalOptions,
 }
 
@@ -152,9 +157,9 @@ impl Completer<'_> {
         let options = GenerateOptions { max_new_tokens };
         let mut at_line_end = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| new.contains(&b'\n'));
         let language = Some(self.language);
+        let mut sequence = TensorSequence { lm: self.lm, cache: &mut self.cache };
         let generated =
-            self.generator
-                .generate(self.lm, self.tokenizer, &prompt, language, &options, &mut at_line_end, &|| false)?;
+            generate(&mut sequence, self.tokenizer, &prompt, language, &options, &mut at_line_end, &|| false)?;
         let text = String::from_utf8_lossy(&generated.bytes);
         Ok(text.split('\n').next().unwrap_or_default().to_owned())
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use multicoder_model::fim::Snippet;
-use multicoder_model::{Bundle, GenerateOptions, Generator, PromptBudget, Tokenizer, fim};
+use multicoder_model::{Bundle, GenerateOptions, KvCache, PromptBudget, TensorSequence, Tokenizer, fim, generate};
 use serde::{Deserialize, Serialize};
 
 use super::question::{Fragment, Question};
@@ -33,14 +33,14 @@ pub trait Answerer {
 /// A model in this process.
 pub struct Local<'a> {
     bundle: &'a Bundle,
-    generator: Generator,
+    cache: KvCache,
 }
 
 impl Local<'_> {
     /// # Errors
     /// No memory for the cache.
     pub fn new(bundle: &Bundle) -> Result<Local<'_>> {
-        Ok(Local { bundle, generator: Generator::new(&bundle.lm)? })
+        Ok(Local { bundle, cache: KvCache::new(bundle.lm.config(), bundle.lm.device())? })
     }
 }
 
@@ -60,7 +60,8 @@ impl Answerer for Local<'_> {
         let n_healed = prompt.heal.len();
         let mut stop = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| question.ending.is_enough(new));
         let options = GenerateOptions { max_new_tokens };
-        let out = self.generator.generate(lm, tokenizer, &prompt, language, &options, &mut stop, &|| false)?;
+        let mut sequence = TensorSequence { lm, cache: &mut self.cache };
+        let out = generate(&mut sequence, tokenizer, &prompt, language, &options, &mut stop, &|| false)?;
         let text = String::from_utf8_lossy(&out.bytes);
         Ok(Answer {
             text: question.ending.cut(&text).to_owned(),
