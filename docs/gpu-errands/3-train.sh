@@ -3,7 +3,12 @@
 #
 # Resumable: a call ends after nine minutes with a checkpoint in target/gpu-run/starter, and the next one goes on from it, as long as the
 # machine is the same. HOURS (default 0.13: one call) is the length of the whole run; say it in the first call, so that the learning rate
-# falls in time. BATCH: tokens a step. The text is what pack.sh packed (SHARDS and TOKENIZER), else the Python packages installed there.
+# falls in time. BATCH: tokens a step; SET: a list of path=value. The text is what pack.sh packed (SHARDS and TOKENIZER), else the Python
+# packages installed there. More than one call can carry is put together before, call after call, in target/gpu-run/data:
+#
+#   mkdir -p target/gpu-run/data && cp -r target/gpu/. target/gpu-run/data/
+#
+# INIT: a model folder there to start from, its weights as planes.py splits them. The weights come back as planes.py splits them, too.
 # DEVICE=cpu tries the script.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -24,7 +29,9 @@ installed_text() {
     mv "$RUN/text.part" "$RUN/text"
 }
 text=$RUN/text
-if [ -d target/gpu/shards ]; then
+if [ -d "$RUN/data/shards" ]; then
+    text=$RUN/data
+elif [ -d target/gpu/shards ]; then
     text=target/gpu
 elif [ ! -d "$text" ]; then
     rm -rf "$RUN/text.part"
@@ -33,15 +40,25 @@ fi
 
 run=$RUN/starter
 status=0
+read -ra options <<<"${SET:-}"
+options=(${options[@]+"${options[@]/#/--set=}"})
+if [ -n "${INIT:-}" ]; then
+    [ -f "$INIT/model.safetensors" ] || python3 docs/gpu-errands/planes.py join "$INIT" "$INIT/model.safetensors"
+    [ -d "$run" ] || options+=(--init-from "$INIT")
+fi
 # An interrupt saves a checkpoint; a second one, which timeout sends to the group unless it is in the foreground, ends the program at once.
 timeout --foreground -k 30 -s INT $((deadline - SECONDS)) "$RUN/multicoder" train --preset starter --device "$DEVICE" --resume --out "$run" \
     --shards "$text/shards" --tokenizer "$text/tokenizer.json" --set "max_hours=${HOURS:-0.13}" \
-    --set "data.batch_tokens=${BATCH:-65536}" --set "data.micro_batch_tokens=${MICRO_BATCH:-32768}" --set checkpoint.every_steps=500 \
-    >"$OUT/train.log" 2>&1 || status=$?
+    --set "data.batch_tokens=${BATCH:-65536}" --set "data.micro_batch_tokens=${MICRO_BATCH:-32768}" --set checkpoint.every_steps=2000 \
+    ${options[@]+"${options[@]}"} >"$OUT/train.log" 2>&1 || status=$?
 tail -n 40 "$OUT/train.log"
 cp "$run/metrics.jsonl" "$run/run.toml" "$OUT/" 2>/dev/null || true
 case $status in
-0) "$RUN/multicoder" pack --checkpoint "$run" --out "$OUT/starter-gpu.gguf" 2>&1 | tail -n 5 ;;
+0)
+    last=$(ls -d "$run"/checkpoints/step-* | tail -n 1)
+    python3 docs/gpu-errands/planes.py split "$last/model.safetensors" "$OUT/weights"
+    "$RUN/multicoder" pack --checkpoint "$run" --out "$RUN/starter-gpu.gguf" 2>&1 | tail -n 5
+    ;;
 # Out of time, its checkpoint saved.
 124) echo "errand 3: to be continued by another call" ;;
 *) exit "$status" ;;

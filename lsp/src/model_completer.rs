@@ -135,7 +135,7 @@ fn failed(error: Error) -> CompleterError {
 /// The expert that a language chooses; `None` where no expert is chosen by language.
 fn expert_of(config: &ModelConfig, language: Option<&str>) -> Option<String> {
     let moe = config.moe.as_ref()?;
-    if !moe.router.name().starts_with("pl_") {
+    if !moe.router.is_by_language() {
         return None;
     }
     let experts = config.expert_of_language();

@@ -1,4 +1,4 @@
-//! Tokens a second of the decoder, read and written, by format and threads, on the shape that `docs/performance.md` compares by: 34 million
+//! Tokens a second of the decoder, read and written, by format and threads, on a shape of 34 million
 //! random weights, 8 layers of 512. `cargo bench -p multicoder-model --bench decoder [-- --busy]`; `--busy` keeps one core at work beside it.
 
 use std::sync::Arc;

@@ -62,6 +62,14 @@ impl Held {
         keep
     }
 
+    /// Whether tokens of `language` may follow: nothing is held, or others of it.
+    pub(crate) fn follow(&mut self, language: u32) -> bool {
+        if self.ids.is_empty() {
+            self.language = language;
+        }
+        self.language == language
+    }
+
     pub(crate) fn truncate(&mut self, n_tokens: usize) {
         self.ids.truncate(n_tokens);
     }

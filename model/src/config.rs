@@ -192,7 +192,7 @@ impl ModelConfig {
     pub fn is_moe_layer(&self, layer: usize) -> bool {
         self.moe.as_ref().is_some_and(|moe| match &moe.layers {
             MoeLayers::EveryN(n) => (layer + 1).is_multiple_of(*n),
-            MoeLayers::LastK(k) => layer + k >= self.n_layers,
+            MoeLayers::LastK(k) => layer >= self.n_layers.saturating_sub(*k),
             MoeLayers::List(layers) => layers.contains(&layer),
         })
     }
@@ -244,19 +244,21 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
-        let positive = [
-            ("vocab_size", self.vocab_size),
-            ("d_model", self.d_model),
-            ("n_layers", self.n_layers),
-            ("n_heads", self.n_heads),
-            ("n_kv_heads", self.n_kv_heads),
-            ("d_head", self.d_head),
-            ("d_ff", self.d_ff),
-            ("context_tokens", self.context_tokens),
-        ];
-        for (field, value) in positive {
+        // The most is beyond any model: a file that asks for more memory than there is must not take the program down.
+        for (field, value, most) in [
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("d_model", self.d_model, 1 << 20),
+            ("n_layers", self.n_layers, 1 << 10),
+            ("n_heads", self.n_heads, 1 << 12),
+            ("n_kv_heads", self.n_kv_heads, 1 << 12),
+            ("d_head", self.d_head, 1 << 12),
+            ("d_ff", self.d_ff, 1 << 22),
+            ("context_tokens", self.context_tokens, 1 << 20),
+        ] {
             check(value > 0, field, value, "a positive number")?;
+            check(value <= most, field, value, &format!("at most {most}"))?;
         }
+        check(self.bigram_buckets <= 1 << 28, "bigram_buckets", self.bigram_buckets, "at most 268435456")?;
         let heads = format!("a divisor of n_heads = {}", self.n_heads);
         check(self.n_heads.is_multiple_of(self.n_kv_heads), "n_kv_heads", self.n_kv_heads, &heads)?;
         check(self.d_head.is_multiple_of(2), "d_head", self.d_head, "an even number")?;

@@ -35,7 +35,7 @@ pub struct ExpertMatrices<'a> {
 
 /// What a layer says, and its gradients.
 #[derive(Clone, Debug, Default)]
-pub struct Computed {
+pub struct LayerOutput {
     pub y_ND: Vec<f32>,
     pub dx_ND: Vec<f32>,
     pub dup_EFD: Vec<f32>,
@@ -67,7 +67,7 @@ impl Dispatch {
     ///
     /// # Errors
     /// Lengths that do not fit; an expert that is none.
-    pub fn run(&self, x_ND: &[f32], expert_N: &[u32], experts: &ExpertMatrices, dy_ND: &[f32]) -> Result<Computed> {
+    pub fn run(&self, x_ND: &[f32], expert_N: &[u32], experts: &ExpertMatrices, dy_ND: &[f32]) -> Result<LayerOutput> {
         let ExpertMatrices { n_experts, d, f, up_EFD, down_EDF } = *experts;
         let (n, w) = (expert_N.len(), n_experts * d * f);
         for (name, got, expected) in [
@@ -120,7 +120,7 @@ impl Dispatch {
 }
 
 impl Rows {
-    fn compute(&self, x_ND: &[f32], experts: &ExpertMatrices, dy_ND: &[f32]) -> Computed {
+    fn compute(&self, x_ND: &[f32], experts: &ExpertMatrices, dy_ND: &[f32]) -> LayerOutput {
         let ExpertMatrices { d, f, up_EFD, down_EDF, .. } = *experts;
         let n_rows = self.tokens.len();
         let (x, mut dy) = (self.permute(x_ND, d), self.permute(dy_ND, d));
@@ -151,7 +151,7 @@ impl Rows {
             ops::linear_grad_input(dact, &up_EFD[w], (n, f), (&mut dy[narrow], false));
         }
         let [y_ND, dx_ND] = [&y, &dy].map(|rows| self.unpermute(rows, x_ND.len(), d));
-        Computed { y_ND, dx_ND, dup_EFD, ddown_EDF, n_rows, n_dropped: self.n_dropped }
+        LayerOutput { y_ND, dx_ND, dup_EFD, ddown_EDF, n_rows, n_dropped: self.n_dropped }
     }
 
     /// Shape: `ND` -> rows of `d`.
@@ -190,15 +190,15 @@ mod tests {
         values(&[n], seed).to_vec1().unwrap()
     }
 
-    fn run(dispatch: Dispatch, expert_N: &[u32]) -> Computed {
+    fn run(dispatch: Dispatch, expert_N: &[u32]) -> LayerOutput {
         let n = expert_N.len() * D;
         let [up_EFD, down_EDF] = [3, 4].map(|seed| numbers(E * D * F, seed));
         let experts = ExpertMatrices { n_experts: E, d: D, f: F, up_EFD: &up_EFD, down_EDF: &down_EDF };
         dispatch.run(&numbers(n, 1), expert_N, &experts, &numbers(n, 2)).unwrap()
     }
 
-    fn assert_same(got: &Computed, expected: &Computed, what: &str) {
-        let parts = |of: &Computed| [of.y_ND.clone(), of.dx_ND.clone(), of.dup_EFD.clone(), of.ddown_EDF.clone()];
+    fn assert_same(got: &LayerOutput, expected: &LayerOutput, what: &str) {
+        let parts = |of: &LayerOutput| [of.y_ND.clone(), of.dx_ND.clone(), of.dup_EFD.clone(), of.ddown_EDF.clone()];
         for (got, expected) in parts(got).iter().zip(parts(expected)) {
             let largest = expected.iter().fold(1f32, |largest, x| largest.max(x.abs()));
             let difference = got.iter().zip(&expected).fold(0f32, |most, (a, b)| most.max((a - b).abs()));

@@ -91,12 +91,8 @@ pub(crate) trait ExpertParamSpec: Default {
     const NAME: &'static str;
     /// The source of the method.
     const PAPER: &'static str;
-    /// Whether weights are parameters themselves, side by side: what a tape needs.
-    const IS_PLAIN: bool;
-
-    fn is_plain(&self) -> bool {
-        Self::IS_PLAIN
-    }
+    /// Whether weights are parameters themselves, side by side; others are made before a tape runs, and before a model is served.
+    fn is_plain(&self) -> bool;
     /// Weights are asked for below the layer's scope.
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Experts>>;
     fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()>;

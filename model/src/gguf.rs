@@ -125,7 +125,9 @@ pub(crate) fn read_head(bytes: &[u8], origin: &str) -> Result<(ModelConfig, Toke
         return Err(Error::corrupt(origin, reason));
     }
     let json_error = |key: &str, e: serde_json::Error| Error::corrupt(origin, format!("metadata {key}: {e}"));
-    let config = serde_json::from_str(text("multicoder.config")?).map_err(|e| json_error("multicoder.config", e))?;
+    let config: ModelConfig =
+        serde_json::from_str(text("multicoder.config")?).map_err(|e| json_error("multicoder.config", e))?;
+    config.validate()?;
     let goldens = serde_json::from_str(text("multicoder.goldens")?).map_err(|e| json_error("multicoder.goldens", e))?;
     let mut info = BundleInfo::new(&config, origin, text("multicoder.quantization")?);
     info.name = text("general.name")?.to_string();

@@ -1,8 +1,8 @@
 //! A model as llama.cpp reads it: a GGUF file of architecture `llama`, `qwen2` or `qwen3`.
 //!
 //! What a language's tokens pass through is an ordinary decoder where the language chooses the expert: the shared expert and the
-//! language's own, both with weight 1, are one network as wide as both. What those architectures do not have cannot be exported, and is
-//! named.
+//! language's own, both with weight 1, are one network as wide as both. Options of the network that those architectures do not have are
+//! named in errors. What is beside the network stays here: the copy component, and how text is split into tokens.
 
 use std::io::Cursor;
 

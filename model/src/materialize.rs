@@ -54,7 +54,7 @@ impl CodeLm {
         Ok(made)
     }
 
-    /// This model, with copies of its weights, whose experts have the matrices `made`.
+    /// This model, whose weights it shares, with experts that have the matrices `made`.
     pub(crate) fn with_plain_experts(&self, made: &HashMap<String, Tensor>) -> Result<CodeLm> {
         let (mut config, mut tensors) = (self.config().clone(), self.tensors());
         if let Some(moe) = &mut config.moe {

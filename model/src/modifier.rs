@@ -121,6 +121,12 @@ fn needs_scores(moe: &MoeConfig, name: &str) -> Result<()> {
     check(moe.router.has_scores(), "moe.modifiers", value, "a router that scores experts by the tokens")
 }
 
+/// An error for a router that does not choose among some of the experts alone.
+fn needs_choice(moe: &MoeConfig, name: &str) -> Result<()> {
+    let value = format!("{name} with {}", moe.router.name());
+    check(moe.router.may_be_restricted(), "moe.modifiers", value, "a router that can choose among some experts alone")
+}
+
 /// An error without a shared expert.
 fn needs_shared(moe: &MoeConfig, name: &str) -> Result<()> {
     let value = format!("{name} with d_ff_shared = {}", moe.d_ff_shared);

@@ -184,6 +184,10 @@ pub trait RouterSpec: Default {
     fn has_scores(&self) -> bool {
         self.reads_tokens() && !self.is_by_language()
     }
+    /// Whether it chooses among those experts that may be chosen, whichever they are.
+    fn may_be_restricted(&self) -> bool {
+        self.has_scores() && self.is_local()
+    }
     /// Experts that one token meets, the shared one not counted.
     fn n_selected(&self) -> usize;
     /// The most assignments that tokens of these languages have while it trains.
@@ -242,6 +246,8 @@ methods! {
     pub fn is_by_language() -> bool;
     /// Whether it scores every expert for every token.
     pub fn has_scores() -> bool;
+    /// Whether it chooses among those experts that may be chosen, whichever they are.
+    pub fn may_be_restricted() -> bool;
     /// The most assignments that tokens of these languages have while it trains.
     pub fn max_assignments(language_N: &[u32], moe: &MoeConfig) -> usize;
     /// Whether a token's experts depend on no other token while it trains.

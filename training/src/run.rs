@@ -239,7 +239,7 @@ fn restore_or_start(
     match start {
         Start::Scratch => Ok(fresh),
         Start::Weights(source) => {
-            eprintln!("{}", weights::warm_start(lm, &source, config.spawn_mask)?);
+            eprintln!("{}", weights::warm_start(lm, &source, (config.spawn_mask, config.seed))?);
             Ok(fresh)
         }
         Start::Checkpoint(checkpoint) => {

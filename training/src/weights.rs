@@ -60,7 +60,8 @@ impl Source {
     /// # Errors
     /// Whatever is missing or is no model, named.
     pub fn open(path: &Path) -> Result<Source> {
-        let newest = if path.is_dir() { checkpoint::list(path)?.pop() } else { None };
+        let mut warn = |message: &str| eprintln!("{message}");
+        let newest = if path.is_dir() { checkpoint::newest_intact(path, &mut warn)? } else { None };
         let path = newest.as_deref().unwrap_or(path);
         let named = || path.display().to_string();
         let (lm, tokenizer) = if path.is_dir() {
@@ -96,11 +97,16 @@ impl Source {
 ///
 /// # Errors
 /// A model with nothing in common.
-pub fn warm_start(lm: &CodeLm, source: &Source, spawn_mask: f64) -> Result<String> {
+pub fn warm_start(lm: &CodeLm, source: &Source, (spawn_mask, seed): (f64, u64)) -> Result<String> {
     let theirs: HashMap<&str, &Var> = source.lm.parameters().iter().map(|(name, var)| (name.as_str(), var)).collect();
     let experts = source_experts(lm.config(), source.lm.config());
     let (mut n_taken, mut n_spawned, mut left) = (0, 0, Vec::new());
     for (name, parameter) in lm.parameters() {
+        if let Some(table) = theirs.get(name.as_str()).filter(|_| BY_LANGUAGE.contains(&name.as_str())) {
+            parameter.set(&by_name(parameter, table, lm.config(), source.lm.config())?)?;
+            n_taken += 1;
+            continue;
+        }
         let tensor = source_name(name, experts.as_deref()).and_then(|name| theirs.get(name.as_str()));
         match tensor.filter(|tensor| tensor.dims() == parameter.dims()) {
             Some(tensor) => {
@@ -109,7 +115,7 @@ pub fn warm_start(lm: &CodeLm, source: &Source, spawn_mask: f64) -> Result<Strin
             }
             None => match dense_name(name).and_then(|dense| theirs.get(dense.as_str())) {
                 Some(dense) if dense.dims() == parameter.dims() => {
-                    parameter.set(&masked(dense, name, spawn_mask)?.to_device(parameter.device())?)?;
+                    parameter.set(&masked(dense, name, (spawn_mask, seed))?.to_device(parameter.device())?)?;
                     n_spawned += 1;
                 }
                 _ => left.push(name.as_str()),
@@ -129,6 +135,22 @@ pub fn warm_start(lm: &CodeLm, source: &Source, spawn_mask: f64) -> Result<Strin
     Ok(format!("{n_taken} weights taken from {}{by_name}{spawned}{rest}", source.path.display()))
 }
 
+/// The tables with a row for each language and, after them, one for unknown ones.
+const BY_LANGUAGE: [&str; 2] = ["model.embed_languages.weight", "model.adapters.languages.weight"];
+
+/// `table` with the rows that `theirs` has for languages of the same name.
+fn by_name(table: &Var, theirs: &Var, ours: &ModelConfig, source: &ModelConfig) -> Result<Tensor> {
+    let (mut rows, theirs) = (table.to_vec2::<f32>()?, theirs.to_vec2::<f32>()?);
+    let names = |config: &ModelConfig| config.languages.iter().cloned().map(Some).chain([None]).collect::<Vec<_>>();
+    let their_names = names(source);
+    for (row, name) in rows.iter_mut().zip(names(ours)) {
+        let place = their_names.iter().position(|theirs| *theirs == name);
+        let found = place.and_then(|place| theirs.get(place)).filter(|found| found.len() == row.len());
+        found.into_iter().for_each(|found| row.clone_from(found));
+    }
+    Ok(Tensor::new(rows, table.device())?)
+}
+
 /// The name that a weight of an expert has in the dense network of the same layer.
 fn dense_name(name: &str) -> Option<String> {
     let (layer, rest) = name.split_once(".experts.")?;
@@ -136,9 +158,9 @@ fn dense_name(name: &str) -> Option<String> {
     Some(format!("{layer}.{projection}"))
 }
 
-/// The values of `tensor`, a share of them zero: which ones depends on `name`.
-fn masked(tensor: &Tensor, name: &str, share: f64) -> Result<Tensor> {
-    let mut rng = Rng::keyed(0, name, &[]);
+/// The values of `tensor`, a share of them zero: which ones depends on `name` and `seed`.
+fn masked(tensor: &Tensor, name: &str, (share, seed): (f64, u64)) -> Result<Tensor> {
+    let mut rng = Rng::keyed(seed, name, &[]);
     let mut values = tensor.flatten_all()?.to_vec1::<f32>()?;
     values.iter_mut().filter(|_| rng.chance(share)).for_each(|value| *value = 0.0);
     Ok(Tensor::from_vec(values, tensor.shape(), &Device::Cpu)?)
@@ -198,6 +220,25 @@ mod tests {
         CodeLm::init(&config, seed, &Device::Cpu).unwrap()
     }
 
+    #[test]
+    fn rows_of_languages_go_by_their_names() {
+        let with_table = |languages: &[&str]| {
+            let mut config = lm(languages, 1, 1).config().clone();
+            config.language_embedding = true;
+            let lm = CodeLm::init(&config, 1, &Device::Cpu).unwrap();
+            let table =
+                |lm: &CodeLm| lm.parameters().iter().find(|(name, _)| name.contains("embed_lang")).unwrap().1.clone();
+            let rows: Vec<Vec<f32>> = (0..=languages.len()).map(|row| vec![row as f32 + 1.0; 16]).collect();
+            table(&lm).set(&Tensor::new(rows, &Device::Cpu).unwrap()).unwrap();
+            (table(&lm), lm)
+        };
+        let (_, theirs) = with_table(&["c", "lua", "python"]);
+        let (table, ours) = with_table(&["lua", "rust", "python"]);
+        warm_start(&ours, &source(theirs), (0.0, 1)).unwrap();
+        let first: Vec<f32> = table.to_vec2::<f32>().unwrap().iter().map(|row| row[0]).collect();
+        assert_eq!(first, [2.0, 2.0, 3.0, 4.0], "lua's, its own, python's, that of unknown ones");
+    }
+
     fn source(lm: CodeLm) -> Source {
         Source { path: "m".into(), lm, tokenizer: tokenizer("int main\n") }
     }
@@ -212,7 +253,7 @@ mod tests {
         let theirs = dense_up.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let source = source(dense);
         let target = lm(&["c", "lua"], 2, 2);
-        let said = warm_start(&target, &source, 0.25).unwrap();
+        let said = warm_start(&target, &source, (0.25, 1)).unwrap();
         assert!(said.contains("6 of experts copied from dense networks, 25 % of their values zero"), "{said}");
         let (first, second) = (up(&target, 0), up(&target, 1));
         assert_ne!(first, second);
@@ -234,13 +275,13 @@ mod tests {
         let source = source(lm(&["c", "lua", "python"], 3, 1));
         let target = lm(&["go", "lua", "python"], 3, 2);
         let go = up(&target, 0);
-        let said = warm_start(&target, &source, 0.0).unwrap();
+        let said = warm_start(&target, &source, (0.0, 1)).unwrap();
         assert!(said.contains("experts.0"), "{said}");
         assert!(up(&target, 0) == go && up(&target, 1) == up(&source.lm, 1));
 
         // Without `c`, every other language moves one place down.
         let target = lm(&["lua", "python"], 2, 2);
-        let said = warm_start(&target, &source, 0.0).unwrap();
+        let said = warm_start(&target, &source, (0.0, 1)).unwrap();
         assert!(said.contains("matched by the names"), "{said}");
         assert!(up(&target, 0) == up(&source.lm, 1) && up(&target, 1) == up(&source.lm, 2));
     }

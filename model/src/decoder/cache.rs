@@ -6,6 +6,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use super::packed::ROWS;
 use crate::cache::Held;
 use crate::config::ModelConfig;
+use crate::error::{Error, Result};
 
 /// Keys and values of one layer: keys in tiles of 16 positions, so that one load serves 16 scores; values a row a position.
 pub(super) struct LayerCache {
@@ -60,6 +61,17 @@ impl DecoderCache {
     /// Forgets all positions from `n_tokens` on.
     pub fn truncate(&mut self, n_tokens: usize) {
         self.held.truncate(n_tokens);
+    }
+
+    /// Whether tokens of `language` may follow what is held.
+    ///
+    /// # Errors
+    /// Those of another language are there: keys and values of other experts.
+    pub(super) fn follow(&mut self, language: u32) -> Result<()> {
+        if self.held.follow(language) {
+            return Ok(());
+        }
+        Err(Error::Input(format!("tokens of language {language} after some of another: expected an empty cache")))
     }
 
     /// Says that every layer now holds `ids` too.
@@ -122,14 +134,5 @@ mod tests {
             (18 * 16, 50.0, 57.0, 0.0)
         );
         assert!(layer.keys(0, 18).iter().all(|k| *k == 0));
-    }
-
-    #[test]
-    fn keeps_the_common_prefix_of_one_language() {
-        let mut cache = DecoderCache::new(&tiny(None), 64);
-        cache.keep_common_prefix(&[1, 2, 3], 0);
-        cache.commit(&[1, 2, 3]);
-        assert_eq!((cache.keep_common_prefix(&[1, 2, 4, 5], 0), cache.ids()), (2, &[1, 2][..]));
-        assert_eq!(cache.keep_common_prefix(&[1, 2], 1), 0, "another expert, other keys");
     }
 }

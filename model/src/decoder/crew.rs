@@ -23,7 +23,7 @@ type Part<'a> = &'a (dyn Fn(usize) + Sync);
 struct Shared {
     /// Odd while a stage is open; closed for good at `usize::MAX - 1`.
     stage: AtomicUsize,
-    /// Of the open stage: written only while no helper is inside.
+    /// Of the open stage: written only while it is closed, when no helper reads it.
     part: UnsafeCell<Option<Part<'static>>>,
     n_parts: AtomicUsize,
     next: AtomicUsize,
@@ -33,8 +33,9 @@ struct Shared {
     asleep: Vec<AtomicBool>,
 }
 
-// SAFETY: `part` is written by the one thread that runs stages, while the stage is closed and `n_inside` is 0; helpers read it between
-// raising `n_inside` and lowering it, after they have seen the stage open. All of these are sequentially consistent.
+// SAFETY: `part` is written by the one thread that runs stages, while the stage is closed and all who saw an earlier one open have left;
+// helpers read it between raising `n_inside` and lowering it, and only if they have seen the stage open in between. All of these are
+// sequentially consistent.
 unsafe impl Sync for Shared {}
 
 /// The helpers of one thread; they end when it is dropped.
@@ -43,6 +44,7 @@ pub struct Crew {
     threads: Vec<JoinHandle<()>>,
     /// Until when helpers are left alone, and for how long the next time.
     rests_until: Option<Instant>,
+    last_stall: Option<Instant>,
     next_rest: Duration,
 }
 
@@ -67,7 +69,7 @@ impl Crew {
             std::thread::Builder::new().name("decoder".into()).spawn(move || shared.help(idx)).ok()
         };
         let threads = (0..n_helpers).map_while(helper).collect();
-        Crew { shared, threads, rests_until: None, next_rest: REST[0] }
+        Crew { shared, threads, rests_until: None, last_stall: None, next_rest: REST[0] }
     }
 
     /// Threads that work, the caller among them.
@@ -86,16 +88,17 @@ impl Crew {
         let shared = &self.shared;
         // SAFETY: no helper reads the part after this function: it waits for those inside, and later ones see the stage closed.
         let lasting: Part<'static> = unsafe { std::mem::transmute::<Part, Part<'static>>(part) };
-        // SAFETY: the stage is closed and nobody is inside.
+        // SAFETY: the stage is closed: a helper that is inside by now does not read it.
         unsafe { *shared.part.get() = Some(lasting) };
         shared.n_parts.store(n_parts, Ordering::SeqCst);
         shared.next.store(0, Ordering::SeqCst);
+        shared.panicked.store(false, Ordering::SeqCst);
         shared.stage.fetch_add(1, Ordering::SeqCst);
         self.wake();
-        let closes = Close(self);
+        let closes = Close(self, Instant::now());
         closes.0.shared.take_parts(part, n_parts);
         drop(closes);
-        assert!(!self.shared.panicked.swap(false, Ordering::SeqCst), "a helper of the decoder panicked");
+        assert!(!self.shared.panicked.load(Ordering::SeqCst), "a helper of the decoder panicked");
     }
 
     fn wake(&self) {
@@ -112,8 +115,8 @@ impl Crew {
         self.rests_until.is_some()
     }
 
-    /// Waits for the helpers inside, and draws conclusions from how long that takes.
-    fn wait(&mut self) {
+    /// Waits for the helpers inside, and draws conclusions if that takes longer than `own`, all of the caller's own work.
+    fn wait(&mut self, own: Duration) {
         let shared = self.shared.clone();
         let is_busy = || shared.n_inside.load(Ordering::SeqCst) > 0;
         for _ in 0..LOOKS / 4 {
@@ -126,22 +129,22 @@ impl Crew {
         while is_busy() {
             std::thread::yield_now();
         }
-        if start.elapsed() >= STALL {
-            self.rests_until = Some(Instant::now() + self.next_rest);
-            self.next_rest = (2 * self.next_rest).min(REST[1]);
-        } else {
-            self.next_rest = REST[0];
+        if start.elapsed() >= STALL.max(own) {
+            let now = Instant::now();
+            let is_soon = self.last_stall.is_some_and(|last| now - last < 2 * REST[1]);
+            self.next_rest = if is_soon { (2 * self.next_rest).min(REST[1]) } else { REST[0] };
+            (self.rests_until, self.last_stall) = (Some(now + self.next_rest), Some(now));
         }
     }
 }
 
-/// Closes the stage, also when a part of the caller's own panics.
-struct Close<'a>(&'a mut Crew);
+/// Closes the stage, also when a part of the caller's own panics; with when that one began to work.
+struct Close<'a>(&'a mut Crew, Instant);
 
 impl Drop for Close<'_> {
     fn drop(&mut self) {
         self.0.shared.stage.fetch_add(1, Ordering::SeqCst);
-        self.0.wait();
+        self.0.wait(self.1.elapsed());
     }
 }
 
@@ -183,12 +186,14 @@ impl Shared {
 
     /// The number of a stage that is not `seen`.
     fn await_stage(&self, idx: usize, seen: usize) -> usize {
-        for look in 0.. {
+        let mut look = 0;
+        loop {
             let stage = self.stage.load(Ordering::SeqCst);
             if stage != seen && is_news(stage) {
                 return stage;
             }
             if look < LOOKS {
+                look += 1;
                 std::hint::spin_loop();
                 continue;
             }
@@ -199,8 +204,8 @@ impl Shared {
                 std::thread::park();
             }
             self.asleep[idx].store(false, Ordering::SeqCst);
+            look = 0;
         }
-        seen
     }
 }
 

@@ -32,17 +32,24 @@ impl GgufWeights {
     /// # Errors
     /// [`Error::Corrupt`] for bytes that are no GGUF file, or that end before its weights do.
     pub fn open(bytes: FileBytes, origin: &str) -> Result<GgufWeights> {
+        let content = Content::read(&mut Cursor::new((*bytes).as_ref())).map_err(|e| Error::corrupt(origin, e))?;
+        GgufWeights::of(bytes, content, origin)
+    }
+
+    /// As [`GgufWeights::open`], with what stands at the beginning of the file already read.
+    pub(crate) fn of(bytes: FileBytes, content: Content, origin: &str) -> Result<GgufWeights> {
         let all = (*bytes).as_ref();
-        let content = Content::read(&mut Cursor::new(all)).map_err(|e| Error::corrupt(origin, e))?;
         let mut tensors = HashMap::new();
         let mut infos: Vec<(String, TensorInfo)> = content.tensor_infos.into_iter().collect();
         infos.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         for (name, info) in infos {
             let n: usize = info.shape.elem_count();
             let (block, size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
-            let start = usize::try_from(content.tensor_data_offset + info.offset).unwrap_or(usize::MAX);
+            let start = content.tensor_data_offset.saturating_add(info.offset);
+            let start = usize::try_from(start).unwrap_or(usize::MAX);
+            let is_whole = info.shape.dims().last().is_some_and(|cols| cols.is_multiple_of(block));
             let end = start.saturating_add(n / block * size);
-            if !n.is_multiple_of(block) || end > all.len() {
+            if !is_whole || end > all.len() {
                 let reason = format!("tensor {name}: bytes {start}..{end} of {}", all.len());
                 return Err(Error::corrupt(origin, reason));
             }

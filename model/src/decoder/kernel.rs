@@ -51,6 +51,12 @@ impl Simd {
         all
     }
 
+    /// Whether this machine has it.
+    pub fn is_here(self) -> bool {
+        static HERE: std::sync::OnceLock<Vec<Simd>> = std::sync::OnceLock::new();
+        HERE.get_or_init(Simd::all).contains(&self)
+    }
+
     /// The best one.
     pub fn best() -> Simd {
         static BEST: std::sync::OnceLock<Simd> = std::sync::OnceLock::new();
@@ -79,9 +85,16 @@ struct Rows<'a> {
 }
 
 /// Products of each row of `x` and the rows of `w` in `tiles`. Shape of `y`: `[tile][row of x][ROWS]`.
+///
+/// # Panics
+/// For an instruction set that this machine does not have, and for sizes that do not fit.
 pub fn multiply(w: &Packed, x: &Quantized, tiles: Range<usize>, y: &mut [f32], simd: Simd) {
     let n = x.n_rows();
+    assert!(simd.is_here(), "{simd:?} on a machine without it");
     assert_eq!(x.n_blocks(), w.n_blocks, "columns of weights and of activations");
+    let n_blocks = n * w.n_blocks;
+    let is_whole = x.q.len() == n_blocks * COLS && x.scales.len() == n_blocks && x.sums.len() == n_blocks;
+    assert!(is_whole, "rows of activations");
     assert_eq!(y.len(), tiles.len() * n * ROWS, "outputs of a product");
     assert!(
         w.format.scales() > 0 || x.x.len() == x.q.len(),

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::network::Network;
+use super::network::{Network, check_alike};
 use super::packed::Packed;
 use super::weights::{WeightSource, build};
 use crate::config::{ModelConfig, MoeConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::router::Router;
 
 pub(super) struct Layer {
@@ -50,9 +50,11 @@ impl Layer {
             None => Ffn::Dense(Network::load(source, &format!("{name}.mlp"), (d, config.d_ff), config.activation)?),
             Some(moe) => Ffn::Moe(Box::new(Moe::load(config, moe, &format!("{name}.mlp"), source)?)),
         };
+        let qkv = [matrix(q)?, matrix(k)?, matrix(v)?];
+        check_alike(qkv.iter(), &attention)?;
         Ok(Layer {
             norm: source.floats(&format!("{name}.input_layernorm.weight"), &[d])?,
-            qkv: [matrix(q)?, matrix(k)?, matrix(v)?],
+            qkv,
             biases: if config.qkv_bias { Some([bias(q)?, bias(k)?, bias(v)?]) } else { None },
             head_norms: if config.qk_norm { Some([head_norm("q_norm")?, head_norm("k_norm")?]) } else { None },
             value_table: (config.value_embedding_layers.contains(&layer))
@@ -70,6 +72,12 @@ impl Moe {
             0 => None,
             f => Some(Network::load(source, &format!("{name}.shared_expert"), (model.d_model, f), model.activation)?),
         };
+        if let Some(missing) = (0..config.n_experts)
+            .map(|idx| format!("{name}.experts.{idx}.up_proj.weight"))
+            .find(|weight| !source.has(weight))
+        {
+            return Err(Error::Input(format!("weight {missing} is missing: expected those of all experts")));
+        }
         let router = build(source, name, |params| config.build_router(model, params))?;
         let experts = (0..config.n_experts).map(|_| OnceLock::new()).collect();
         Ok(Moe { config, router, shared, experts, name: name.to_owned() })
@@ -85,6 +93,8 @@ impl Moe {
         }
         let name = format!("{}.experts.{idx}", self.name);
         let network = Network::load(&**source, &name, (model.d_model, self.config.d_ff_expert), model.activation)?;
+        let others = self.shared.iter().chain(self.experts.iter().filter_map(OnceLock::get)).map(Network::first);
+        check_alike(others.chain([network.first()]), &self.name)?;
         Ok(self.experts[idx].get_or_init(|| network))
     }
 

@@ -10,7 +10,7 @@ use super::layer::{Ffn, Layer, Moe};
 use super::network::{ByTile, Hidden, add_row, copy_row, products, ranges};
 use super::packed::Packed;
 use super::quantized::Quantized;
-use super::weights::{WeightSource, build};
+use super::weights::{WeightSource, build, check_tables};
 use crate::adapters::{Adapters, adapt};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -88,7 +88,11 @@ impl Decoder {
         if !config.is_plain() {
             return Err(Error::Input("weights that are made of others: expected those of CodeLm::materialized".into()));
         }
+        if !simd.is_here() {
+            return Err(Error::Device(format!("{simd:?}: this machine does not have it")));
+        }
         let d = config.d_model;
+        check_tables(config, &*source)?;
         let adapters = match &config.adapter {
             Some(adapter) => Some(build(&*source, "model.adapters", |params| adapter.build(config, params))?),
             None => None,
@@ -133,6 +137,7 @@ impl Decoder {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<()> {
         let (start, n) = (cache.ids().len(), ids.len());
+        cache.follow(language)?;
         if n == 0 || start + n > cache.capacity() {
             let room = cache.capacity() - start;
             return Err(Error::Input(format!("{n} tokens after {start}: expected 1 to {room}")));
@@ -225,7 +230,8 @@ impl Decoder {
             worker.quantized.set(row, x);
         }
         products(&mut worker.crew, &worker.quantized, [&layer.out], [&mut worker.y], self.simd);
-        self.add_all(worker)
+        self.add_all(worker);
+        Ok(())
     }
 
     /// Makes queries, keys and values of the products: `worker.q`, and `[row][keys, values]` in `worker.rows`.
@@ -288,7 +294,8 @@ impl Decoder {
                 self.norm(&layer.ffn_norm, network.first(), worker);
                 let Worker { crew, quantized, hidden, y, .. } = worker;
                 network.run(crew, quantized, hidden, y, self.simd);
-                return self.add_all(worker);
+                self.add_all(worker);
+                return Ok(());
             }
             Ffn::Moe(moe) => moe,
         };
@@ -312,7 +319,7 @@ impl Decoder {
     }
 
     /// Adds what stands in `worker.y` to all rows.
-    fn add_all(&self, worker: &mut Worker) -> Result<()> {
+    fn add_all(&self, worker: &mut Worker) {
         let (d, n) = (self.config.d_model, worker.x.len() / self.config.d_model);
         let (n_parts, range) = ranges(n, &worker.crew);
         let (x, y) = (Pieces::new(&mut worker.x), &worker.y);
@@ -320,7 +327,6 @@ impl Decoder {
             // SAFETY: each part has rows of its own.
             range(part).for_each(|row| add_row(y, (row, n), 1.0, unsafe { x.take(row * d..(row + 1) * d) }));
         });
-        Ok(())
     }
 
     fn plan(&self, moe: &Moe, layer: &Layer, pass: &Pass, worker: &Worker) -> Result<HostPlan> {
@@ -375,9 +381,12 @@ impl Decoder {
     fn logits(&self, n: usize, n_logits: usize, worker: &mut Worker) {
         let (d, v) = (self.config.d_model, self.config.vocab_size);
         worker.x.drain(..(n - n_logits) * d);
+        worker.logits.resize(n_logits * v, 0.0);
+        if n_logits == 0 {
+            return;
+        }
         self.norm(&self.norm, &self.head, worker);
         products(&mut worker.crew, &worker.quantized, [&self.head], [&mut worker.y], self.simd);
-        worker.logits.resize(n_logits * v, 0.0);
         for (row, logits) in worker.logits.chunks_exact_mut(v).enumerate() {
             copy_row(&worker.y, (row, n_logits), logits);
             let cap = self.config.logit_softcap;

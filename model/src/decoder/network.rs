@@ -5,7 +5,7 @@ use super::kernel::{Simd, multiply};
 use super::packed::{COLS, Packed, ROWS};
 use super::quantized::Quantized;
 use super::weights::WeightSource;
-use crate::config::Activation;
+use crate::config::{Activation, check};
 use crate::error::Result;
 use crate::ops::simd::{exp, vectorized};
 
@@ -101,7 +101,9 @@ impl Network {
             Activation::Swiglu => Some(matrix("gate_proj", (f, d))?),
             Activation::Relu2 => None,
         };
-        Ok(Network { gate, up: matrix("up_proj", (f, d))?, down: matrix("down_proj", (d, f))?, f })
+        let up = matrix("up_proj", (f, d))?;
+        check_alike(gate.iter().chain([&up]), name)?;
+        Ok(Network { gate, up, down: matrix("down_proj", (d, f))?, f })
     }
 
     /// The matrix that its input is multiplied by.
@@ -153,6 +155,14 @@ impl Network {
         });
         products(crew, &hidden.quantized, [&self.down], [y], simd);
     }
+}
+
+/// An error for matrices of one input that want it in different forms.
+pub(super) fn check_alike<'a>(mut matrices: impl Iterator<Item = &'a Packed>, name: &str) -> Result<()> {
+    let first = matrices.next();
+    let is_alike = matrices.all(|other| first.is_none_or(|first| first.is_like(other)));
+    let expected = "all floats, or all rounded: they have one input";
+    check(is_alike, "formats of weights", format!("both kinds below {name}"), expected)
 }
 
 fn relu2(x: &mut [f32]) {

@@ -134,6 +134,11 @@ impl Packed {
         Ok(packed)
     }
 
+    /// Whether products with both take the same form of activations.
+    pub(super) fn is_like(&self, other: &Packed) -> bool {
+        (self.format.scales() == 0) == (other.format.scales() == 0)
+    }
+
     pub fn n_tiles(&self) -> usize {
         self.n_rows.div_ceil(ROWS)
     }

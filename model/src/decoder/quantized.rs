@@ -128,7 +128,9 @@ fn quantize(x: &[f32; COLS], q: &mut [i8]) -> (f32, i32) {
         *rounded = ((x * inverse + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     }
     q.iter_mut().zip(&rounded).for_each(|(q, rounded)| *q = *rounded as i8);
-    (largest / 127.0, rounded.iter().sum())
+    // What is no number makes the scale none, so that it comes out as none.
+    let nothing: f32 = x.iter().map(|x| x * 0.0).sum();
+    (largest / 127.0 + nothing, q.iter().map(|q| i32::from(*q)).sum())
 }
 
 /// 1.5 · 2^23.
@@ -150,6 +152,8 @@ mod tests {
         assert_eq!((quantized.q[64], quantized.q[65], quantized.q[66], quantized.q[64 + 35]), (-127, 64, 0, 127));
         assert!((quantized.scales[2] - 2.0 / 127.0).abs() < 1e-9 && (quantized.scales[3] - 0.5 / 127.0).abs() < 1e-9);
         assert_eq!(quantized.sums, [0, 0, -63, 127]);
+        quantized.set(1, &[f32::NAN; 40]);
+        assert!(quantized.scales[2].is_nan() && quantized.scales[3].is_nan());
         quantized.set(1, &[0.0; 40]);
         assert_eq!((quantized.scales[2], &quantized.q[64..96]), (0.0, &[0i8; 32][..]));
     }

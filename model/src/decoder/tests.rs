@@ -248,6 +248,59 @@ fn a_cancelled_pass_leaves_the_cache_as_it_was() {
     let got = worker.logits.clone();
     let expected = logits(&decoder, &mut Worker::new(1), &ids, 0, &[12]);
     assert_eq!(got, expected[11 * decoder.config().vocab_size..]);
+    decoder.decode((&[5], 0), 0, &mut cache, &mut worker, &|| false).unwrap();
+    assert!(worker.logits.is_empty(), "none were asked for");
+    let mixed = decoder.decode((&[5], 1), 1, &mut cache, &mut worker, &|| false).unwrap_err().to_string();
+    assert!(mixed.contains("tokens of language 1 after some of another"), "{mixed}");
+    cache.truncate(12);
     let full = decoder.decode((&[1; 60], 1), 0, &mut cache, &mut worker, &|| false).unwrap_err().to_string();
     assert!(full.contains("60 tokens after 12: expected 1 to 52"), "{full}");
+}
+
+/// Weights of which one is of another format.
+struct Mixed(Floats, Floats, &'static str);
+
+impl WeightSource for Mixed {
+    fn matrix(&self, name: &str, shape: (usize, usize)) -> crate::Result<Packed> {
+        if name.contains(self.2) { self.1.matrix(name, shape) } else { self.0.matrix(name, shape) }
+    }
+
+    fn floats(&self, name: &str, shape: &[usize]) -> crate::Result<Vec<f32>> {
+        self.0.floats(name, shape)
+    }
+
+    fn add_row(&self, name: &str, row: usize, out: &mut [f32]) -> crate::Result<()> {
+        if name.contains("embed") && self.2 == "embed" {
+            return Err(crate::Error::Input("no such table".into()));
+        }
+        self.0.add_row(name, row, out)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.has(name) && !(self.2 == "experts.2" && name.contains(self.2))
+    }
+}
+
+#[test]
+fn weights_that_do_not_fit_are_found_when_the_model_is_loaded() {
+    let lm = model(&tiny(Some(RouterConfig::all().remove(0))));
+    let error = |part| {
+        let source = Mixed(Floats::of(&lm, Format::Q8).unwrap(), Floats::of(&lm, Format::F32).unwrap(), part);
+        Decoder::new(lm.config(), Arc::new(source), Simd::best())
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default()
+    };
+    assert!(
+        error("v_proj").contains("both kinds below model.layers.0.self_attn: expected all floats"),
+        "{}",
+        error("v_proj")
+    );
+    assert!(error("gate_proj").contains("both kinds below model.layers.0.mlp"), "{}", error("gate_proj"));
+    assert!(error("embed").contains("no such table"));
+    assert!(
+        error("experts.2").contains("model.layers.1.mlp.experts.2.up_proj.weight is missing"),
+        "{}",
+        error("experts.2")
+    );
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{Device, Tensor};
 
 use super::packed::{Format, Packed};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::lm::CodeLm;
 use crate::params::Params;
@@ -103,4 +104,21 @@ pub(super) fn build<T>(
         tensors.insert(name.clone(), Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?);
     }
     Params::from_tensors(tensors, "the model", false, &Device::Cpu).scope(scope, of)
+}
+
+/// Reads a row of each table, so that one that cannot be read is found now.
+pub(super) fn check_tables(config: &ModelConfig, source: &dyn WeightSource) -> Result<()> {
+    let (d, width) = (config.d_model, config.n_kv_heads * config.d_head);
+    let mut row = vec![0f32; d.max(width)];
+    let mut tables = vec![("model.embed_tokens.weight".to_owned(), config.vocab_size, d)];
+    if config.bigram_buckets > 0 {
+        tables.push(("model.embed_bigrams.weight".to_owned(), config.bigram_buckets, d));
+    }
+    if config.language_embedding {
+        tables.push(("model.embed_languages.weight".to_owned(), config.languages.len() + 1, d));
+    }
+    let values = config.value_embedding_layers.iter();
+    let name = |layer: &usize| format!("model.layers.{layer}.self_attn.value_embedding.weight");
+    tables.extend(values.map(|layer| (name(layer), config.vocab_size, width)));
+    tables.iter().try_for_each(|(name, n_rows, width)| source.add_row(name, n_rows - 1, &mut row[..*width]))
 }

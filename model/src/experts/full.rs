@@ -18,7 +18,10 @@ pub struct Full {}
 impl ExpertParamSpec for Full {
     const NAME: &'static str = "full";
     const PAPER: &'static str = "Shazeer et al. 2017, arXiv 1701.06538";
-    const IS_PLAIN: bool = true;
+
+    fn is_plain(&self) -> bool {
+        true
+    }
 
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Experts>> {
         let expert = |params: &mut Params, e: usize| {

@@ -101,7 +101,10 @@ impl Shape {
 impl ExpertParamSpec for Mpo {
     const NAME: &'static str = "mpo";
     const PAPER: &'static str = "Gao et al. 2022, arXiv 2203.01104";
-    const IS_PLAIN: bool = false;
+
+    fn is_plain(&self) -> bool {
+        false
+    }
 
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Experts>> {
         let mut matrices = Vec::new();

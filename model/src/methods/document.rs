@@ -65,7 +65,8 @@ fn options(row: &impl Serialize) -> Result<String> {
 /// What does not go together: found by asking the configuration, so that the page says what a user would be told.
 fn clashes(text: &mut String) -> Result<()> {
     text.push_str(
-        "\n## What does not go together\n\nA configuration with such a pair is refused, with these words; all other pairs run.\n\n\
+        "\n## What does not go together\n\nA configuration with such a pair is refused, with these words; all other pairs run with their default options. Options can clash, too, \
+         and say so.\n\n\
          | method | refused with | expected |\n|---|---|---|\n",
     );
     let sample: ModelConfig = serde_json::from_str(SAMPLE).map_err(|e| Error::Input(e.to_string()))?;

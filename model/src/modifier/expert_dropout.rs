@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::cluster::check_clusters;
-use super::{Modifier, ModifierSpec, check_rate, needs_scores};
+use super::{Modifier, ModifierSpec, check_rate, needs_choice};
 use crate::config::{ModelConfig, MoeConfig, check};
 use crate::error::Result;
 use crate::params::Params;
@@ -43,7 +43,7 @@ impl ModifierSpec for ExpertDropout {
         check_clusters(self.clusters, moe, "moe.modifiers.expert_dropout.clusters")?;
         check_rate(self.rate, "moe.modifiers.expert_dropout.rate")?;
         check(self.period > 0, "moe.modifiers.expert_dropout.period", self.period, "a positive number of steps")?;
-        needs_scores(moe, Self::NAME)
+        needs_choice(moe, Self::NAME)
     }
 }
 

@@ -8,7 +8,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Modifier, ModifierSpec, check_rate, needs_scores};
+use super::{Modifier, ModifierSpec, check_rate, needs_choice};
 use crate::config::{ModelConfig, MoeConfig, check};
 use crate::error::Result;
 use crate::params::Params;
@@ -74,7 +74,21 @@ impl ModifierSpec for GateDrop {
     fn validate(&self, _model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
         check_rate(self.p, "moe.modifiers.gate_drop.p")?;
         if self.mode == Mode::Local && self.rule == Rule::Reroute {
-            needs_scores(moe, "gate_drop reroute")?;
+            needs_choice(moe, "gate_drop reroute")?;
+            let (n, drops) =
+                (moe.router.n_selected(), moe.modifiers.iter().any(|other| other.name() == "expert_dropout"));
+            check(
+                n == 1,
+                "moe.modifiers",
+                format!("gate_drop reroute with {n} experts a token"),
+                "one expert a token",
+            )?;
+            check(
+                !drops,
+                "moe.modifiers",
+                "gate_drop reroute with expert_dropout",
+                "one of them: both may leave a rank no expert",
+            )?;
         }
         let fits = self.mode == Mode::Skip || !moe.router.is_by_language();
         let value = format!("gate_drop local with {}", moe.router.name());
@@ -107,7 +121,10 @@ impl Modifier for GateDrop {
             (Mode::Skip, ..) => plan.drop_assignments(),
             (Mode::Local, Rule::Alias, Some((owner_E, rank))) => {
                 let mine: Vec<u32> = (0..owner_E.len() as u32).filter(|&e| owner_E[e as usize] == rank).collect();
-                plan.expert_A.iter_mut().for_each(|expert| *expert = mine[*expert as usize % mine.len().max(1)]);
+                if mine.is_empty() {
+                    plan.drop_assignments();
+                }
+                plan.expert_A.iter_mut().for_each(|expert| *expert = mine[*expert as usize % mine.len()]);
             }
             (Mode::Local, ..) => {}
         }

@@ -47,6 +47,11 @@ impl RouterSpec for Bilevel {
         check(divides, "moe.router.groups", self.groups, &expected)
     }
 
+    fn may_be_restricted(&self) -> bool {
+        // The group is chosen whichever of its experts may be.
+        false
+    }
+
     fn n_selected(&self) -> usize {
         1
     }

@@ -51,6 +51,11 @@ impl RouterSpec for PlGroup {
         check((1..=own).contains(&self.top_k), "moe.router.top_k", self.top_k, &expected)
     }
 
+    fn may_be_restricted(&self) -> bool {
+        // The group is chosen whichever of its experts may be.
+        false
+    }
+
     fn n_selected(&self) -> usize {
         self.top_k
     }

@@ -133,8 +133,8 @@ impl CpuTape {
 }
 
 /// Adds to `gradients` what autograd found for parameters.
-fn add_found(mut found: GradStore, inputs: &Inputs, gradients: &mut Gradients) -> Result<()> {
-    for (idx, (_, parameter)) in inputs.parameters.iter().enumerate() {
+pub(super) fn add_found(mut found: GradStore, parameters: &[(String, Var)], gradients: &mut Gradients) -> Result<()> {
+    for (idx, (_, parameter)) in parameters.iter().enumerate() {
         if let Some(gradient) = found.remove(parameter) {
             gradients.add(idx, &gradient)?;
         }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use super::cpu::add_found;
 use super::step::{Ready, StepLoss, TrainTape};
 use crate::error::Result;
 use crate::gradients::Gradients;
@@ -34,12 +35,8 @@ pub(super) fn step(
         }
     }
     if let Some(first) = terms.pop() {
-        let mut found = terms.iter().try_fold(first, |sum, term| sum + term)?.backward()?;
-        for (idx, (_, parameter)) in lm.parameters().iter().enumerate() {
-            if let Some(gradient) = found.remove(parameter) {
-                gradients.add(idx, &gradient)?;
-            }
-        }
+        let found = terms.iter().try_fold(first, |sum, term| sum + term)?.backward()?;
+        add_found(found, lm.parameters(), gradients)?;
     }
     let all = 0..lm.parameters().len();
     ready.map_or(Ok(()), |ready| ready(gradients, all))?;

@@ -15,7 +15,8 @@ use crate::params::Params;
 
 /// Elements of float32 that [`TrainTape`] holds once it has run a batch of `b` rows of `l` tokens, each row of one language, on as many
 /// threads as there are now: activations, their gradients, blocks of logits, the losses of the tokens, and the gradients of the parts
-/// that the batch is divided into. No weight is allocated.
+/// that the batch is divided into. No weight is allocated. Matrices that are made of other weights, and what autograd keeps of routers and
+/// adapters, are not counted.
 ///
 /// # Errors
 /// A configuration or a length that makes no model.

@@ -1,4 +1,4 @@
-//! A batch in, its loss and gradients out: by the tape, or by autograd where a router needs it.
+//! A batch in, its loss and gradients out: by the tape, or by autograd where tokens travel to other ranks.
 
 use std::ops::Range;
 

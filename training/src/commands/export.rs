@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use multicoder_model::llama::{self, LlamaFormat};
 
-use super::eval::newest_model;
 use crate::weights::Source;
 
 /// Arguments of `multicoder export`.
@@ -43,8 +42,7 @@ enum Format {
 /// # Errors
 /// A model that llama.cpp has no architecture for, with the option that it lacks.
 pub fn run(args: Args) -> Result<()> {
-    let path = if args.model.is_dir() { newest_model(&args.model)? } else { args.model.clone() };
-    let Source { lm, tokenizer, .. } = Source::open(&path)?;
+    let Source { lm, tokenizer, .. } = Source::open(&args.model)?;
     let format = match args.quantize {
         Format::F32 => LlamaFormat::F32,
         Format::F16 => LlamaFormat::F16,
@@ -58,5 +56,11 @@ pub fn run(args: Args) -> Result<()> {
     std::fs::write(&part, &bytes).with_context(|| part.display().to_string())?;
     std::fs::rename(&part, &args.out).with_context(|| args.out.display().to_string())?;
     println!("{}: {} bytes, for llama.cpp", args.out.display(), bytes.len());
+    eprintln!(
+        "llama.cpp splits text into other tokens than our tokenizer does: give it ids where answers are to be the same"
+    );
+    if lm.config().copy.is_some() {
+        eprintln!("the copy component, which mixes in what the text itself says, is not part of the file");
+    }
     Ok(())
 }

@@ -75,6 +75,8 @@ pub fn run(args: Args) -> Result<()> {
     // The keys are checked before the files that they name are opened.
     config::resolve(&with_placeholders(&table), &origin)?;
     let source = args.init_from.as_deref().map(Source::open).transpose()?;
+    let spawns = table.get("spawn_mask").and_then(Value::as_float).unwrap_or(0.0) > 0.0;
+    ensure!(!spawns || source.is_some() || checkpoint.is_some(), "spawn_mask: expected --init-from with a dense model");
     let tokenizer = load_tokenizer(&table, checkpoint.as_ref(), source.as_ref())?;
     complete(&mut table, tokenizer.as_ref(), source.as_ref().map(|source| source.lm.config()))?;
     let config = config::resolve(&table, &origin)?;
@@ -156,6 +158,14 @@ fn set_curriculum(table: &mut Table) -> Result<()> {
     let Some(run) = data_path(table, "curriculum_from") else { return Ok(()) };
     let n_steps = table.get("n_steps").and_then(Value::as_integer).and_then(|n| u64::try_from(n).ok());
     let n_steps = n_steps.context("data.curriculum_from: expected n_steps in the configuration")?;
+    let max_hours = table.get("max_hours").and_then(|hours| hours.as_float().or(hours.as_integer().map(|n| n as f64)));
+    ensure!(
+        max_hours.unwrap_or(0.0) == 0.0,
+        "data.curriculum_from: expected max_hours = 0: it counts from the end, in steps"
+    );
+    let is_explicit =
+        section(table, "data")?.get("curriculum").and_then(Value::as_table).is_some_and(|own| !own.is_empty());
+    ensure!(!is_explicit, "data.curriculum_from: expected no data.curriculum beside it");
     let starts = curriculum::from_run(Path::new(&run), n_steps).context("data.curriculum_from")?;
     let named: Vec<String> = starts.iter().map(|(language, step)| format!("{language} from step {step}")).collect();
     let named = if named.is_empty() { "all languages from the start".to_owned() } else { named.join(", ") };

@@ -113,9 +113,10 @@ impl Loader {
     }
 }
 
-/// A quarter of the cores. They are not those of the training step: waiting for its own work, that would take up ours.
+/// Half of the cores: beside a GPU the others have little to do, and beside a step on the processor these mostly wait, with a batch ready.
+/// They are not those of the training step: waiting for its own work, that would take up ours.
 fn n_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get() / 4).clamp(1, 8)
+    std::thread::available_parallelism().map_or(1, |n| n.get() / 2).clamp(1, 16)
 }
 
 impl Drop for Ahead {

@@ -108,8 +108,8 @@ impl<'a> Lab<'a> {
         let mut training = format!("{VERSION} {:016x} {has_bf16}", self.data);
         models.iter().for_each(|model| training += &model.config.to_string());
         for argument in &variant.arguments {
-            let other = self.named(argument, seed)?;
-            training += other.as_ref().map_or(argument, |other| &other.training);
+            training += argument;
+            training += &self.named(argument, seed)?.map_or_else(String::new, |other| other.training);
         }
         let training = xxh3_64(training.as_bytes());
         let Budget { eval_bytes, eval_lines, .. } = self.study.budget(self.budget)?;

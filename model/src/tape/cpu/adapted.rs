@@ -45,6 +45,6 @@ impl Adapted {
                 Ok(())
             })?;
         }
-        super::add_found(grads, inputs, gradients)
+        super::add_found(grads, inputs.parameters, gradients)
     }
 }

@@ -92,7 +92,7 @@ impl Routed {
                 Ok(())
             })?;
         }
-        super::add_found(grads, inputs, gradients)
+        super::add_found(grads, inputs.parameters, gradients)
     }
 
     /// The gradient of each assignment's weight, in the router's order: its output times the gradient of its token's.
