@@ -42,12 +42,13 @@ run=$RUN/starter
 status=0
 read -ra options <<<"${SET:-}"
 options=(${options[@]+"${options[@]/#/--set=}"})
+start_from=(--resume)
 if [ -n "${INIT:-}" ]; then
     [ -f "$INIT/model.safetensors" ] || python3 docs/gpu-errands/planes.py join "$INIT" "$INIT/model.safetensors"
-    [ -d "$run" ] || options+=(--init-from "$INIT")
+    [ -d "$run" ] || start_from=(--init-from "$INIT")
 fi
 # An interrupt saves a checkpoint; a second one, which timeout sends to the group unless it is in the foreground, ends the program at once.
-timeout --foreground -k 30 -s INT $((deadline - SECONDS)) "$RUN/multicoder" train --preset starter --device "$DEVICE" --resume --out "$run" \
+timeout --foreground -k 30 -s INT $((deadline - SECONDS)) "$RUN/multicoder" train --preset starter --device "$DEVICE" "${start_from[@]}" --out "$run" \
     --shards "$text/shards" --tokenizer "$text/tokenizer.json" --set "max_hours=${HOURS:-0.13}" \
     --set "data.batch_tokens=${BATCH:-65536}" --set "data.micro_batch_tokens=${MICRO_BATCH:-32768}" --set checkpoint.every_steps=2000 \
     ${options[@]+"${options[@]}"} >"$OUT/train.log" 2>&1 || status=$?
