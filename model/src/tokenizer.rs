@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use thread_local::ThreadLocal;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -79,6 +80,9 @@ pub struct FimIds {
 /// A trained tokenizer with the bytes of every token at hand.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// A copy for each thread that encodes: threads that share one wait for its cache of words and for its pattern's scratch space, so that
+    /// two take longer than one.
+    copies: ThreadLocal<tokenizers::Tokenizer>,
     bytes: Vec<Box<[u8]>>,
     special: SpecialIds,
 }
@@ -143,7 +147,8 @@ impl Tokenizer {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(self.inner.encode_fast(text, false).map_err(to_error)?.get_ids().to_vec())
+        let own = self.copies.get_or(|| self.inner.clone());
+        Ok(own.encode_fast(text, false).map_err(to_error)?.get_ids().to_vec())
     }
 
     /// The bytes that a token stands for; none for a special or unknown id.
@@ -199,7 +204,7 @@ impl Tokenizer {
             file_sep: id(FILE_SEP),
             repo_name: id(REPO_NAME),
         };
-        Ok(Tokenizer { inner, bytes, special })
+        Ok(Tokenizer { inner, copies: ThreadLocal::new(), bytes, special })
     }
 }
 

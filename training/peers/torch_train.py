@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
         if self.is_gated:
             gate, up = h.chunk(2, dim=-1)
             return self.down(F.silu(gate) * up)
-        return self.down(F.relu(h).square())
+        return self.down(relu2(h))
 
 
 class LanguageMoe(nn.Module):
@@ -53,6 +53,12 @@ class LanguageMoe(nn.Module):
         pieces = zip(self.experts, x.split(n_rows))
         y = torch.cat([expert(piece) for expert, piece in pieces if piece.shape[0]])
         return y if self.shared is None else y + self.shared(x)
+
+
+def relu2(h):
+    """relu(h) squared, as a product: autocast computes powers in float32."""
+    h = F.relu(h)
+    return h * h
 
 
 def grouped_mm(x, w, ends):
@@ -77,7 +83,7 @@ class TokenMoe(nn.Module):
         if self.is_gated:
             gate, up = h.chunk(2, dim=-1)
             return F.silu(gate) * up
-        return F.relu(h).square()
+        return relu2(h)
 
     def forward(self, x):
         shape, n_experts = x.shape, self.w_up.shape[0]
@@ -92,7 +98,7 @@ class TokenMoe(nn.Module):
         # Autocast does not know grouped_mm.
         dtype = torch.bfloat16 if torch.is_autocast_enabled(x.device.type) else x.dtype
         h = self.act(grouped_mm(x[token].to(dtype), self.w_up.to(dtype), ends))
-        y = grouped_mm(h, self.w_down.to(dtype), ends)
+        y = grouped_mm(h.to(dtype), self.w_down.to(dtype), ends)
         y = y * weight.flatten()[order].unsqueeze(1).to(y.dtype)
         if self.top_k == 1:
             # Each token comes once: a permutation back, without sums.

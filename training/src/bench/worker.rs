@@ -43,7 +43,6 @@ pub struct Job {
 /// # Errors
 /// A model that cannot be made.
 pub fn run(job: &Job) -> Result<Measured> {
-    memory::keep_pages();
     set_bf16_products(job.compute == Compute::Bf16);
     // On a thread of the pool, as a training run is.
     rayon::scope(|_| steps(job))

@@ -13,7 +13,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::config;
 use crate::data::shard;
 use crate::device::{self, DeviceKind};
-use crate::parallel::{Launch, Mesh};
+use crate::parallel::{Launch, Mesh, Mode};
 use crate::run::{Start, StepsOn};
 use crate::weights::Source;
 use crate::{curriculum, dry_run, interrupt, memory};
@@ -59,7 +59,6 @@ pub struct Args {
 /// # Errors
 /// A configuration that makes no run, before anything is written; then those of the run.
 pub fn run(args: Args) -> Result<()> {
-    memory::keep_pages();
     // A dry run needs no GPU, even of a program that trains on one.
     let (device, steps_on) =
         if args.dry_run { (Device::Cpu, StepsOn::Tensors) } else { device::for_steps(args.device)? };
@@ -83,6 +82,9 @@ pub fn run(args: Args) -> Result<()> {
     if args.dry_run {
         println!("{}\n{}", config.to_toml()?, dry_run::report(&config));
         return Ok(());
+    }
+    if config.parallel.mode == Mode::Expert {
+        memory::keep_pages();
     }
     let tokenizer = Arc::new(tokenizer.context("data.tokenizer is empty: give --tokenizer FILE")?);
     ensure!(!config.data.shards.is_empty(), "data.shards is empty: give --shards DIR");
