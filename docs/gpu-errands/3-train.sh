@@ -53,7 +53,8 @@ timeout --foreground -k 30 -s INT $((deadline - SECONDS)) "$RUN/multicoder" trai
     --set "data.batch_tokens=${BATCH:-65536}" --set "data.micro_batch_tokens=${MICRO_BATCH:-32768}" --set checkpoint.every_steps=2000 \
     ${options[@]+"${options[@]}"} >"$OUT/train.log" 2>&1 || status=$?
 tail -n 40 "$OUT/train.log"
-cp "$run/metrics.jsonl" "$run/run.toml" "$OUT/" 2>/dev/null || true
+cp "$run/run.toml" "$OUT/" 2>/dev/null || true
+gzip -c "$run/metrics.jsonl" >"$OUT/metrics.jsonl.gz" 2>/dev/null || true
 case $status in
 0)
     last=$(ls -d "$run"/checkpoints/step-* | tail -n 1)

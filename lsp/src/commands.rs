@@ -7,6 +7,7 @@ use anyhow::Context;
 pub(crate) mod complete;
 pub(crate) mod completions;
 pub(crate) mod doctor;
+pub(crate) mod replay;
 pub(crate) mod serve;
 
 /// Writes a command's result to standard output. A reader that has seen enough (`| head`) is no error.

@@ -21,6 +21,7 @@ pub mod model_completer;
 pub mod position;
 pub mod prompt;
 pub mod reason;
+pub mod replay;
 pub mod reuse;
 pub mod scripted;
 pub mod server;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{complete, completions, doctor, serve};
+use commands::{complete, completions, doctor, replay, serve};
 
 /// Completes code in any editor that speaks the Language Server Protocol, with the model inside this program.
 ///
@@ -31,6 +31,8 @@ enum Command {
     Complete(complete::Args),
     /// Say what model, device, languages and speed there are, and what each editor must set.
     Doctor(doctor::Args),
+    /// Type in files by itself and print how long the answers took.
+    Replay(replay::Args),
     /// Print the completion script of a shell.
     Completions(completions::Args),
 }
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         None => serve::run(cli.model),
         Some(Command::Complete(args)) => complete::run(&args, cli.model.as_deref()),
         Some(Command::Doctor(args)) => doctor::run(&args, cli.model.as_deref()),
+        Some(Command::Replay(args)) => replay::run(&args, cli.model),
         Some(Command::Completions(args)) => completions::run::<Cli>(&args),
     };
     match result {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use multicoder_model::{
     Computed, Error, Finish as ModelFinish, GenerateOptions, Generated, ModelConfig, Prompt, PromptBudget, Served, fim,
-    generate,
+    generate, served,
 };
 
 use crate::completer::{Ask, Completer, CompleterError, Finish, Loader, ModelInfo, Written};
@@ -22,9 +22,6 @@ pub const EMBEDDED: &str = "embedded";
 
 /// Prompts are no longer than this, whatever the model could read: the processor has to read it first.
 const MAX_PROMPT_TOKENS: usize = 2048;
-
-/// More do not make a small model faster: each has little to do between two meetings.
-const MAX_THREADS: usize = 4;
 
 /// A model and what it remembers of the last prompt.
 pub struct ModelCompleter {
@@ -54,7 +51,7 @@ pub fn loader(path: Option<std::path::PathBuf>) -> Loader {
 impl ModelCompleter {
     /// A completer over a loaded model.
     pub fn new(model: Served) -> ModelCompleter {
-        let (computed, info) = (Computed::new(model.config(), n_threads()), describe(&model));
+        let (computed, info) = (Computed::new(model.config(), served::n_threads()), describe(&model));
         ModelCompleter { model, computed, info }
     }
 
@@ -121,7 +118,7 @@ impl Completer for ModelCompleter {
     }
 
     fn reset(&mut self) {
-        self.computed = Computed::new(self.model.config(), n_threads());
+        self.computed = Computed::new(self.model.config(), served::n_threads());
     }
 }
 
@@ -141,11 +138,6 @@ fn expert_of(config: &ModelConfig, language: Option<&str>) -> Option<String> {
     let experts = config.expert_of_language();
     let expert = experts.get(config.language_index(language) as usize);
     Some(expert.map_or("of an unknown language".to_string(), usize::to_string))
-}
-
-/// Threads that work when their cores are free.
-fn n_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)
 }
 
 fn describe(model: &Served) -> ModelInfo {

@@ -1,6 +1,6 @@
-//! From a document's uri to the path that names it.
+//! From a document's uri to the path that names it, and back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The path of a `file:` uri; of another one (`untitled:Untitled-1`), what follows the scheme.
 pub fn to_path(uri: &str) -> PathBuf {
@@ -15,6 +15,18 @@ pub fn to_path(uri: &str) -> PathBuf {
     // `file:///c:/x` names a drive, not a folder of the root.
     let is_drive = matches!(path.as_bytes(), [b'/', drive, b':', ..] if drive.is_ascii_alphabetic());
     PathBuf::from(if is_drive { &path[1..] } else { &path[..] })
+}
+
+/// The `file:` uri of an absolute path.
+pub fn of_path(path: &Path) -> String {
+    let path = path.to_string_lossy().replace('\\', "/");
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
+    let encoded = path.bytes().map(|byte| match is_plain(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    });
+    let root = if path.starts_with('/') { "file://" } else { "file:///" };
+    encoded.fold(root.to_owned(), |uri, part| uri + &part)
 }
 
 fn percent_decoded(text: &str) -> String {
@@ -38,6 +50,15 @@ fn hex(digit: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_comes_back() {
+        for path in ["/home/a b/größe.rs", "/x#y/?.py", "/a%20b/c.lua"] {
+            let uri = of_path(Path::new(path));
+            assert!(uri.is_ascii() && !uri.contains(['#', '?', ' ']), "{uri}");
+            assert_eq!(to_path(&uri), PathBuf::from(path));
+        }
+    }
 
     #[test]
     fn decodes_file_uris() {

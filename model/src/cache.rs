@@ -53,10 +53,15 @@ impl Held {
         &self.ids
     }
 
+    /// How many tokens of what `ids` begins with are held under the same language.
+    pub(crate) fn common_prefix(&self, ids: &[u32], language: u32) -> usize {
+        let common = self.ids.iter().zip(ids).take_while(|(held, id)| held == id).count();
+        if language == self.language { common } else { 0 }
+    }
+
     /// Keeps what `ids` begins with, under the same language, and returns how many tokens that is.
     pub(crate) fn keep_common_prefix(&mut self, ids: &[u32], language: u32) -> usize {
-        let common = self.ids.iter().zip(ids).take_while(|(held, id)| held == id).count();
-        let keep = if language == self.language { common } else { 0 };
+        let keep = self.common_prefix(ids, language);
         self.language = language;
         self.truncate(keep);
         keep

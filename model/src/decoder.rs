@@ -14,6 +14,7 @@ mod model;
 mod network;
 mod packed;
 mod quantized;
+mod states;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -25,4 +26,5 @@ pub use kernel::{Simd, multiply};
 pub use model::{Decoder, Worker};
 pub use packed::{COLS, Format, Packed, ROWS};
 pub use quantized::Quantized;
+pub use states::DecoderStates;
 pub use weights::{Floats, WeightSource};

@@ -49,7 +49,7 @@ mod extract;
 pub mod gguf;
 pub mod llama;
 mod materialize;
-mod served;
+pub mod served;
 
 mod error;
 

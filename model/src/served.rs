@@ -8,7 +8,7 @@ use candle_core::Device;
 use crate::bundle::{self, BundleInfo};
 use crate::checkpoint;
 use crate::config::ModelConfig;
-use crate::decoder::{Decoder, DecoderCache, FileBytes, Floats, Format, GgufWeights, Simd, Worker};
+use crate::decoder::{Decoder, DecoderStates, FileBytes, Floats, Format, GgufWeights, Simd, Worker};
 use crate::error::{Error, Result};
 use crate::generate::Sequence;
 use crate::gguf;
@@ -16,6 +16,14 @@ use crate::tokenizer::Tokenizer;
 
 /// How far a largest logit may be from that of the tensors whose weights these are: activations are rounded to eight bits here.
 const GOLDEN_TOLERANCE: f32 = 0.25;
+
+/// More threads do not make a small model faster: each has little to do between two meetings.
+const MAX_THREADS: usize = 4;
+
+/// Threads that work when their cores are free.
+pub fn n_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)
+}
 
 /// A loaded model.
 pub struct Served {
@@ -26,7 +34,7 @@ pub struct Served {
 
 /// What a model has computed, and the threads and memory that it computes with.
 pub struct Computed {
-    cache: DecoderCache,
+    states: DecoderStates,
     worker: Worker,
 }
 
@@ -90,12 +98,12 @@ impl Served {
 impl Computed {
     /// Nothing yet, and `n_threads` threads to compute with.
     pub fn new(config: &ModelConfig, n_threads: usize) -> Computed {
-        Computed { cache: DecoderCache::new(config, config.context_tokens), worker: Worker::new(n_threads) }
+        Computed { states: DecoderStates::new(config), worker: Worker::new(n_threads) }
     }
 
     /// Forgets all that was computed.
     pub fn clear(&mut self) {
-        self.cache.truncate(0);
+        self.states.clear();
     }
 }
 
@@ -111,24 +119,121 @@ impl Sequence for PackedSequence<'_> {
     }
 
     fn ids(&self) -> &[u32] {
-        self.computed.cache.ids()
+        self.computed.states.current().ids()
     }
 
     fn capacity(&self) -> usize {
-        self.computed.cache.capacity()
+        self.computed.states.current().capacity()
     }
 
     fn keep_common_prefix(&mut self, ids: &[u32], language: u32) -> usize {
-        self.computed.cache.keep_common_prefix(ids, language)
+        self.computed.states.keep_common_prefix(ids, language)
     }
 
     fn truncate(&mut self, n_tokens: usize) {
-        self.computed.cache.truncate(n_tokens);
+        self.computed.states.current_mut().truncate(n_tokens);
     }
 
     fn next(&mut self, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>> {
-        let Computed { cache, worker } = &mut *self.computed;
-        self.decoder.decode((ids, 1), language, cache, worker, cancelled)?;
+        let Computed { states, worker } = &mut *self.computed;
+        self.decoder.decode((ids, 1), language, states.current_mut(), worker, cancelled)?;
         Ok(worker.logits.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+    use crate::draw::mix;
+    use crate::fim::{PromptBudget, prompt};
+    use crate::generate::{GenerateOptions, Generated, generate};
+    use crate::lm::CodeLm;
+    use crate::router::RouterConfig;
+    use crate::tokenizer::tests::toy;
+    use std::cell::Cell;
+
+    fn served() -> Served {
+        let tokenizer = toy();
+        let mut config = tiny(Some(RouterConfig::all().remove(0)));
+        (config.vocab_size, config.context_tokens) = (tokenizer.vocab_size(), 160);
+        let lm = CodeLm::init(&config, 3, &Device::Cpu).unwrap();
+        let decoder = Decoder::new(&config, Arc::new(Floats::of(&lm, Format::Q8).unwrap()), Simd::best()).unwrap();
+        Served { decoder, tokenizer, info: BundleInfo::new(&config, "test", "q8_0") }
+    }
+
+    /// Two files that someone edits, each with a caret.
+    struct Editing {
+        files: [(Vec<char>, usize); 2],
+        at: usize,
+        n_draws: u64,
+    }
+
+    impl Editing {
+        fn below(&mut self, n: usize) -> usize {
+            self.n_draws += 1;
+            (mix(7, self.n_draws) % n.max(1) as u64) as usize
+        }
+
+        fn edit(&mut self) {
+            let what = self.below(100);
+            let (n, c) = (1 + self.below(4), char::from(b' ' + self.below(64) as u8));
+            let anywhere = self.below(400);
+            let (text, caret) = &mut self.files[self.at];
+            match what {
+                0..60 => {
+                    text.splice(*caret..*caret, std::iter::repeat_n(c, n));
+                    *caret += n;
+                }
+                60..80 => {
+                    let start = caret.saturating_sub(n);
+                    text.drain(start..*caret);
+                    *caret = start;
+                }
+                80..90 => *caret = anywhere.min(text.len()),
+                _ => self.at = 1 - self.at,
+            }
+            // It neither grows for ever nor becomes nothing.
+            let (text, caret) = &mut self.files[self.at];
+            text.truncate(400);
+            *caret = (*caret).min(text.len());
+        }
+
+        fn answer(&self, model: &Served, computed: &mut Computed, cancelled: &dyn Fn() -> bool) -> Result<Generated> {
+            let (text, caret) = &self.files[self.at];
+            let (before, after): (String, String) = (text[..*caret].iter().collect(), text[*caret..].iter().collect());
+            let budget = PromptBudget { max_tokens: 140, suffix_tokens: 50, snippet_tokens: 0 };
+            let language = Some(["lua", "go"][self.at]);
+            let prompt = prompt(&model.tokenizer, language, &[], &before, &after, &budget)?;
+            let options = GenerateOptions { max_new_tokens: 4 };
+            let mut sequence = model.sequence(computed);
+            generate(&mut sequence, &model.tokenizer, &prompt, language, &options, &mut |_| false, cancelled)
+        }
+    }
+
+    #[test]
+    fn ten_thousand_edits_have_the_answers_of_an_empty_cache() {
+        let model = served();
+        let text =
+            |word: &str| format!("def {word}(a, b):\n    return a + b\n").repeat(6).chars().collect::<Vec<char>>();
+        let mut editing = Editing { files: [(text("add"), 60), (text("sub"), 100)], at: 0, n_draws: 0 };
+        let mut computed = Computed::new(model.config(), 1);
+        let (mut n_cached, mut n_given_up) = (0, 0);
+        for step in 0..10_000 {
+            editing.edit();
+            if editing.below(10) == 0 {
+                let left = Cell::new(editing.below(6));
+                let cancelled = || left.replace(left.get().saturating_sub(1)) == 0;
+                n_given_up += usize::from(editing.answer(&model, &mut computed, &cancelled).is_err());
+            }
+            let warm = editing.answer(&model, &mut computed, &|| false).unwrap();
+            // A cold answer costs all of the prompt: every third will do.
+            if step % 3 == 0 {
+                let cold = editing.answer(&model, &mut Computed::new(model.config(), 1), &|| false).unwrap();
+                assert_eq!((&warm.ids, &warm.logprobs), (&cold.ids, &cold.logprobs), "step {step}");
+            }
+            n_cached += warm.cached_tokens;
+        }
+        assert!(n_cached > 500_000 && n_given_up > 100, "{n_cached} tokens were kept, {n_given_up} answers given up");
     }
 }

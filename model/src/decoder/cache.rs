@@ -58,6 +58,25 @@ impl DecoderCache {
         self.held.keep_common_prefix(ids, language)
     }
 
+    /// How many tokens of what `ids` begins with are held, under the same language.
+    pub fn common_prefix(&self, ids: &[u32], language: u32) -> usize {
+        self.held.common_prefix(ids, language)
+    }
+
+    /// What it takes in memory when it is full.
+    pub fn n_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| 2 * (layer.k.len() + layer.v.len())).sum()
+    }
+
+    /// Holds the first `n_tokens` of another cache of the same shape, and nothing else.
+    pub(super) fn copy_from(&mut self, other: &DecoderCache, n_tokens: usize) {
+        for (layer, other) in self.layers.iter_mut().zip(&other.layers) {
+            layer.copy_from(other, n_tokens);
+        }
+        self.held = other.held.clone();
+        self.held.truncate(n_tokens);
+    }
+
     /// Forgets all positions from `n_tokens` on.
     pub fn truncate(&mut self, n_tokens: usize) {
         self.held.truncate(n_tokens);
@@ -95,6 +114,16 @@ impl LayerCache {
             }
             let at = (head * self.capacity + position) * self.stride;
             self.v[at..at + d].reinterpret_cast_mut::<f16>().convert_from_f32_slice(v);
+        }
+    }
+
+    fn copy_from(&mut self, other: &LayerCache, n: usize) {
+        let heads = self.v.len() / (self.capacity * self.stride);
+        for head in 0..heads {
+            let (keys, values) = (other.keys(head, n), other.values(head, n));
+            let (k, v) = (head * self.capacity * self.d, head * self.capacity * self.stride);
+            self.k[k..k + keys.len()].copy_from_slice(keys);
+            self.v[v..v + values.len()].copy_from_slice(values);
         }
     }
 

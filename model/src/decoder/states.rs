@@ -1,0 +1,157 @@
+//! Several sequences that were computed, so that who goes back to one computes nothing: places of a file, files, languages.
+//!
+//! The one whose beginning is most like the next text goes on, unless it would lose much by that: then the one that was used longest ago
+//! takes its place, with a copy of what both begin with.
+
+use super::cache::DecoderCache;
+use crate::config::ModelConfig;
+
+/// What all of them may hold.
+const BUDGET_BYTES: usize = 48 << 20;
+const MAX_STATES: usize = 8;
+/// Tokens that are given up without a thought: an answer that was not taken, a word that was changed.
+const CHEAP_TOKENS: usize = 64;
+
+/// Caches of one model. One of them is current.
+pub struct DecoderStates {
+    /// The current one is the last, and the one used longest ago the first.
+    caches: Vec<DecoderCache>,
+    config: ModelConfig,
+    max_states: usize,
+}
+
+impl DecoderStates {
+    /// An empty one, current; more are made when they are needed, as many as 48 MiB hold.
+    pub fn new(config: &ModelConfig) -> DecoderStates {
+        let first = DecoderCache::new(config, config.context_tokens);
+        let max_states = (BUDGET_BYTES / first.n_bytes().max(1)).clamp(1, MAX_STATES);
+        DecoderStates { caches: vec![first], config: config.clone(), max_states }
+    }
+
+    /// What is computed now.
+    pub fn current(&self) -> &DecoderCache {
+        &self.caches[self.caches.len() - 1]
+    }
+
+    /// What is computed now, to be added to.
+    pub fn current_mut(&mut self) -> &mut DecoderCache {
+        let last = self.caches.len() - 1;
+        &mut self.caches[last]
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.caches.len()
+    }
+
+    /// Whether nothing is computed.
+    pub fn is_empty(&self) -> bool {
+        self.caches.iter().all(|cache| cache.ids().is_empty())
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.caches.truncate(1);
+        self.caches[0].truncate(0);
+    }
+
+    /// Makes current what begins as `ids` do, under the same language; returns how many tokens of them it holds.
+    pub fn keep_common_prefix(&mut self, ids: &[u32], language: u32) -> usize {
+        let common = |at: &usize| self.caches[*at].common_prefix(ids, language);
+        // Of several that are alike the one used last.
+        let best = (0..self.caches.len()).max_by_key(common).unwrap_or(0);
+        let n_common = common(&best);
+        let n_lost = self.caches[best].ids().len() - n_common;
+        let current = match n_lost > CHEAP_TOKENS {
+            true => self.spare(best, n_common),
+            false => self.caches.remove(best),
+        };
+        self.caches.push(current);
+        self.current_mut().keep_common_prefix(ids, language)
+    }
+
+    /// A cache with the first `n_tokens` of that at `best`: a new one, else that which was used longest ago.
+    fn spare(&mut self, best: usize, n_tokens: usize) -> DecoderCache {
+        if self.max_states == 1 {
+            return self.caches.remove(best);
+        }
+        let (mut spare, best) = match self.caches.len() < self.max_states {
+            true => (DecoderCache::new(&self.config, self.config.context_tokens), best),
+            // What is to be copied from is not written over.
+            false if best == 0 => (self.caches.remove(1), 0),
+            false => (self.caches.remove(0), best - 1),
+        };
+        spare.copy_from(&self.caches[best], n_tokens);
+        spare
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+
+    fn states() -> DecoderStates {
+        DecoderStates::new(&ModelConfig { context_tokens: 512, ..tiny(None) })
+    }
+
+    fn text(from: u32, n: u32) -> Vec<u32> {
+        (from..from + n).collect()
+    }
+
+    /// Computes `ids` as far as they are not there; returns how many were.
+    fn compute(states: &mut DecoderStates, ids: &[u32], language: u32) -> usize {
+        let kept = states.keep_common_prefix(ids, language);
+        let cache = states.current_mut();
+        cache.follow(language).unwrap();
+        for (position, id) in ids.iter().enumerate().skip(kept) {
+            let numbers = vec![(*id % 2048) as f32; 16];
+            cache.layers.iter_mut().for_each(|layer| layer.put(position, &numbers, &numbers));
+        }
+        cache.commit(&ids[kept..]);
+        for (position, id) in ids.iter().enumerate() {
+            let v = states.current().layers[0].values(1, position + 1);
+            assert_eq!(half::f16::from_bits(v[v.len() - 16]).to_f32(), (*id % 2048) as f32, "position {position}");
+        }
+        kept
+    }
+
+    #[test]
+    fn going_back_to_a_text_computes_nothing() {
+        let mut states = states();
+        let texts = [text(0, 200), text(300, 200), text(600, 200)];
+        assert!(texts.iter().all(|ids| compute(&mut states, ids, 0) == 0));
+        assert!(texts.iter().all(|ids| compute(&mut states, ids, 0) == 200));
+        assert_eq!(states.len(), 3);
+        assert_eq!(compute(&mut states, &texts[0], 1), 0, "another language has other experts");
+        states.clear();
+        assert!(states.is_empty() && states.len() == 1);
+    }
+
+    #[test]
+    fn typing_stays_where_it_is_and_a_jump_takes_the_common_beginning_along() {
+        let mut states = states();
+        compute(&mut states, &text(0, 200), 0);
+        let typed = [text(0, 190), text(900, 4)].concat();
+        assert_eq!((compute(&mut states, &typed, 0), states.len()), (190, 1));
+        let elsewhere = [text(0, 100), text(700, 90)].concat();
+        assert_eq!((compute(&mut states, &elsewhere, 0), states.len()), (100, 2));
+        assert_eq!(compute(&mut states, &typed, 0), 194);
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_makes_room() {
+        let mut states = states();
+        let texts: Vec<Vec<u32>> = (0..MAX_STATES as u32 + 1).map(|n| text(1000 * n, 100)).collect();
+        texts.iter().for_each(|ids| assert_eq!(compute(&mut states, ids, 0), 0));
+        assert_eq!(states.len(), MAX_STATES);
+        assert_eq!(compute(&mut states, &texts[1], 0), 100);
+        assert_eq!(compute(&mut states, &texts[0], 0), 0, "the first text went when the last came");
+        assert_eq!(compute(&mut states, &texts[1], 0), 100, "used again, it stayed");
+        // What is copied from is that which was used longest ago.
+        let mut states = super::tests::states();
+        texts[..MAX_STATES].iter().for_each(|ids| assert_eq!(compute(&mut states, ids, 0), 0));
+        let begun = [&texts[0][..30], &text(90_000, 60)].concat();
+        assert_eq!((compute(&mut states, &begun, 0), compute(&mut states, &texts[0], 0)), (30, 100));
+    }
+}
