@@ -39,6 +39,7 @@ pub mod tape;
 
 pub mod copy;
 pub mod decoder;
+pub mod engine;
 pub mod fim;
 pub mod generate;
 pub mod tokenizer;
@@ -58,6 +59,7 @@ pub use cache::KvCache;
 pub use config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE};
 pub use copy::CopyConfig;
 pub use draw::StepKey;
+pub use engine::Engine;
 pub use error::{Error, Result};
 pub use exchange::ExpertExchange;
 pub use fim::{Prompt, PromptBudget, Snippet};

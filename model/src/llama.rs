@@ -26,7 +26,7 @@ pub enum LlamaFormat {
     Q4_0,
 }
 
-/// The file of a trainable model, for one of its languages if it has experts.
+/// The file of a model, for one of its languages if it has experts.
 ///
 /// # Errors
 /// [`Error::Config`] with the first option that llama.cpp's architectures do not have; a language that is missing or unknown.
@@ -105,11 +105,11 @@ struct Weights<'a> {
 
 impl Weights<'_> {
     fn find(&self, name: &str) -> Option<&Tensor> {
-        self.lm.parameters().iter().find(|(known, _)| known == name).map(|(_, var)| var.as_tensor())
+        self.lm.weights().iter().find(|(known, _)| known == name).map(|(_, weight)| weight)
     }
 
     fn get(&self, name: &str) -> Result<&Tensor> {
-        self.find(name).ok_or_else(|| Error::Input(format!("no weight {name}: expected a trainable model")))
+        self.find(name).ok_or_else(|| Error::Input(format!("no weight {name} in the model")))
     }
 
     /// All tensors under llama.cpp's names.

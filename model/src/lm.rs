@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::exchange::ExpertExchange;
 use crate::experts::Experts;
 use crate::ops::{self, Rope, linear};
-use crate::params::{Init, Params};
+use crate::params::{Built, Init, Params};
 use crate::router::{Router, RouterContext};
 
 /// The target id that is not counted in a loss.
@@ -77,6 +77,7 @@ pub struct CodeLm {
     /// The output projection where it is not the embedding.
     head_VD: Option<Tensor>,
     rope: Rope,
+    weights: Vec<(String, Tensor)>,
     vars: Vec<(String, Var)>,
     device: Device,
 }
@@ -117,7 +118,7 @@ impl CodeLm {
             false => Some(params.get("lm_head.weight", &[v, d], Init::Normal(1.0 / (d as f64).sqrt()))?),
         };
         let rope = Rope::new(config.d_head, config.rope_theta, config.context_tokens);
-        let (vars, unused) = params.finish();
+        let Built { weights, vars, unused } = params.finish();
         let known = |name: &String| config.tie_embeddings && name == "lm_head.weight" || name.ends_with("inv_freq");
         if let Some(name) = unused.iter().find(|name| !known(name)) {
             return Err(Error::Input(format!("weight {name} belongs to no layer of the configured model")));
@@ -133,6 +134,7 @@ impl CodeLm {
             norm_D,
             head_VD,
             rope,
+            weights,
             vars,
             device,
         })
@@ -154,6 +156,11 @@ impl CodeLm {
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// All weights by checkpoint name, in a fixed order.
+    pub fn weights(&self) -> &[(String, Tensor)] {
+        &self.weights
     }
 
     /// The trainable weights by checkpoint name, in a fixed order; empty for a model that was loaded to serve.

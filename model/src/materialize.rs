@@ -14,8 +14,7 @@ use crate::params::Params;
 
 impl CodeLm {
     /// This model with plain adapters in place of those that a network makes, and with experts that have matrices of their own: logits are
-    /// the same up to rounding, and serving pays for nothing but the products. The model must be trainable: only such a one knows its
-    /// weights by name.
+    /// the same up to rounding, and serving pays for nothing but the products.
     ///
     /// # Errors
     /// A failing device.
@@ -69,7 +68,7 @@ impl CodeLm {
     }
 
     fn tensors(&self) -> HashMap<String, Tensor> {
-        self.parameters().iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect()
+        self.weights().iter().cloned().collect()
     }
 }
 

@@ -35,26 +35,41 @@ pub struct Params {
     trainable: bool,
     prefix: String,
     vars: Vec<(String, Var)>,
+    weights: Vec<(String, Tensor)>,
     device: Device,
+}
+
+/// What a model was built of.
+pub struct Built {
+    /// Every weight, in the order in which they were asked for.
+    pub weights: Vec<(String, Tensor)>,
+    /// The trainable ones.
+    pub vars: Vec<(String, Var)>,
+    /// Names that the checkpoint has beyond them.
+    pub unused: Vec<String>,
 }
 
 impl Params {
     /// Fresh trainable weights. A weight's values depend on `seed` and its name alone.
     pub fn random(seed: u64, device: &Device) -> Params {
         let source = Source::Random { seed };
-        Params { source, trainable: true, prefix: String::new(), vars: Vec::new(), device: device.clone() }
+        Params::new(source, true, device)
+    }
+
+    fn new(source: Source, trainable: bool, device: &Device) -> Params {
+        let (vars, weights) = (Vec::new(), Vec::new());
+        Params { source, trainable, prefix: String::new(), vars, weights, device: device.clone() }
     }
 
     /// The weights of a checkpoint. `origin` names it in errors; only a trainable model keeps its operations for a backward pass.
     pub fn from_tensors(tensors: HashMap<String, Tensor>, origin: &str, trainable: bool, device: &Device) -> Params {
         let source = Source::Tensors { tensors, origin: origin.to_string() };
-        Params { source, trainable, prefix: String::new(), vars: Vec::new(), device: device.clone() }
+        Params::new(source, trainable, device)
     }
 
     /// Names and shapes without memory behind them, to plan with: a weight is one zero, seen everywhere, and what is trained is empty.
     pub(crate) fn shapes_only() -> Params {
-        let device = Device::Cpu;
-        Params { source: Source::Shapes(Vec::new()), trainable: true, prefix: String::new(), vars: Vec::new(), device }
+        Params::new(Source::Shapes(Vec::new()), true, &Device::Cpu)
     }
 
     /// Runs `build` with `name.` before every weight's name.
@@ -82,12 +97,15 @@ impl Params {
                 return Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(shape)?);
             }
         };
-        if !self.trainable {
-            return Ok(values);
-        }
-        let var = Var::from_tensor(&values)?;
-        let tensor = var.as_tensor().clone();
-        self.vars.push((name, var));
+        let tensor = if self.trainable {
+            let var = Var::from_tensor(&values)?;
+            let tensor = var.as_tensor().clone();
+            self.vars.push((name.clone(), var));
+            tensor
+        } else {
+            values
+        };
+        self.weights.push((name, tensor.clone()));
         Ok(tensor)
     }
 
@@ -99,14 +117,14 @@ impl Params {
         }
     }
 
-    /// The trainable weights in the order in which they were asked for, and the names that the checkpoint has beyond them.
-    pub fn finish(self) -> (Vec<(String, Var)>, Vec<String>) {
+    /// What was asked for, and what was not.
+    pub fn finish(self) -> Built {
         let mut unused = match self.source {
             Source::Random { .. } | Source::Shapes(_) => Vec::new(),
             Source::Tensors { tensors, .. } => tensors.into_keys().collect(),
         };
         unused.sort();
-        (self.vars, unused)
+        Built { weights: self.weights, vars: self.vars, unused }
     }
 }
 

@@ -8,7 +8,8 @@ use candle_core::Device;
 use crate::bundle::{self, BundleInfo};
 use crate::checkpoint;
 use crate::config::ModelConfig;
-use crate::decoder::{Decoder, DecoderStates, FileBytes, Floats, Format, GgufWeights, Simd, Worker};
+use crate::decoder::{Decoder, DecoderStates, FileBytes, GgufWeights, Simd, Worker};
+use crate::engine::rounded;
 use crate::error::{Error, Result};
 use crate::generate::Sequence;
 use crate::gguf;
@@ -67,13 +68,11 @@ impl Served {
     }
 
     fn of_folder(path: &Path) -> Result<Served> {
-        let lm = checkpoint::load_lm(path, true, &Device::Cpu)?;
-        let lm = if lm.config().is_plain() { lm } else { lm.materialized()? };
+        let lm = checkpoint::load_lm(path, false, &Device::Cpu)?;
         let tokenizer = Tokenizer::from_file(&path.join("tokenizer.json"))?;
         let info = BundleInfo::new(lm.config(), &path.display().to_string(), "q8_0");
         bundle::check_served(lm.config(), &tokenizer, &info)?;
-        let decoder = Decoder::new(lm.config(), Arc::new(Floats::of(&lm, Format::Q8)?), Simd::best())?;
-        Ok(Served { decoder, tokenizer, info })
+        Ok(Served { decoder: rounded(&lm)?, tokenizer, info })
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -82,7 +81,7 @@ impl Served {
 
     /// The model with what it has computed so far.
     pub fn sequence<'a>(&'a self, computed: &'a mut Computed) -> PackedSequence<'a> {
-        PackedSequence { decoder: &self.decoder, computed }
+        computed.of(&self.decoder)
     }
 
     /// Whether the model answers its golden inputs as when it was packed.
@@ -99,6 +98,11 @@ impl Computed {
     /// Nothing yet, and `n_threads` threads to compute with.
     pub fn new(config: &ModelConfig, n_threads: usize) -> Computed {
         Computed { states: DecoderStates::new(config), worker: Worker::new(n_threads) }
+    }
+
+    /// The model with what it has computed so far; always the same one.
+    pub fn of<'a>(&'a mut self, decoder: &'a Decoder) -> PackedSequence<'a> {
+        PackedSequence { decoder, computed: self }
     }
 
     /// Forgets all that was computed.
@@ -145,6 +149,7 @@ impl Sequence for PackedSequence<'_> {
 mod tests {
     use super::*;
     use crate::config::tests::tiny;
+    use crate::decoder::{Floats, Format};
     use crate::draw::mix;
     use crate::fim::{PromptBudget, prompt};
     use crate::generate::{GenerateOptions, Generated, generate};

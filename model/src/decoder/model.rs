@@ -114,11 +114,6 @@ impl Decoder {
         &self.config
     }
 
-    /// What the text itself says is not mixed in any more.
-    pub fn leave_out_copy(&mut self) {
-        self.config.copy = None;
-    }
-
     /// Experts that are packed, over all layers, and the bytes of their weights.
     pub fn experts_in_memory(&self) -> (usize, usize) {
         let of_layer = |layer: &Layer| match &layer.ffn {

@@ -41,15 +41,15 @@ pub struct Floats {
 }
 
 impl Floats {
-    /// Those of a trainable model: only such a one knows its weights by name.
+    /// Those of a model.
     ///
     /// # Errors
     /// A device that fails.
     pub fn of(lm: &CodeLm, format: Format) -> Result<Floats> {
-        let values = |(name, var): &(String, candle_core::Var)| {
-            Ok((name.clone(), (var.dims().to_vec(), var.flatten_all()?.to_vec1::<f32>()?)))
+        let values = |(name, weight): &(String, candle_core::Tensor)| {
+            Ok((name.clone(), (weight.dims().to_vec(), weight.flatten_all()?.to_vec1::<f32>()?)))
         };
-        Ok(Floats { weights: lm.parameters().iter().map(values).collect::<Result<_>>()?, format })
+        Ok(Floats { weights: lm.weights().iter().map(values).collect::<Result<_>>()?, format })
     }
 
     fn get(&self, name: &str, shape: &[usize]) -> Result<&[f32]> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
-use multicoder_model::{Bundle, Served};
+use multicoder_model::Bundle;
 use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -177,8 +177,7 @@ fn run_questions(suite: &Suite, args: &Args, asked: Asked<'_>) -> Result<()> {
         }
         Asked::Files(path) => {
             let (info, bundle) = load(path, args)?;
-            let mut local = local(&info, &bundle, args.copy)?;
-            questions::run(suite, &args.questions, &args.common, &info, (&mut local, Some(&bundle)))
+            questions::run(suite, &args.questions, &args.common, &info, (&mut Local::new(&bundle)?, Some(&bundle)))
         }
     }
 }
@@ -202,18 +201,6 @@ fn load(path: &Path, args: &Args) -> Result<(ModelInfo, Bundle)> {
     }
     let info = model_info(&path, &bundle)?;
     Ok((info, bundle))
-}
-
-/// Who answers for `bundle`: on the CPU the decoder of the server.
-fn local<'a>(info: &ModelInfo, bundle: &'a Bundle, copy: Switch) -> Result<Local<'a>> {
-    if !bundle.lm.device().is_cpu() {
-        return Local::tensors(bundle);
-    }
-    let mut model = Served::load(Path::new(&info.path))?;
-    if copy == Switch::Off {
-        model.decoder.leave_out_copy();
-    }
-    Ok(Local::packed(model))
 }
 
 /// The model of the repository around the working folder.

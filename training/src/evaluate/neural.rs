@@ -4,8 +4,7 @@
 use anyhow::Result;
 use indicatif::ProgressBar;
 use multicoder_model::copy::next_token_probs;
-use multicoder_model::{CodeLm, PromptBudget, Tokenizer, fim};
-use multicoder_model::{GenerateOptions, KvCache, TensorSequence, generate};
+use multicoder_model::{CodeLm, Engine, GenerateOptions, PromptBudget, Tokenizer, fim, generate};
 
 use super::metric::{TextScore, line_score};
 use super::sample::LanguageSample;
@@ -19,20 +18,14 @@ const LOAD_FILES: usize = 8;
 /// # Errors
 /// Errors of the tokenizer and the model.
 pub fn score(
-    lm: &CodeLm,
+    (lm, engine): (&CodeLm, &mut Engine<'_>),
     tokenizer: &Tokenizer,
     sample: &LanguageSample,
     options: &EvalOptions,
     bar: &ProgressBar,
 ) -> Result<SystemOutput> {
     let texts = score_texts(lm, tokenizer, sample, options.tag, bar)?;
-    let mut completer = Completer {
-        lm,
-        tokenizer,
-        language: &sample.language,
-        cache: KvCache::new(lm.config(), lm.device())?,
-        options,
-    };
+    let mut completer = Completer { engine, tokenizer, language: &sample.language, options };
     let mut lines = Vec::new();
     let mut lines_with_suffix = Vec::new();
     for case in &sample.lines {
@@ -136,19 +129,19 @@ fn windows(n_ids: usize, context_tokens: usize) -> Vec<Window> {
     windows
 }
 
-struct Completer<'a> {
-    lm: &'a CodeLm,
+struct Completer<'a, 'm> {
+    engine: &'a mut Engine<'m>,
     tokenizer: &'a Tokenizer,
     language: &'a str,
-    cache: KvCache,
     options: &'a EvalOptions,
 }
 
-impl Completer<'_> {
+impl Completer<'_, '_> {
     /// The greedy continuation of `before` up to the end of its line.
     fn line(&mut self, before: &str, after: &str) -> Result<String> {
         let max_new_tokens = self.options.max_line_tokens;
-        let max_tokens = self.lm.config().context_tokens.saturating_sub(max_new_tokens).max(1);
+        let mut sequence = self.engine.sequence();
+        let max_tokens = sequence.config().context_tokens.saturating_sub(max_new_tokens).max(1);
         let suffix_tokens = if after.is_empty() { 0 } else { self.options.suffix_tokens.min(max_tokens / 2) };
         let budget = PromptBudget { max_tokens, suffix_tokens, snippet_tokens: 0 };
         let tag = Some(self.language).filter(|_| self.options.tag);
@@ -157,9 +150,8 @@ impl Completer<'_> {
         let options = GenerateOptions { max_new_tokens };
         let mut at_line_end = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| new.contains(&b'\n'));
         let language = Some(self.language);
-        let mut sequence = TensorSequence { lm: self.lm, cache: &mut self.cache };
         let generated =
-            generate(&mut sequence, self.tokenizer, &prompt, language, &options, &mut at_line_end, &|| false)?;
+            generate(&mut *sequence, self.tokenizer, &prompt, language, &options, &mut at_line_end, &|| false)?;
         let text = String::from_utf8_lossy(&generated.bytes);
         Ok(text.split('\n').next().unwrap_or_default().to_owned())
     }

@@ -4,10 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use multicoder_model::fim::Snippet;
-use multicoder_model::{
-    Bundle, Computed, GenerateOptions, KvCache, PromptBudget, Sequence, Served, TensorSequence, Tokenizer, fim,
-    generate, served,
-};
+use multicoder_model::{Bundle, Engine, GenerateOptions, PromptBudget, Tokenizer, fim, generate};
 use serde::{Deserialize, Serialize};
 
 use super::question::{Fragment, Question};
@@ -34,42 +31,23 @@ pub trait Answerer {
 }
 
 /// A model in this process.
-pub enum Local<'a> {
-    /// The server's decoder, with weights of eight bits as they are in an editor.
-    Packed(Box<(Served, Computed)>),
-    /// Tensors, for a GPU.
-    Tensors(&'a Bundle, KvCache),
+pub struct Local<'a> {
+    tokenizer: &'a Tokenizer,
+    engine: Engine<'a>,
 }
 
-impl<'a> Local<'a> {
-    /// A model as the server has it.
-    pub fn packed(model: Served) -> Local<'a> {
-        let computed = Computed::new(model.config(), served::n_threads());
-        Local::Packed(Box::new((model, computed)))
-    }
-
+impl Local<'_> {
     /// # Errors
-    /// No memory for the cache.
-    pub fn tensors(bundle: &'a Bundle) -> Result<Local<'a>> {
-        Ok(Local::Tensors(bundle, KvCache::new(bundle.lm.config(), bundle.lm.device())?))
+    /// No memory; a device that fails.
+    pub fn new(bundle: &Bundle) -> Result<Local<'_>> {
+        Ok(Local { tokenizer: &bundle.tokenizer, engine: Engine::of(&bundle.lm)? })
     }
 }
 
 impl Answerer for Local<'_> {
     fn answer(&mut self, question: &Question, max_new_tokens: usize) -> Result<Answer> {
         let started = Instant::now();
-        let (mut packed, mut tensors);
-        let (sequence, tokenizer): (&mut dyn Sequence, _) = match self {
-            Local::Packed(own) => {
-                let (model, computed) = &mut **own;
-                packed = model.sequence(computed);
-                (&mut packed, &model.tokenizer)
-            }
-            Local::Tensors(bundle, cache) => {
-                tensors = TensorSequence { lm: &bundle.lm, cache };
-                (&mut tensors, &bundle.tokenizer)
-            }
-        };
+        let (mut sequence, tokenizer) = (self.engine.sequence(), self.tokenizer);
         let context_tokens = sequence.config().context_tokens;
         let max_new_tokens = max_new_tokens.min(context_tokens / 4);
         // A keystroke's cost bounds the server's prompt; here all of the context may be read.
@@ -82,7 +60,7 @@ impl Answerer for Local<'_> {
         let n_healed = prompt.heal.len();
         let mut stop = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| question.ending.is_enough(new));
         let options = GenerateOptions { max_new_tokens };
-        let out = generate(sequence, tokenizer, &prompt, language, &options, &mut stop, &|| false)?;
+        let out = generate(&mut *sequence, tokenizer, &prompt, language, &options, &mut stop, &|| false)?;
         let text = String::from_utf8_lossy(&out.bytes);
         Ok(Answer {
             text: question.ending.cut(&text).to_owned(),
