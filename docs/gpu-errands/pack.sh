@@ -2,7 +2,7 @@
 # Builds what the errands run on a machine with a GPU and no Rust, and packs it into target/gpu, to be carried there.
 #
 #   docs/gpu-errands/pack.sh                              programs only
-#   SHARDS=DIR TOKENIZER=FILE docs/gpu-errands/pack.sh    with the data of errand 3
+#   SHARDS=DIR TOKENIZER=FILE docs/gpu-errands/pack.sh    with the data of errands 3 and 4
 #   CANDLE=0 docs/gpu-errands/pack.sh                     without the programs of candle's CUDA, whose first build takes 20 minutes
 #
 # Candle's CUDA needs nvcc of CUDA 13.0 in PATH, or fetches one (toolkit.sh). What was built is kept in target/cuda.
@@ -44,7 +44,10 @@ if [ "${CANDLE:-1}" = 1 ]; then
 fi
 
 if [ -n "${SHARDS:-}" ]; then
-    cp -rL "$SHARDS" "$OUT_DIR/shards"
+    mkdir -p "$OUT_DIR/shards"
+    for part in train valid test report.json; do
+        [ ! -e "$SHARDS/$part" ] || cp -rL "$SHARDS/$part" "$OUT_DIR/shards/"
+    done
     cp "${TOKENIZER:?TOKENIZER=FILE, the tokenizer.json of the shards}" "$OUT_DIR/tokenizer.json"
 fi
 

@@ -35,6 +35,9 @@ pub struct Written {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that were not in the cache.
     pub prefilled_tokens: usize,
+    /// Tokens that were guessed before they were written, and how many of the guesses were right.
+    pub guessed_tokens: usize,
+    pub accepted_tokens: usize,
     /// What wrote: the expert's name, where there is one.
     pub expert: Option<String>,
     pub finish: Finish,

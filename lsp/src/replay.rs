@@ -93,6 +93,9 @@ pub struct Work {
     /// Those of them that were not in the cache.
     pub prefilled_tokens: usize,
     pub written_tokens: usize,
+    /// Tokens that were guessed before they were written, and how many of the guesses were right.
+    pub guessed_tokens: usize,
+    pub accepted_tokens: usize,
 }
 
 impl Work {
@@ -105,6 +108,8 @@ impl Work {
             prompt_tokens: self.prompt_tokens - before.prompt_tokens,
             prefilled_tokens: self.prefilled_tokens - before.prefilled_tokens,
             written_tokens: self.written_tokens - before.written_tokens,
+            guessed_tokens: self.guessed_tokens - before.guessed_tokens,
+            accepted_tokens: self.accepted_tokens - before.accepted_tokens,
         }
     }
 }
@@ -134,6 +139,8 @@ impl Completer for Counted {
                 work.prompt_tokens += written.prompt_tokens;
                 work.prefilled_tokens += written.prefilled_tokens;
                 work.written_tokens += written.logprobs.len();
+                work.guessed_tokens += written.guessed_tokens;
+                work.accepted_tokens += written.accepted_tokens;
             }
             Err(_) => work.cancelled += 1,
         }

@@ -102,7 +102,18 @@ impl Completer for Scripted {
         self.finished.fetch_add(1, Ordering::SeqCst);
         let prompt_tokens = (ask.prefix.len() + ask.suffix.len()) / TOKEN_BYTES;
         let logprobs = vec![-0.1; tokens];
-        Ok(Written { bytes, logprobs, prompt_tokens, prefilled_tokens: prompt_tokens, expert: None, finish })
+        let (prefilled_tokens, guessed_tokens, accepted_tokens) = (prompt_tokens, 0, 0);
+        let expert = None;
+        Ok(Written {
+            bytes,
+            logprobs,
+            prompt_tokens,
+            prefilled_tokens,
+            guessed_tokens,
+            accepted_tokens,
+            expert,
+            finish,
+        })
     }
 
     fn reset(&mut self) {}

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::config::ModelConfig;
 use crate::error::Result;
+use crate::speculate::Pace;
 
 /// The cache of one layer: preallocated, one sequence.
 pub(crate) struct LayerCache {
@@ -33,6 +34,7 @@ pub struct KvCache {
     pub(crate) layers: Vec<LayerCache>,
     held: Held,
     capacity: usize,
+    pub(crate) pace: Pace,
 }
 
 /// The ids whose keys and values a cache holds, and the language that they were computed under.
@@ -93,7 +95,8 @@ impl KvCache {
             Ok(LayerCache { k_1MGK: zeros()?, v_1MGK: zeros()?, n_tokens: 0 })
         };
         let layers = (0..config.n_layers).map(layer).collect::<Result<Vec<_>>>()?;
-        Ok(KvCache { layers, held: Held::default(), capacity: config.context_tokens })
+        let (held, pace) = (Held::default(), Pace::default());
+        Ok(KvCache { layers, held, capacity: config.context_tokens, pace })
     }
 
     /// The ids whose keys and values are held by every layer.

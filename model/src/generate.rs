@@ -7,15 +7,21 @@ use crate::copy::next_token_probs;
 use crate::error::{Error, Result};
 use crate::fim::Prompt;
 use crate::lm::CodeLm;
+use crate::speculate::{Lookahead, Pace};
 use crate::tokenizer::Tokenizer;
 
 /// Prompt tokens that are computed together; a cancelled request keeps the chunks that it finished.
 const PREFILL_TOKENS: usize = 128;
 
+/// Guesses at once that pay where the decoder computes.
+pub const MAX_GUESSES: usize = 8;
+
 /// How far to go.
 #[derive(Clone, Copy, Debug)]
 pub struct GenerateOptions {
     pub max_new_tokens: usize,
+    /// Tokens that are guessed from the text itself and computed at once, at most; they change nothing but the time.
+    pub max_guesses: usize,
 }
 
 /// Why generation ended.
@@ -41,6 +47,9 @@ pub struct Generated {
     /// Prompt tokens that were computed, and those that the cache held.
     pub prefilled_tokens: usize,
     pub cached_tokens: usize,
+    /// Tokens that were guessed, and how many of the guesses were right.
+    pub guessed_tokens: usize,
+    pub accepted_tokens: usize,
     pub finish: Finish,
 }
 
@@ -65,6 +74,17 @@ pub trait Sequence {
     /// # Errors
     /// [`Error::Cancelled`] when `cancelled` says so; [`Error::Input`] for ids that do not fit.
     fn next(&mut self, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>>;
+
+    /// What guesses cost and are worth.
+    fn pace(&mut self) -> &mut Pace;
+
+    /// Computes `ids` too, and returns the logits after each of them.
+    ///
+    /// # Errors
+    /// As of [`Sequence::next`].
+    fn next_each(&mut self, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<Vec<f32>>> {
+        ids.iter().map(|id| self.next(&[*id], language, cancelled)).collect()
+    }
 }
 
 /// A model of tensors.
@@ -97,6 +117,10 @@ impl Sequence for TensorSequence<'_> {
     fn next(&mut self, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>> {
         self.lm.decode(ids, language, self.cache, cancelled)
     }
+
+    fn pace(&mut self) -> &mut Pace {
+        &mut self.cache.pace
+    }
 }
 
 /// Continues `prompt` greedily. `stop` sees all bytes so far, the healed ones included.
@@ -121,11 +145,15 @@ pub fn generate(
         logprobs: Vec::new(),
         prefilled_tokens: prompt.ids.len() - cached_tokens,
         cached_tokens,
+        guessed_tokens: 0,
+        accepted_tokens: 0,
         finish: Finish::MaxTokens,
     };
+    let mut ahead = Lookahead::new(&prompt.ids, options.max_guesses);
     while out.ids.len() < options.max_new_tokens {
         let to_heal = prompt.heal.get(out.bytes.len()..).unwrap_or_default();
-        let probs_V = next_token_probs(&logits, sequence.ids(), sequence.config().copy.as_ref());
+        let history = &sequence.ids()[..ahead.n_known()];
+        let probs_V = next_token_probs(&logits, history, sequence.config().copy.as_ref());
         let Some((id, logprob)) = likeliest(&probs_V, tokenizer, to_heal) else {
             out.finish = Finish::EndOfText;
             break;
@@ -145,12 +173,15 @@ pub fn generate(
         if out.ids.len() == options.max_new_tokens {
             break;
         }
-        if sequence.ids().len() == sequence.capacity() {
+        if ahead.n_known() == sequence.capacity() {
             out.finish = Finish::ContextFull;
             break;
         }
-        logits = sequence.next(&[id], language, cancelled)?;
+        let n_left = options.max_new_tokens - out.ids.len();
+        logits = ahead.after(id, sequence, (language, n_left), cancelled)?;
     }
+    ahead.drop_guesses(sequence);
+    (out.guessed_tokens, out.accepted_tokens) = (ahead.guessed, ahead.accepted);
     let healed = prompt.heal.len().min(out.bytes.len());
     out.bytes.drain(..healed);
     Ok(out)
@@ -216,7 +247,7 @@ mod tests {
         let tokenizer = toy();
         let budget = PromptBudget { max_tokens: 40, suffix_tokens: 10, snippet_tokens: 0 };
         let prompt = prompt(&tokenizer, Some("lua"), &[], text, "\nend", &budget)?;
-        let options = GenerateOptions { max_new_tokens: 8 };
+        let options = GenerateOptions { max_new_tokens: 8, max_guesses: 0 };
         generate(
             &mut TensorSequence { lm, cache },
             &tokenizer,
@@ -255,7 +286,7 @@ mod tests {
         }
         let prompt = Prompt { ids: ids.clone(), heal: Vec::new() };
         let mut cache = empty(&lm);
-        let options = GenerateOptions { max_new_tokens: 6 };
+        let options = GenerateOptions { max_new_tokens: 6, max_guesses: 0 };
         let out = generate(
             &mut TensorSequence { lm: &lm, cache: &mut cache },
             &tokenizer,
@@ -275,7 +306,7 @@ mod tests {
         let tokenizer = toy();
         let prompt = Prompt { ids: tokenizer.encode("x").unwrap(), heal: b"pri".to_vec() };
         let mut seen = Vec::new();
-        let options = GenerateOptions { max_new_tokens: 12 };
+        let options = GenerateOptions { max_new_tokens: 12, max_guesses: 0 };
         let mut stop = |bytes: &[u8]| {
             seen = bytes.to_vec();
             bytes.len() > 3

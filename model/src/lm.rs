@@ -118,11 +118,8 @@ impl CodeLm {
             false => Some(params.get("lm_head.weight", &[v, d], Init::Normal(1.0 / (d as f64).sqrt()))?),
         };
         let rope = Rope::new(config.d_head, config.rope_theta, config.context_tokens);
-        let Built { weights, vars, unused } = params.finish();
-        let known = |name: &String| config.tie_embeddings && name == "lm_head.weight" || name.ends_with("inv_freq");
-        if let Some(name) = unused.iter().find(|name| !known(name)) {
-            return Err(Error::Input(format!("weight {name} belongs to no layer of the configured model")));
-        }
+        let known = |name: &str| config.tie_embeddings && name == "lm_head.weight" || name.ends_with("inv_freq");
+        let Built { weights, vars } = params.finish(&known)?;
         let device = device.clone();
         Ok(CodeLm {
             config: config.clone(),

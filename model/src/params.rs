@@ -45,8 +45,6 @@ pub struct Built {
     pub weights: Vec<(String, Tensor)>,
     /// The trainable ones.
     pub vars: Vec<(String, Var)>,
-    /// Names that the checkpoint has beyond them.
-    pub unused: Vec<String>,
 }
 
 impl Params {
@@ -117,14 +115,19 @@ impl Params {
         }
     }
 
-    /// What was asked for, and what was not.
-    pub fn finish(self) -> Built {
-        let mut unused = match self.source {
-            Source::Random { .. } | Source::Shapes(_) => Vec::new(),
-            Source::Tensors { tensors, .. } => tensors.into_keys().collect(),
+    /// What was asked for. A checkpoint may have more only of what is `known`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the first weight that belongs to no layer.
+    pub fn finish(self, known: &dyn Fn(&str) -> bool) -> Result<Built> {
+        let unused = match &self.source {
+            Source::Random { .. } | Source::Shapes(_) => None,
+            Source::Tensors { tensors, .. } => tensors.keys().filter(|name| !known(name)).min(),
         };
-        unused.sort();
-        Built { weights: self.weights, vars: self.vars, unused }
+        match unused {
+            Some(name) => Err(Error::Input(format!("weight {name} belongs to no layer of the configured model"))),
+            None => Ok(Built { weights: self.weights, vars: self.vars }),
+        }
     }
 }
 

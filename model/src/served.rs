@@ -13,6 +13,7 @@ use crate::engine::rounded;
 use crate::error::{Error, Result};
 use crate::generate::Sequence;
 use crate::gguf;
+use crate::speculate::Pace;
 use crate::tokenizer::Tokenizer;
 
 /// How far a largest logit may be from that of the tensors whose weights these are: activations are rounded to eight bits here.
@@ -37,6 +38,7 @@ pub struct Served {
 pub struct Computed {
     states: DecoderStates,
     worker: Worker,
+    pace: Pace,
 }
 
 impl Served {
@@ -97,7 +99,7 @@ impl Served {
 impl Computed {
     /// Nothing yet, and `n_threads` threads to compute with.
     pub fn new(config: &ModelConfig, n_threads: usize) -> Computed {
-        Computed { states: DecoderStates::new(config), worker: Worker::new(n_threads) }
+        Computed { states: DecoderStates::new(config), worker: Worker::new(n_threads), pace: Pace::default() }
     }
 
     /// The model with what it has computed so far; always the same one.
@@ -139,9 +141,19 @@ impl Sequence for PackedSequence<'_> {
     }
 
     fn next(&mut self, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>> {
-        let Computed { states, worker } = &mut *self.computed;
+        let Computed { states, worker, .. } = &mut *self.computed;
         self.decoder.decode((ids, 1), language, states.current_mut(), worker, cancelled)?;
         Ok(worker.logits.clone())
+    }
+
+    fn pace(&mut self) -> &mut Pace {
+        &mut self.computed.pace
+    }
+
+    fn next_each(&mut self, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<Vec<f32>>> {
+        let Computed { states, worker, .. } = &mut *self.computed;
+        self.decoder.decode((ids, ids.len()), language, states.current_mut(), worker, cancelled)?;
+        Ok(worker.logits.chunks_exact(self.decoder.config().vocab_size).map(<[f32]>::to_vec).collect())
     }
 }
 
@@ -204,41 +216,49 @@ mod tests {
             *caret = (*caret).min(text.len());
         }
 
-        fn answer(&self, model: &Served, computed: &mut Computed, cancelled: &dyn Fn() -> bool) -> Result<Generated> {
+        fn answer(
+            &self,
+            model: &Served,
+            (computed, max_guesses): (&mut Computed, usize),
+            cancelled: &dyn Fn() -> bool,
+        ) -> Result<Generated> {
             let (text, caret) = &self.files[self.at];
             let (before, after): (String, String) = (text[..*caret].iter().collect(), text[*caret..].iter().collect());
             let budget = PromptBudget { max_tokens: 140, suffix_tokens: 50, snippet_tokens: 0 };
             let language = Some(["lua", "go"][self.at]);
             let prompt = prompt(&model.tokenizer, language, &[], &before, &after, &budget)?;
-            let options = GenerateOptions { max_new_tokens: 4 };
+            computed.pace = Pace::eager();
+            let options = GenerateOptions { max_new_tokens: 6, max_guesses };
             let mut sequence = model.sequence(computed);
             generate(&mut sequence, &model.tokenizer, &prompt, language, &options, &mut |_| false, cancelled)
         }
     }
 
     #[test]
-    fn ten_thousand_edits_have_the_answers_of_an_empty_cache() {
+    fn ten_thousand_edits_with_guesses_have_the_answers_of_an_empty_cache_without() {
         let model = served();
         let text =
             |word: &str| format!("def {word}(a, b):\n    return a + b\n").repeat(6).chars().collect::<Vec<char>>();
         let mut editing = Editing { files: [(text("add"), 60), (text("sub"), 100)], at: 0, n_draws: 0 };
         let mut computed = Computed::new(model.config(), 1);
-        let (mut n_cached, mut n_given_up) = (0, 0);
+        let (mut n_cached, mut n_given_up, mut n_accepted, mut n_guessed) = (0, 0, 0, 0);
         for step in 0..10_000 {
             editing.edit();
             if editing.below(10) == 0 {
                 let left = Cell::new(editing.below(6));
                 let cancelled = || left.replace(left.get().saturating_sub(1)) == 0;
-                n_given_up += usize::from(editing.answer(&model, &mut computed, &cancelled).is_err());
+                n_given_up += usize::from(editing.answer(&model, (&mut computed, 8), &cancelled).is_err());
             }
-            let warm = editing.answer(&model, &mut computed, &|| false).unwrap();
+            let warm = editing.answer(&model, (&mut computed, 8), &|| false).unwrap();
             // A cold answer costs all of the prompt: every third will do.
             if step % 3 == 0 {
-                let cold = editing.answer(&model, &mut Computed::new(model.config(), 1), &|| false).unwrap();
+                let cold = editing.answer(&model, (&mut Computed::new(model.config(), 1), 0), &|| false).unwrap();
                 assert_eq!((&warm.ids, &warm.logprobs), (&cold.ids, &cold.logprobs), "step {step}");
             }
             n_cached += warm.cached_tokens;
+            (n_guessed, n_accepted) = (n_guessed + warm.guessed_tokens, n_accepted + warm.accepted_tokens);
         }
         assert!(n_cached > 500_000 && n_given_up > 100, "{n_cached} tokens were kept, {n_given_up} answers given up");
+        assert!(n_accepted > 1000 && n_guessed > 2 * n_accepted, "{n_accepted} of {n_guessed} guesses were right");
     }
 }

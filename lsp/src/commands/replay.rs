@@ -131,13 +131,15 @@ fn text(report: &Report) -> String {
     }
     let work = &report.work;
     text += &format!(
-        "\n{} answers written, {} given up; {} prompt tokens, {} of them read ({:.1} % were in the cache); {} tokens written\n",
+        "\n{} answers written, {} given up; {} prompt tokens, {} of them read ({:.1} % were in the cache); {} tokens written, {} of them guessed ({} guesses)\n",
         work.runs,
         work.cancelled,
         work.prompt_tokens,
         work.prefilled_tokens,
         100.0 * report.cached_share,
-        work.written_tokens
+        work.written_tokens,
+        work.accepted_tokens,
+        work.guessed_tokens
     );
     text += &format!("{:.1} s", report.elapsed_s);
     if let Some(cpu_s) = report.cpu_s {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::device::DeviceKind;
 use crate::interrupt;
 use crate::lab::record::{self, TrialRow};
 use crate::lab::scaling::{self, Point};
@@ -34,6 +35,9 @@ pub struct Args {
     /// tokenizer.json (multicoder tokenizer train).
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+    /// Where models are trained; they are measured on the CPU.
+    #[arg(long)]
+    device: Option<DeviceKind>,
     /// Folder of the trials; what is there is not done again.
     #[arg(long, value_name = "DIR", default_value = "lab")]
     out: PathBuf,
@@ -113,7 +117,8 @@ fn trials(args: &Args, name: &str, study: &Study, record: &Path) -> Result<Done>
         anyhow::bail!("--shards DIR and --tokenizer FILE: expected both");
     };
     fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
-    let lab = Lab::open((name, study), &args.budget, (shards, tokenizer), &args.out)?;
+    let mut lab = Lab::open((name, study), &args.budget, (shards, tokenizer), &args.out)?;
+    lab.device = args.device;
     let wanted = |variant: &&Variant| args.only.is_empty() || args.only.contains(&variant.name);
     let variants: Vec<&Variant> = study.variant.iter().filter(wanted).collect();
     let n_seeds = args.seeds.unwrap_or(study.seeds);

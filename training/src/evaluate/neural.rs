@@ -4,7 +4,7 @@
 use anyhow::Result;
 use indicatif::ProgressBar;
 use multicoder_model::copy::next_token_probs;
-use multicoder_model::{CodeLm, Engine, GenerateOptions, PromptBudget, Tokenizer, fim, generate};
+use multicoder_model::{CodeLm, Engine, GenerateOptions, MAX_GUESSES, PromptBudget, Tokenizer, fim, generate};
 
 use super::metric::{TextScore, line_score};
 use super::sample::LanguageSample;
@@ -147,7 +147,7 @@ impl Completer<'_, '_> {
         let tag = Some(self.language).filter(|_| self.options.tag);
         let prompt = fim::prompt(self.tokenizer, tag, &[], before, after, &budget)?;
         let n_healed = prompt.heal.len();
-        let options = GenerateOptions { max_new_tokens };
+        let options = GenerateOptions { max_new_tokens, max_guesses: MAX_GUESSES };
         let mut at_line_end = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| new.contains(&b'\n'));
         let language = Some(self.language);
         let generated =

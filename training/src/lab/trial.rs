@@ -16,6 +16,7 @@ use crate::checkpoint;
 use crate::corpus::manifest::Split;
 use crate::corpus::report::Report;
 use crate::data::shard;
+use crate::device::DeviceKind;
 use crate::evaluate::Evaluation;
 use crate::interrupt;
 use crate::report::loss_curve::RunCurves;
@@ -37,6 +38,8 @@ pub struct Lab<'a> {
     pub tokenizer: &'a Path,
     /// Folder of the trials.
     pub out: &'a Path,
+    /// Where models are trained, where that is not what `train` would choose. It is no part of a trial's identity.
+    pub device: Option<DeviceKind>,
     report: Report,
     /// Hash of corpus and tokenizer.
     data: u64,
@@ -88,7 +91,7 @@ impl<'a> Lab<'a> {
         for split in ["train", "valid"] {
             data.extend(format!("{:?}", shard::identity(&shard::shard_paths(shards, split)?)?).bytes());
         }
-        Ok(Lab { name, study, budget, shards, tokenizer, out, report, data: xxh3_64(&data) })
+        Ok(Lab { name, study, budget, shards, tokenizer, out, device: None, report, data: xxh3_64(&data) })
     }
 
     /// The trial of a variant with a seed.
@@ -232,7 +235,7 @@ impl<'a> Lab<'a> {
         let mut train = this_program("train")?;
         train.arg("--config").arg(&path).arg("--shards").arg(self.shards).arg("--tokenizer").arg(self.tokenizer);
         let run = dir.join("run");
-        train.arg("--out").arg(&run);
+        train.arg("--out").arg(&run).args(self.device.iter().flat_map(|device| ["--device", device.name()]));
         // What a run begins with is of no more use once it has begun.
         match checkpoint::list(&run)?.is_empty() {
             true => train.args(self.arguments(trial)?),
