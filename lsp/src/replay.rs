@@ -83,6 +83,7 @@ pub struct Measured {
 
 /// What a model has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Work {
     /// Answers that were written to their end.
     pub runs: usize,

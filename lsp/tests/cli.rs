@@ -99,6 +99,28 @@ fn doctor_describes_the_model() {
 }
 
 #[test]
+fn replay_types_in_files_and_adds_up() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_model(&dir.path().join("model"));
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(path("a.py"), "value = compute(1, 2, 3)\n".repeat(60)).unwrap();
+    std::fs::write(path("b.lua"), "local größe = f(x)\n".repeat(60)).unwrap();
+    std::fs::write(path("short.py"), "x = 1\n").unwrap();
+    let out = run(&["replay", &path("a.py"), &path("b.lua"), "--requests", "120", "--json", "--model", &path("model")]);
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|error| panic!("{error}: {out:?}"));
+    let kinds = report["kinds"].as_array().unwrap();
+    let requests = |row: &Value| row["requests"].as_u64().unwrap();
+    let (all, each) = kinds.split_last().unwrap();
+    assert_eq!((&all["kind"], &each[0]["kind"], requests(&each[0])), (&json!("all"), &json!("opening"), 2));
+    // The step that reaches the number is done to its end.
+    assert!((120..130).contains(&requests(all)) && requests(all) == each.iter().map(requests).sum::<u64>(), "{report}");
+    let work = |key: &str| report["work"][key].as_u64().unwrap();
+    assert!(work("runs") > 0 && work("prefilledTokens") < work("promptTokens"), "{report}");
+    assert!(refusal(&["replay", &path("short.py"), "--model", &path("model")]).contains("6 characters"));
+    assert!(refusal(&["replay", &path("a.py"), "--model", &path("none")]).contains("none"));
+}
+
+#[test]
 fn completion_scripts_are_printed() {
     for shell in ["bash", "zsh", "fish"] {
         let out = run(&["completions", shell]);

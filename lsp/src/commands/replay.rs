@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use multicoder_lsp::model_completer;
+use multicoder_lsp::completer::{Completer, Loader};
+use multicoder_lsp::model_completer::{ModelCompleter, load_model};
 use multicoder_lsp::replay::{self, File, Kind, Measured, Work};
 use serde::Serialize;
 
@@ -25,6 +26,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Report {
     files: Vec<String>,
     seed: u64,
@@ -41,6 +43,7 @@ struct Report {
 
 /// What requests of one kind took, in milliseconds, and what they came to, each on average.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Row {
     kind: &'static str,
     requests: usize,
@@ -60,7 +63,9 @@ pub(crate) fn run(args: &Args, model: Option<PathBuf>) -> anyhow::Result<ExitCod
     let files = args.files.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<File>>>()?;
     let (start, cpu_before) = (std::time::Instant::now(), cpu_s());
     let mut all = Vec::new();
-    let load = model_completer::loader(model);
+    // Before anything is typed: a server without a model would be silent.
+    let loaded = load_model(model.as_deref()).map_err(anyhow::Error::msg)?;
+    let load: Loader = Box::new(move || Ok(Box::new(ModelCompleter::new(loaded)) as Box<dyn Completer>));
     let work = replay::replay(&files, (args.requests, args.seed), load, &mut |measured| all.push(measured))?;
     let of_kind = |kind: Kind| -> Vec<&Measured> { all.iter().filter(|measured| measured.kind == kind).collect() };
     let mut kinds: Vec<Row> = Kind::ALL.iter().filter_map(|&kind| row(kind.name(), &of_kind(kind))).collect();
