@@ -72,11 +72,15 @@ pub fn to_bytes(contents: &Contents) -> Result<Vec<u8>> {
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let mut cursor = Cursor::new(Vec::new());
     gguf_file::write(&mut cursor, &metadata, &tensors)?;
-    let mut bytes = cursor.into_inner();
-    let checksum = xxh3_64(&bytes);
-    bytes.extend(FOOTER);
-    bytes.extend(checksum.to_le_bytes());
-    Ok(bytes)
+    Ok(seal(cursor.into_inner()))
+}
+
+/// A GGUF file with the checksum of all of it at its end.
+pub fn seal(mut body: Vec<u8>) -> Vec<u8> {
+    let checksum = xxh3_64(&body);
+    body.extend(FOOTER);
+    body.extend(checksum.to_le_bytes());
+    body
 }
 
 /// Writes a serving file beside `path` and renames it into place.

@@ -123,6 +123,8 @@ impl Tokenizer {
 
     /// Reads a `tokenizer.json` text.
     pub fn from_json(json: &str) -> Result<Tokenizer> {
+        // The library panics at JSON that is broken inside some of its parts.
+        serde_json::from_str::<serde::de::IgnoredAny>(json).map_err(|e| Error::Tokenizer(format!("not JSON: {e}")))?;
         Tokenizer::from_inner(tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(to_error)?)
     }
 
@@ -289,6 +291,18 @@ pub(crate) mod tests {
 
     fn tokens(tokenizer: &Tokenizer) -> impl Iterator<Item = &[u8]> {
         (0..tokenizer.vocab_size() as u32).map(|id| tokenizer.bytes_of(id))
+    }
+
+    #[test]
+    fn a_tokenizer_file_that_is_broken_is_an_error() {
+        let json = toy().to_json().unwrap();
+        for broken in
+            [json.replacen("\"decoder\":{", "\"decoder\":{1:2,", 1), json[..json.len() - 1].to_owned(), String::new()]
+        {
+            assert_ne!(broken, json);
+            let error = Tokenizer::from_json(&broken).err().unwrap().to_string();
+            assert!(error.contains("not JSON"), "{error}");
+        }
     }
 
     #[test]

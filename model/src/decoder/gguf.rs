@@ -43,12 +43,12 @@ impl GgufWeights {
         let mut infos: Vec<(String, TensorInfo)> = content.tensor_infos.into_iter().collect();
         infos.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         for (name, info) in infos {
-            let n: usize = info.shape.elem_count();
+            let n = info.shape.dims().iter().try_fold(1usize, |n, dim| n.checked_mul(*dim)).unwrap_or(usize::MAX);
             let (block, size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
             let start = content.tensor_data_offset.saturating_add(info.offset);
             let start = usize::try_from(start).unwrap_or(usize::MAX);
             let is_whole = info.shape.dims().last().is_some_and(|cols| cols.is_multiple_of(block));
-            let end = start.saturating_add(n / block * size);
+            let end = start.saturating_add((n / block).saturating_mul(size));
             if !is_whole || end > all.len() {
                 let reason = format!("tensor {name}: bytes {start}..{end} of {}", all.len());
                 return Err(Error::corrupt(origin, reason));
@@ -214,6 +214,16 @@ mod tests {
             let error = source.add_row("table", 3, &mut out).unwrap_err().to_string();
             assert!(error.contains("table.gguf: tensor table: expected a row 3 of 64 numbers"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_tensor_of_more_numbers_than_can_be_counted_is_refused() {
+        let (_, bytes) = file(&config(), Quantization::F32);
+        let mut content = Content::read(&mut Cursor::new(&bytes)).unwrap();
+        let info = content.tensor_infos.get_mut("model.norm.weight").unwrap();
+        info.shape = (1usize << 33, 1usize << 33).into();
+        let error = GgufWeights::of(Arc::new(bytes), content, "toy.gguf").err().unwrap().to_string();
+        assert!(error.contains("model.norm.weight"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,25 @@
+//! Whatever bytes a GGUF file has, reading it ends in a model or in an error: no panic, no memory beyond what the file is worth.
+#![no_main]
+
+use std::sync::Arc;
+
+use libfuzzer_sys::fuzz_target;
+use multicoder_model::decoder::FileBytes;
+use multicoder_model::gguf::seal;
+use multicoder_model::{GenerateOptions, Prompt, Served, generate};
+
+/// What stands behind the last tensor of a seed.
+const FOOTER_BYTES: usize = 16;
+
+fuzz_target!(|bytes: &[u8]| {
+    // A right checksum, or nothing behind it would ever be tried.
+    let body = &bytes[..bytes.len().saturating_sub(FOOTER_BYTES)];
+    let file: FileBytes = Arc::new(seal(body.to_vec()));
+    let Ok(model) = Served::from_gguf(file, "fuzzed") else { return };
+    // What was read is used, too: a model that loads has to answer or to say why not.
+    let mut computed = multicoder_model::Computed::new(model.config(), 1);
+    let prompt = Prompt { ids: vec![1, 2, 3], heal: Vec::new() };
+    let options = GenerateOptions { max_new_tokens: 2, max_guesses: 2 };
+    let mut sequence = model.sequence(&mut computed);
+    let _ = generate(&mut sequence, &model.tokenizer, &prompt, None, &options, &mut |_| false, &|| false);
+});

@@ -1,0 +1,30 @@
+//! Writes small files that are right, to begin with: one for each way in which weights are stored.
+
+use std::path::PathBuf;
+
+use multicoder_model::gguf::{Contents, Quantization, to_bytes};
+use multicoder_model::tokenizer::TokenizerOptions;
+use multicoder_model::{CodeLm, ModelConfig, Tokenizer};
+use serde_json::json;
+
+fn main() {
+    let folder = PathBuf::from(std::env::args().nth(1).expect("the folder to write to"));
+    std::fs::create_dir_all(&folder).expect("a folder that can be written");
+    let languages = vec!["lua".to_owned(), "python".to_owned()];
+    let options = TokenizerOptions { vocab_size: 280, languages: languages.clone(), ..TokenizerOptions::default() };
+    let tokenizer =
+        Tokenizer::train(std::iter::repeat_n("def f(x):\n    return x\n", 8), &options).expect("a tokenizer");
+    let config: ModelConfig = serde_json::from_value(json!({
+        "vocab_size": tokenizer.vocab_size(), "d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_head": 16, "d_ff": 32,
+        "context_tokens": 16, "languages": languages, "bigram_buckets": 8,
+        "moe": {"layers": {"every_n": 2}, "n_experts": 2, "d_ff_expert": 32, "router": {"kind": "pl_shared"}, "d_ff_shared": 32},
+    }))
+    .expect("a configuration");
+    let lm = CodeLm::init(&config, 1, &candle_core::Device::Cpu).expect("a model");
+    for (name, quantization) in [("f32", Quantization::F32), ("q8_0", Quantization::Q8_0)] {
+        let contents = Contents { name, lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[] };
+        let path = folder.join(format!("{name}.gguf"));
+        std::fs::write(&path, to_bytes(&contents).expect("a file")).expect("a folder that can be written");
+        println!("{}", path.display());
+    }
+}
