@@ -240,7 +240,7 @@ mod tests {
         let text =
             |word: &str| format!("def {word}(a, b):\n    return a + b\n").repeat(6).chars().collect::<Vec<char>>();
         let mut editing = Editing { files: [(text("add"), 60), (text("sub"), 100)], at: 0, n_draws: 0 };
-        let mut computed = Computed::new(model.config(), 1);
+        let mut computed = Computed::new(model.config(), 2);
         let (mut n_cached, mut n_given_up, mut n_accepted, mut n_guessed) = (0, 0, 0, 0);
         for step in 0..10_000 {
             editing.edit();
