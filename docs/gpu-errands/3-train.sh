@@ -45,7 +45,7 @@ options=(${options[@]+"${options[@]/#/--set=}"})
 start_from=(--resume)
 if [ -n "${INIT:-}" ]; then
     [ -f "$INIT/model.safetensors" ] || python3 docs/gpu-errands/planes.py join "$INIT" "$INIT/model.safetensors"
-    [ -d "$run" ] || start_from=(--init-from "$INIT")
+    compgen -G "$run/checkpoints/step-*" >/dev/null || start_from=(--init-from "$INIT")
 fi
 # An interrupt saves a checkpoint; a second one, which timeout sends to the group unless it is in the foreground, ends the program at once.
 timeout --foreground -k 30 -s INT $((deadline - SECONDS)) "$RUN/multicoder" train --preset starter --device "$DEVICE" "${start_from[@]}" --out "$run" \
