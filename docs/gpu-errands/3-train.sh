@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Errand 3: a training run of the starter model. Shows: the loss of the CPU's run in minutes, and a file that the server serves.
+# Errand 3: a training run of the starter model. Shows: the loss of the CPU's run in minutes. Brings the model back, as planes.py splits it.
 #
 # Resumable: a call ends after nine minutes with a checkpoint in target/gpu-run/starter, and the next one goes on from it, as long as the
 # machine is the same. HOURS (default 0.13: one call) is the length of the whole run; say it in the first call, so that the learning rate
 # falls in time. BATCH: tokens a step; SET: a list of path=value. The text is what pack.sh packed (SHARDS and TOKENIZER), else the Python
-# packages installed there. More than one call can carry is put together before, call after call, in target/gpu-run/data:
+# packages installed there. More than one call can carry is put together before, call after call, and named by DATA=target/gpu-run/data:
 #
 #   mkdir -p target/gpu-run/data && cp -r target/gpu/. target/gpu-run/data/
 #
-# INIT: a model folder there to start from, its weights as planes.py splits them. The weights come back as planes.py splits them, too.
+# INIT: a folder there with a model to start from, as planes.py splits it.
 # DEVICE=cpu tries the script.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -29,10 +29,8 @@ installed_text() {
     mv "$RUN/text.part" "$RUN/text"
 }
 text=$RUN/text
-if [ -d "$RUN/data/shards" ]; then
-    text=$RUN/data
-elif [ -d target/gpu/shards ]; then
-    text=target/gpu
+if [ -n "${DATA:-}" ] || [ -d target/gpu/shards ]; then
+    text=$(data)
 elif [ ! -d "$text" ]; then
     rm -rf "$RUN/text.part"
     installed_text >"$OUT/text.log" 2>&1 || { tail -n 5 "$OUT/text.log" >&2; exit 1; }
@@ -44,8 +42,8 @@ read -ra options <<<"${SET:-}"
 options=(${options[@]+"${options[@]/#/--set=}"})
 start_from=(--resume)
 if [ -n "${INIT:-}" ]; then
-    [ -f "$INIT/model.safetensors" ] || python3 docs/gpu-errands/planes.py join "$INIT" "$INIT/model.safetensors"
-    compgen -G "$run/checkpoints/step-*" >/dev/null || start_from=(--init-from "$INIT")
+    [ -d "$RUN/init" ] || python3 docs/gpu-errands/planes.py join "$INIT" "$RUN/init"
+    compgen -G "$run/checkpoints/step-*" >/dev/null || start_from=(--init-from "$RUN/init")
 fi
 # An interrupt saves a checkpoint; a second one, which timeout sends to the group unless it is in the foreground, ends the program at once.
 timeout --foreground -k 30 -s INT $((deadline - SECONDS)) "$RUN/multicoder" train --preset starter --device "$DEVICE" "${start_from[@]}" --out "$run" \
@@ -58,7 +56,7 @@ gzip -c "$run/metrics.jsonl" >"$OUT/metrics.jsonl.gz" 2>/dev/null || true
 case $status in
 0)
     last=$(ls -d "$run"/checkpoints/step-* | tail -n 1)
-    python3 docs/gpu-errands/planes.py split "$last/model.safetensors" "$OUT/weights"
+    python3 docs/gpu-errands/planes.py split "$last" "$OUT/model"
     "$RUN/multicoder" pack --checkpoint "$run" --out "$RUN/starter-gpu.gguf" 2>&1 | tail -n 5
     ;;
 # Out of time, its checkpoint saved.

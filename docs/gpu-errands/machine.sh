@@ -9,7 +9,7 @@ DEVICE=${DEVICE:-cuda}
 mkdir -p "$OUT" "$RUN"
 
 unpack() {
-    [ ! -x "$RUN/$1" ] || return 0
+    [ ! -x "$RUN/$1" ] || [ "target/gpu/$1.xz" -nt "$RUN/$1" ] || return 0
     [ -f "target/gpu/$1.xz" ] || { echo "target/gpu/$1.xz is not here: run docs/gpu-errands/pack.sh and carry target/gpu" >&2; exit 1; }
     if command -v xz >/dev/null; then
         xz -dc "target/gpu/$1.xz" >"$RUN/$1.part"
@@ -34,4 +34,12 @@ start() {
     local missing
     missing=$(ldd "$RUN/$1" | sed -n 's/^[[:space:]]*\(.*\) => not found/\1/p' | tr '\n' ' ')
     [ -z "$missing" ] || { echo "$1: missing $missing(LD_LIBRARY_PATH is $LD_LIBRARY_PATH)" >&2; exit 1; }
+}
+
+# data: where shards and tokenizer.json are: DATA, else what the last call carried. Fails, with the reason, where there are none.
+data() {
+    local folder=${DATA:-target/gpu}
+    [ -d "$folder/shards/train" ] && [ -f "$folder/tokenizer.json" ] && echo "$folder" && return 0
+    echo "$folder: no shards/train or tokenizer.json: SHARDS=DIR TOKENIZER=FILE docs/gpu-errands/pack.sh, or DATA=FOLDER" >&2
+    return 1
 }

@@ -44,6 +44,7 @@ if [ "${CANDLE:-1}" = 1 ]; then
 fi
 
 if [ -n "${SHARDS:-}" ]; then
+    [ -d "$SHARDS/train" ] || { echo "pack: SHARDS=$SHARDS: expected a folder of multicoder corpus build, with train/" >&2; exit 1; }
     mkdir -p "$OUT_DIR/shards"
     for part in train valid test report.json; do
         [ ! -e "$SHARDS/$part" ] || cp -rL "$SHARDS/$part" "$OUT_DIR/shards/"

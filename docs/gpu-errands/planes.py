@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A model's weights between machines, in files that are small enough to be carried.
+"""A model folder between machines, in files that are small enough to be carried.
 
-    planes.py split MODEL.safetensors DIR [--bytes 2|3]     rounds every float32 to its upper bytes and writes DIR/planes.NN
-    planes.py join DIR MODEL.safetensors                    the same tensors as float32 again
+    planes.py split MODEL DIR [--bytes 2|3]     rounds every float32 of MODEL/model.safetensors to its upper bytes; writes DIR/planes.NN
+    planes.py join DIR MODEL                    the same tensors as float32 again, with config.json and tokenizer.json
 
 Two bytes are bfloat16; three keep 15 bits of the fraction, more than any packed format. Signs and exponents compress, fractions do not.
 Needs numpy alone.
@@ -17,10 +17,14 @@ import struct
 import numpy as np
 
 PART_BYTES = 15 << 20
+WEIGHTS = "model.safetensors"
+
+
+FILES = ["config.json", "tokenizer.json"]
 
 
 def split(model, folder, n_bytes):
-    data = model.read_bytes()
+    data = (model / WEIGHTS).read_bytes()
     (n_header,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + n_header])
     others = {name: tensor["dtype"] for name, tensor in header.items() if name != "__metadata__" and tensor["dtype"] != "F32"}
@@ -32,7 +36,8 @@ def split(model, folder, n_bytes):
     kept = ((kept << 1) | (kept >> (8 * n_bytes - 1))) & ((1 << 8 * n_bytes) - 1)
     planes = [(kept >> (8 * plane) & 255).astype(np.uint8).tobytes() for plane in reversed(range(n_bytes))]
     packed = lzma.compress(planes[0], preset=1)
-    head = json.dumps({"bytes": n_bytes, "first": len(packed)}).encode()
+    files = {name: (model / name).read_text() for name in FILES}
+    head = json.dumps({"bytes": n_bytes, "first": len(packed), "files": files}).encode()
     whole = struct.pack("<QQ", len(head), n_header) + head + data[8 : 8 + n_header] + packed + b"".join(planes[1:])
     folder.mkdir(parents=True, exist_ok=True)
     for part, start in enumerate(range(0, len(whole), PART_BYTES)):
@@ -50,7 +55,10 @@ def join(folder, model):
     kept = sum(plane << (8 * (n_bytes - 1 - k)) for k, plane in enumerate(planes))
     kept = (kept >> 1) | ((kept & 1) << (8 * n_bytes - 1))
     values = (kept << (8 * (4 - n_bytes))).astype("<u4")
-    model.write_bytes(struct.pack("<Q", n_header) + header + values.tobytes())
+    model.mkdir(parents=True, exist_ok=True)
+    (model / WEIGHTS).write_bytes(struct.pack("<Q", n_header) + header + values.tobytes())
+    for name, text in head["files"].items():
+        (model / name).write_text(text)
 
 
 def main():

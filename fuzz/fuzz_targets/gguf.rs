@@ -1,4 +1,4 @@
-//! Whatever bytes a GGUF file has, reading it ends in a model or in an error: no panic, no memory beyond what the file is worth.
+//! Whatever bytes a GGUF file has, reading it ends in a model or in an error: no panic, no allocation beyond what its sizes may ask for.
 #![no_main]
 
 use std::sync::Arc;
@@ -18,8 +18,8 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(model) = Served::from_gguf(file, "fuzzed") else { return };
     // What was read is used, too: a model that loads has to answer or to say why not.
     let mut computed = multicoder_model::Computed::new(model.config(), 1);
-    let prompt = Prompt { ids: vec![1, 2, 3], heal: Vec::new() };
-    let options = GenerateOptions { max_new_tokens: 2, max_guesses: 2 };
+    let prompt = Prompt { ids: vec![1, 2, 3, 1, 2], heal: Vec::new() };
+    let options = GenerateOptions { max_new_tokens: 6, guesses: true };
     let mut sequence = model.sequence(&mut computed);
     let _ = generate(&mut sequence, &model.tokenizer, &prompt, None, &options, &mut |_| false, &|| false);
 });

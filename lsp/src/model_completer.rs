@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use multicoder_model::{
-    Computed, Error, Finish as ModelFinish, GenerateOptions, Generated, MAX_GUESSES, ModelConfig, Prompt, PromptBudget,
-    Served, fim, generate, served,
+    Computed, Error, Finish as ModelFinish, GenerateOptions, Generated, ModelConfig, Prompt, PromptBudget, Served, fim,
+    generate, served,
 };
 
 use crate::completer::{Ask, Completer, CompleterError, Finish, Loader, ModelInfo, Written};
@@ -73,7 +73,7 @@ impl ModelCompleter {
             first_token_s.get_or_insert_with(|| start.elapsed().as_secs_f64());
             false
         };
-        let options = GenerateOptions { max_new_tokens, max_guesses: 0 };
+        let options = GenerateOptions { max_new_tokens, guesses: false };
         let mut sequence = self.model.sequence(&mut self.computed);
         let out = generate(&mut sequence, &self.model.tokenizer, prompt, None, &options, &mut stop, &|| false)?;
         let whole_s = start.elapsed().as_secs_f64();
@@ -99,7 +99,7 @@ impl Completer for ModelCompleter {
         let prompt = fim::prompt(tokenizer, ask.language, &[], ask.prefix, ask.suffix, &budget).map_err(failed)?;
         let n_healed = prompt.heal.len();
         let mut stop = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| !new.is_empty() && enough(new));
-        let options = GenerateOptions { max_new_tokens, max_guesses: MAX_GUESSES };
+        let options = GenerateOptions { max_new_tokens, guesses: true };
         let mut sequence = self.model.sequence(&mut self.computed);
         let out = generate(&mut sequence, tokenizer, &prompt, ask.language, &options, &mut stop, cancelled);
         let out = out.map_err(failed)?;

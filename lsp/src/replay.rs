@@ -87,9 +87,9 @@ pub struct Measured {
 pub struct Work {
     /// Answers that were written to their end.
     pub runs: usize,
-    /// Answers that were given up, for they were superseded.
+    /// Answers that were given up: superseded, or out of time.
     pub cancelled: usize,
-    /// Tokens of prompts.
+    /// Tokens of prompts, of answers that were written to their end, as are the following.
     pub prompt_tokens: usize,
     /// Those of them that were not in the cache.
     pub prefilled_tokens: usize,
@@ -212,6 +212,10 @@ impl Player<'_> {
             return self.ask(Kind::Jump, typist);
         }
         match percent {
+            5..15 if !typist.has_typed() => {
+                self.edit(typist, |typist| typist.type_next(1))?;
+                self.ask(Kind::Typing, typist)
+            }
             0..5 => {
                 self.edit(typist, Typist::jump)?;
                 self.ask(Kind::Jump, typist)
@@ -241,6 +245,9 @@ impl Player<'_> {
 
     fn delete(&mut self, typist: &mut Typist, n_chars: usize) -> anyhow::Result<()> {
         for _ in 0..n_chars {
+            if !typist.has_typed() {
+                break;
+            }
             self.edit(typist, |typist| typist.untype(1))?;
             self.ask(Kind::Deleting, typist)?;
         }
@@ -259,7 +266,7 @@ impl Player<'_> {
         asked.into_iter().try_for_each(|id| self.client.answer(id).map(drop))
     }
 
-    /// Asks, waits and takes it down; accepts every third right answer.
+    /// Asks, waits and takes it down; accepts right answers to every third request.
     fn ask(&mut self, kind: Kind, typist: &mut Typist) -> anyhow::Result<()> {
         let done = |work: &Mutex<Work>| *work.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, start) = (done(&self.work), Instant::now());
@@ -270,7 +277,7 @@ impl Player<'_> {
         let work = done(&self.work).since(before);
         (self.seen)(Measured { kind, elapsed, is_shown: answer.is_some(), is_right, work });
         self.n_left = self.n_left.saturating_sub(1);
-        if let Some(text) = answer.filter(|_| is_right && self.n_left.is_multiple_of(3)) {
+        if let Some(text) = answer.filter(|_| is_right && self.n_left > 0 && self.n_left.is_multiple_of(3)) {
             self.edit(typist, |typist| typist.type_next(text.chars().count()))?;
             return self.ask(Kind::Accepting, typist);
         }

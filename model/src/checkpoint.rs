@@ -22,8 +22,7 @@ pub fn save_folder(lm: &CodeLm, tokenizer: &Tokenizer, dir: &Path) -> Result<()>
     let path = dir.join("config.json");
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::file(&path, e))?;
     std::fs::write(&path, text + "\n").map_err(|e| Error::file(&path, e))?;
-    let tensors: HashMap<String, Tensor> =
-        lm.parameters().iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+    let tensors: HashMap<String, Tensor> = lm.weights().iter().cloned().collect();
     candle_core::safetensors::save(&tensors, dir.join("model.safetensors"))?;
     tokenizer.save(&dir.join("tokenizer.json"))
 }

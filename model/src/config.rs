@@ -244,7 +244,7 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Config`] with the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
-        // The most is beyond any model: a file that asks for more memory than there is must not take the program down.
+        // The most is beyond any model: sizes without a limit would be what a damaged file takes the program down with.
         for (field, value, most) in [
             ("vocab_size", self.vocab_size, 1 << 24),
             ("d_model", self.d_model, 1 << 20),
@@ -258,6 +258,12 @@ impl ModelConfig {
             check(value > 0, field, value, "a positive number")?;
             check(value <= most, field, value, &format!("at most {most}"))?;
         }
+        // What is computed or kept for every position.
+        let (positions, most) = (self.context_tokens * self.d_head, 1usize << 28);
+        check(positions <= most, "context_tokens", self.context_tokens, &format!("at most {}", most / self.d_head))?;
+        let (cached, most) = (positions * self.n_layers * self.n_kv_heads, 1usize << 34);
+        let fits = format!("at most {}, or fewer layers and heads", most / (cached / self.context_tokens).max(1));
+        check(cached <= most, "context_tokens", self.context_tokens, &fits)?;
         check(self.bigram_buckets <= 1 << 28, "bigram_buckets", self.bigram_buckets, "at most 268435456")?;
         let heads = format!("a divisor of n_heads = {}", self.n_heads);
         check(self.n_heads.is_multiple_of(self.n_kv_heads), "n_kv_heads", self.n_kv_heads, &heads)?;

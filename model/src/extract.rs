@@ -15,8 +15,7 @@ const EXPERTS: &str = ".experts.";
 
 impl CodeLm {
     /// This model with the experts of `languages` alone. Logits of these languages are the same to the last bit; a text of unknown
-    /// language may be answered otherwise, where the router asks all experts. The model must be trainable: only such a one knows its
-    /// weights by name.
+    /// language may be answered otherwise, where the router asks all experts.
     ///
     /// # Errors
     /// [`Error::Config`] for no language, and for a router whose experts belong to no languages; [`Error::Input`] for a language that the
@@ -44,7 +43,7 @@ impl CodeLm {
         }
         config.languages.retain(is_kept);
         let mut tensors: HashMap<String, Tensor> = HashMap::new();
-        for (name, var) in self.parameters() {
+        for (name, weight) in self.weights() {
             let adapts_dropped = name.strip_prefix("model.adapters.").and_then(|rest| rest.split('.').nth(1));
             if adapts_dropped
                 .is_some_and(|language| language != "unknown" && !languages.iter().any(|kept| kept == language))
@@ -52,7 +51,7 @@ impl CodeLm {
                 continue;
             }
             if let Some(name) = renamed(name, &kept) {
-                tensors.insert(name, var.as_tensor().clone());
+                tensors.insert(name, weight.clone());
             }
         }
         if let Some(table_LD) = tensors.get_mut("model.embed_languages.weight") {

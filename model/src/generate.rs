@@ -13,15 +13,12 @@ use crate::tokenizer::Tokenizer;
 /// Prompt tokens that are computed together; a cancelled request keeps the chunks that it finished.
 const PREFILL_TOKENS: usize = 128;
 
-/// Guesses at once that pay where the decoder computes.
-pub const MAX_GUESSES: usize = 8;
-
 /// How far to go.
 #[derive(Clone, Copy, Debug)]
 pub struct GenerateOptions {
     pub max_new_tokens: usize,
-    /// Tokens that are guessed from the text itself and computed at once, at most; they change nothing but the time.
-    pub max_guesses: usize,
+    /// Whether tokens are guessed from the text itself, where the sequence verifies several at once.
+    pub guesses: bool,
 }
 
 /// Why generation ended.
@@ -74,6 +71,12 @@ pub trait Sequence {
     /// # Errors
     /// [`Error::Cancelled`] when `cancelled` says so; [`Error::Input`] for ids that do not fit.
     fn next(&mut self, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>>;
+
+    /// Guesses that are verified in one pass, at most: 0 where tokens that are computed together cost as much as one after the other, or have
+    /// other bits.
+    fn max_guesses(&self) -> usize {
+        0
+    }
 
     /// What guesses cost and are worth.
     fn pace(&mut self) -> &mut Pace;
@@ -149,7 +152,8 @@ pub fn generate(
         accepted_tokens: 0,
         finish: Finish::MaxTokens,
     };
-    let mut ahead = Lookahead::new(&prompt.ids, options.max_guesses);
+    let max_guesses = if options.guesses { sequence.max_guesses() } else { 0 };
+    let mut ahead = Lookahead::new(&prompt.ids, max_guesses);
     while out.ids.len() < options.max_new_tokens {
         let to_heal = prompt.heal.get(out.bytes.len()..).unwrap_or_default();
         let history = &sequence.ids()[..ahead.n_known()];
@@ -247,7 +251,7 @@ mod tests {
         let tokenizer = toy();
         let budget = PromptBudget { max_tokens: 40, suffix_tokens: 10, snippet_tokens: 0 };
         let prompt = prompt(&tokenizer, Some("lua"), &[], text, "\nend", &budget)?;
-        let options = GenerateOptions { max_new_tokens: 8, max_guesses: 0 };
+        let options = GenerateOptions { max_new_tokens: 8, guesses: false };
         generate(
             &mut TensorSequence { lm, cache },
             &tokenizer,
@@ -286,7 +290,7 @@ mod tests {
         }
         let prompt = Prompt { ids: ids.clone(), heal: Vec::new() };
         let mut cache = empty(&lm);
-        let options = GenerateOptions { max_new_tokens: 6, max_guesses: 0 };
+        let options = GenerateOptions { max_new_tokens: 6, guesses: false };
         let out = generate(
             &mut TensorSequence { lm: &lm, cache: &mut cache },
             &tokenizer,
@@ -306,7 +310,7 @@ mod tests {
         let tokenizer = toy();
         let prompt = Prompt { ids: tokenizer.encode("x").unwrap(), heal: b"pri".to_vec() };
         let mut seen = Vec::new();
-        let options = GenerateOptions { max_new_tokens: 12, max_guesses: 0 };
+        let options = GenerateOptions { max_new_tokens: 12, guesses: false };
         let mut stop = |bytes: &[u8]| {
             seen = bytes.to_vec();
             bytes.len() > 3

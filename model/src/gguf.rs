@@ -64,11 +64,10 @@ pub fn to_bytes(contents: &Contents) -> Result<Vec<u8>> {
         ("tokenizer.huggingface.json", Value::String(contents.tokenizer.to_json()?)),
     ];
     let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
-    let quantize = |(name, var): &(String, candle_core::Var)| -> Result<(String, QTensor)> {
-        let tensor = var.as_tensor();
+    let quantize = |(name, tensor): &(String, Tensor)| -> Result<(String, QTensor)> {
         Ok((name.clone(), QTensor::quantize(tensor, contents.quantization.dtype_for(tensor))?))
     };
-    let tensors = contents.lm.parameters().iter().map(quantize).collect::<Result<Vec<_>>>()?;
+    let tensors = contents.lm.weights().iter().map(quantize).collect::<Result<Vec<_>>>()?;
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let mut cursor = Cursor::new(Vec::new());
     gguf_file::write(&mut cursor, &metadata, &tensors)?;

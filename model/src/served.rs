@@ -7,7 +7,7 @@ use candle_core::Device;
 
 use crate::bundle::{self, BundleInfo};
 use crate::checkpoint;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, MoeConfig};
 use crate::decoder::{Decoder, DecoderStates, FileBytes, GgufWeights, Simd, Worker};
 use crate::engine::rounded;
 use crate::error::{Error, Result};
@@ -18,6 +18,9 @@ use crate::tokenizer::Tokenizer;
 
 /// How far a largest logit may be from that of the tensors whose weights these are: activations are rounded to eight bits here.
 const GOLDEN_TOLERANCE: f32 = 0.25;
+
+/// Guesses that a pass verifies, at most.
+const MAX_GUESSES: usize = 8;
 
 /// More threads do not make a small model faster: each has little to do between two meetings.
 const MAX_THREADS: usize = 4;
@@ -146,6 +149,13 @@ impl Sequence for PackedSequence<'_> {
         Ok(worker.logits.clone())
     }
 
+    fn max_guesses(&self) -> usize {
+        let config = self.decoder.config();
+        // What these give to a token depends on how many come with it, by rounding.
+        let reads_tokens = config.moe.as_ref().is_some_and(MoeConfig::reads_tokens);
+        if reads_tokens || config.adapter.is_some() { 0 } else { MAX_GUESSES }
+    }
+
     fn pace(&mut self) -> &mut Pace {
         &mut self.computed.pace
     }
@@ -170,9 +180,9 @@ mod tests {
     use crate::tokenizer::tests::toy;
     use std::cell::Cell;
 
-    fn served() -> Served {
+    fn served(router: RouterConfig) -> Served {
         let tokenizer = toy();
-        let mut config = tiny(Some(RouterConfig::all().remove(0)));
+        let mut config = tiny(Some(router));
         (config.vocab_size, config.context_tokens) = (tokenizer.vocab_size(), 160);
         let lm = CodeLm::init(&config, 3, &Device::Cpu).unwrap();
         let decoder = Decoder::new(&config, Arc::new(Floats::of(&lm, Format::Q8).unwrap()), Simd::best()).unwrap();
@@ -219,7 +229,7 @@ mod tests {
         fn answer(
             &self,
             model: &Served,
-            (computed, max_guesses): (&mut Computed, usize),
+            (computed, guesses): (&mut Computed, bool),
             cancelled: &dyn Fn() -> bool,
         ) -> Result<Generated> {
             let (text, caret) = &self.files[self.at];
@@ -228,15 +238,28 @@ mod tests {
             let language = Some(["lua", "go"][self.at]);
             let prompt = prompt(&model.tokenizer, language, &[], &before, &after, &budget)?;
             computed.pace = Pace::eager();
-            let options = GenerateOptions { max_new_tokens: 6, max_guesses };
+            let options = GenerateOptions { max_new_tokens: 6, guesses };
             let mut sequence = model.sequence(computed);
             generate(&mut sequence, &model.tokenizer, &prompt, language, &options, &mut |_| false, cancelled)
         }
     }
 
     #[test]
+    fn nothing_is_guessed_where_a_token_depends_on_those_beside_it() {
+        let mut n_without = 0;
+        for router in RouterConfig::all() {
+            let model = served(router);
+            let reads_tokens = model.config().moe.as_ref().unwrap().reads_tokens();
+            let mut computed = Computed::new(model.config(), 1);
+            assert_eq!(model.sequence(&mut computed).max_guesses() == 0, reads_tokens);
+            n_without += usize::from(reads_tokens);
+        }
+        assert!(n_without > 0);
+    }
+
+    #[test]
     fn ten_thousand_edits_with_guesses_have_the_answers_of_an_empty_cache_without() {
-        let model = served();
+        let model = served(RouterConfig::all().remove(0));
         let text =
             |word: &str| format!("def {word}(a, b):\n    return a + b\n").repeat(6).chars().collect::<Vec<char>>();
         let mut editing = Editing { files: [(text("add"), 60), (text("sub"), 100)], at: 0, n_draws: 0 };
@@ -247,12 +270,12 @@ mod tests {
             if editing.below(10) == 0 {
                 let left = Cell::new(editing.below(6));
                 let cancelled = || left.replace(left.get().saturating_sub(1)) == 0;
-                n_given_up += usize::from(editing.answer(&model, (&mut computed, 8), &cancelled).is_err());
+                n_given_up += usize::from(editing.answer(&model, (&mut computed, true), &cancelled).is_err());
             }
-            let warm = editing.answer(&model, (&mut computed, 8), &|| false).unwrap();
+            let warm = editing.answer(&model, (&mut computed, true), &|| false).unwrap();
             // A cold answer costs all of the prompt: every third will do.
             if step % 3 == 0 {
-                let cold = editing.answer(&model, (&mut Computed::new(model.config(), 1), 0), &|| false).unwrap();
+                let cold = editing.answer(&model, (&mut Computed::new(model.config(), 1), false), &|| false).unwrap();
                 assert_eq!((&warm.ids, &warm.logprobs), (&cold.ids, &cold.logprobs), "step {step}");
             }
             n_cached += warm.cached_tokens;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use multicoder_model::{CodeLm, Engine, Tokenizer};
+use multicoder_model::{CodeLm, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 pub mod baseline;
@@ -105,10 +105,9 @@ pub fn evaluate(candidate: Option<Candidate<'_>>, tokenizer: &Tokenizer, options
     if let Some(candidate) = candidate {
         let n_units = samples.iter().map(|sample| sample.texts.len() + 2 * sample.lines.len()).sum::<usize>();
         let bar = progress_bar(n_units as u64, "model");
-        let mut engine = Engine::of(candidate.lm)?;
         for sample in &samples {
             bar.set_message(format!("model: {}", sample.language));
-            outputs.push(neural::score((candidate.lm, &mut engine), tokenizer, sample, options, &bar)?);
+            outputs.push(neural::score(candidate.lm, tokenizer, sample, options, &bar)?);
         }
         bar.finish_and_clear();
     }

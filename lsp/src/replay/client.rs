@@ -26,7 +26,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts the server and initializes it, with settings that show every answer.
+    /// Starts the server and initializes it, with the settings that a user has who changes none.
     ///
     /// # Errors
     /// No threads; a server that does not answer.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use anyhow::ensure;
+use multicoder_model::mix;
 use ropey::Rope;
 use serde_json::{Value, json};
 
@@ -19,20 +20,21 @@ pub struct Edit {
     pub text: String,
 }
 
-/// A stream of numbers that a seed decides: splitmix64 (Steele et al. 2014).
+/// A stream of numbers that a seed decides.
 #[derive(Clone, Debug)]
-pub(super) struct Draw(u64);
+pub(super) struct Draw {
+    seed: u64,
+    n_drawn: u64,
+}
 
 impl Draw {
     pub(super) fn new(seed: u64) -> Draw {
-        Draw(seed)
+        Draw { seed, n_drawn: 0 }
     }
 
     fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
+        self.n_drawn += 1;
+        (mix(self.seed, self.n_drawn) % n.max(1) as u64) as usize
     }
 
     /// Below 100.
@@ -80,6 +82,11 @@ impl Typist {
 
     pub fn has_more(&self) -> bool {
         !self.rest.is_empty()
+    }
+
+    /// Whether something was typed here that can be taken back.
+    pub fn has_typed(&self) -> bool {
+        self.n_typed > 0
     }
 
     /// Whether `text` is what comes next.

@@ -9,13 +9,14 @@ use crate::config::ModelConfig;
 /// What all of them may hold.
 const BUDGET_BYTES: usize = 48 << 20;
 const MAX_STATES: usize = 8;
-/// Tokens that are given up without a thought: an answer that was not taken, a word that was changed.
+/// Tokens of a prompt that are given up without a thought: a word that was changed. What was written after it is no loss at all.
 const CHEAP_TOKENS: usize = 64;
 
 /// Caches of one model. One of them is current.
 pub struct DecoderStates {
-    /// The current one is the last, and the one used longest ago the first.
-    caches: Vec<DecoderCache>,
+    /// The current one is the last, and the one used longest ago the first. Beside each the tokens that were asked for: the others were
+    /// written after them.
+    caches: Vec<(DecoderCache, usize)>,
     config: ModelConfig,
     max_states: usize,
 }
@@ -25,18 +26,18 @@ impl DecoderStates {
     pub fn new(config: &ModelConfig) -> DecoderStates {
         let first = DecoderCache::new(config, config.context_tokens);
         let max_states = (BUDGET_BYTES / first.n_bytes().max(1)).clamp(1, MAX_STATES);
-        DecoderStates { caches: vec![first], config: config.clone(), max_states }
+        DecoderStates { caches: vec![(first, 0)], config: config.clone(), max_states }
     }
 
     /// What is computed now.
     pub fn current(&self) -> &DecoderCache {
-        &self.caches[self.caches.len() - 1]
+        &self.caches[self.caches.len() - 1].0
     }
 
     /// What is computed now, to be added to.
     pub fn current_mut(&mut self) -> &mut DecoderCache {
         let last = self.caches.len() - 1;
-        &mut self.caches[last]
+        &mut self.caches[last].0
     }
 
     /// How many there are.
@@ -46,42 +47,43 @@ impl DecoderStates {
 
     /// Whether nothing is computed.
     pub fn is_empty(&self) -> bool {
-        self.caches.iter().all(|cache| cache.ids().is_empty())
+        self.caches.iter().all(|(cache, _)| cache.ids().is_empty())
     }
 
     /// Forgets all.
     pub fn clear(&mut self) {
         self.caches.truncate(1);
-        self.caches[0].truncate(0);
+        self.caches[0].0.truncate(0);
     }
 
     /// Makes current what begins as `ids` do, under the same language; returns how many tokens of them it holds.
     pub fn keep_common_prefix(&mut self, ids: &[u32], language: u32) -> usize {
-        let common = |at: &usize| self.caches[*at].common_prefix(ids, language);
+        let common = |at: &usize| self.caches[*at].0.common_prefix(ids, language);
         // Of several that are alike the one used last.
         let best = (0..self.caches.len()).max_by_key(common).unwrap_or(0);
         let n_common = common(&best);
-        let n_lost = self.caches[best].ids().len() - n_common;
+        let (cache, n_asked) = &self.caches[best];
+        let n_lost = cache.ids().len().min(*n_asked).saturating_sub(n_common);
         let current = match n_lost > CHEAP_TOKENS {
             true => self.spare(best, n_common),
-            false => self.caches.remove(best),
+            false => self.caches.remove(best).0,
         };
-        self.caches.push(current);
+        self.caches.push((current, ids.len()));
         self.current_mut().keep_common_prefix(ids, language)
     }
 
     /// A cache with the first `n_tokens` of that at `best`: a new one, else that which was used longest ago.
     fn spare(&mut self, best: usize, n_tokens: usize) -> DecoderCache {
         if self.max_states == 1 {
-            return self.caches.remove(best);
+            return self.caches.remove(best).0;
         }
         let (mut spare, best) = match self.caches.len() < self.max_states {
             true => (DecoderCache::new(&self.config, self.config.context_tokens), best),
             // What is to be copied from is not written over.
-            false if best == 0 => (self.caches.remove(1), 0),
-            false => (self.caches.remove(0), best - 1),
+            false if best == 0 => (self.caches.remove(1).0, 0),
+            false => (self.caches.remove(0).0, best - 1),
         };
-        spare.copy_from(&self.caches[best], n_tokens);
+        spare.copy_from(&self.caches[best].0, n_tokens);
         spare
     }
 }
@@ -137,6 +139,15 @@ mod tests {
         let elsewhere = [text(0, 100), text(700, 90)].concat();
         assert_eq!((compute(&mut states, &elsewhere, 0), states.len()), (100, 2));
         assert_eq!(compute(&mut states, &typed, 0), 194);
+    }
+
+    #[test]
+    fn a_long_answer_that_is_not_taken_is_no_loss() {
+        let mut states = states();
+        compute(&mut states, &text(0, 200), 0);
+        states.current_mut().commit(&text(5000, 100));
+        let typed = [text(0, 200), text(900, 1)].concat();
+        assert_eq!((states.keep_common_prefix(&typed, 0), states.len()), (200, 1));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use indicatif::ProgressBar;
 use multicoder_model::copy::next_token_probs;
-use multicoder_model::{CodeLm, Engine, GenerateOptions, MAX_GUESSES, PromptBudget, Tokenizer, fim, generate};
+use multicoder_model::{CodeLm, GenerateOptions, KvCache, PromptBudget, TensorSequence, Tokenizer, fim, generate};
 
 use super::metric::{TextScore, line_score};
 use super::sample::LanguageSample;
@@ -18,14 +18,15 @@ const LOAD_FILES: usize = 8;
 /// # Errors
 /// Errors of the tokenizer and the model.
 pub fn score(
-    (lm, engine): (&CodeLm, &mut Engine<'_>),
+    lm: &CodeLm,
     tokenizer: &Tokenizer,
     sample: &LanguageSample,
     options: &EvalOptions,
     bar: &ProgressBar,
 ) -> Result<SystemOutput> {
     let texts = score_texts(lm, tokenizer, sample, options.tag, bar)?;
-    let mut completer = Completer { engine, tokenizer, language: &sample.language, options };
+    let cache = KvCache::new(lm.config(), lm.device())?;
+    let mut completer = Completer { lm, tokenizer, language: &sample.language, cache, options };
     let mut lines = Vec::new();
     let mut lines_with_suffix = Vec::new();
     for case in &sample.lines {
@@ -129,29 +130,30 @@ fn windows(n_ids: usize, context_tokens: usize) -> Vec<Window> {
     windows
 }
 
-struct Completer<'a, 'm> {
-    engine: &'a mut Engine<'m>,
+struct Completer<'a> {
+    lm: &'a CodeLm,
     tokenizer: &'a Tokenizer,
     language: &'a str,
+    cache: KvCache,
     options: &'a EvalOptions,
 }
 
-impl Completer<'_, '_> {
+impl Completer<'_> {
     /// The greedy continuation of `before` up to the end of its line.
     fn line(&mut self, before: &str, after: &str) -> Result<String> {
         let max_new_tokens = self.options.max_line_tokens;
-        let mut sequence = self.engine.sequence();
-        let max_tokens = sequence.config().context_tokens.saturating_sub(max_new_tokens).max(1);
+        let max_tokens = self.lm.config().context_tokens.saturating_sub(max_new_tokens).max(1);
         let suffix_tokens = if after.is_empty() { 0 } else { self.options.suffix_tokens.min(max_tokens / 2) };
         let budget = PromptBudget { max_tokens, suffix_tokens, snippet_tokens: 0 };
         let tag = Some(self.language).filter(|_| self.options.tag);
         let prompt = fim::prompt(self.tokenizer, tag, &[], before, after, &budget)?;
         let n_healed = prompt.heal.len();
-        let options = GenerateOptions { max_new_tokens, max_guesses: MAX_GUESSES };
+        let options = GenerateOptions { max_new_tokens, guesses: false };
         let mut at_line_end = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| new.contains(&b'\n'));
         let language = Some(self.language);
+        let mut sequence = TensorSequence { lm: self.lm, cache: &mut self.cache };
         let generated =
-            generate(&mut *sequence, self.tokenizer, &prompt, language, &options, &mut at_line_end, &|| false)?;
+            generate(&mut sequence, self.tokenizer, &prompt, language, &options, &mut at_line_end, &|| false)?;
         let text = String::from_utf8_lossy(&generated.bytes);
         Ok(text.split('\n').next().unwrap_or_default().to_owned())
     }

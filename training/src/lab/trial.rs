@@ -254,7 +254,8 @@ impl<'a> Lab<'a> {
         let languages = model.language.clone().unwrap_or_else(|| self.study.languages.join(","));
         let part = kept.with_extension("part");
         let mut eval = this_program("eval")?;
-        eval.arg("packages").arg("--model").arg(dir.join("run")).arg("--shards").arg(self.shards);
+        // Whatever the program was built for: figures of two devices are no seeds of one trial.
+        eval.args(["packages", "--device", "cpu"]).arg("--model").arg(dir.join("run")).arg("--shards").arg(self.shards);
         eval.args(["--split", "valid", "--ngram", "off", "--copy", "off", "--languages", &languages]);
         eval.arg("--max-bytes-per-language").arg(budget.eval_bytes.to_string());
         eval.args(["--tag", if trial.variant.tag { "on" } else { "off" }]);

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use multicoder_model::fim::Snippet;
-use multicoder_model::{Bundle, Engine, GenerateOptions, MAX_GUESSES, PromptBudget, Tokenizer, fim, generate};
+use multicoder_model::{Bundle, Engine, GenerateOptions, PromptBudget, Tokenizer, fim, generate};
 use serde::{Deserialize, Serialize};
 
 use super::question::{Fragment, Question};
@@ -59,7 +59,7 @@ impl Answerer for Local<'_> {
         let prompt = fim::prompt(tokenizer, language, &snippets, &question.prefix, &question.suffix, &budget)?;
         let n_healed = prompt.heal.len();
         let mut stop = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| question.ending.is_enough(new));
-        let options = GenerateOptions { max_new_tokens, max_guesses: MAX_GUESSES };
+        let options = GenerateOptions { max_new_tokens, guesses: true };
         let out = generate(&mut *sequence, tokenizer, &prompt, language, &options, &mut stop, &|| false)?;
         let text = String::from_utf8_lossy(&out.bytes);
         Ok(Answer {
