@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::Context;
 
+pub(crate) mod bench;
 pub(crate) mod complete;
 pub(crate) mod completions;
 pub(crate) mod doctor;

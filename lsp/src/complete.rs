@@ -122,13 +122,16 @@ pub fn run(request: &Request, completer: &mut dyn Completer, cancelled: &dyn Fn(
         suffix: around.suffix,
         max_new_tokens: options.max_tokens,
     };
+    let (is_late, has_begun) = (|| start.elapsed() > options.timeout, Cell::new(false));
     let timed_out = Cell::new(false);
     let mut enough = |bytes: &[u8]| {
-        timed_out.set(start.elapsed() > options.timeout);
+        has_begun.set(true);
+        timed_out.set(is_late());
         timed_out.get() || trim::is_enough(bytes, &around, options.max_lines)
     };
-    // A prompt that takes too long is given up between two layers; what is computed of it stays for the next request.
-    let cancelled_or_late = || cancelled() || start.elapsed() > options.timeout;
+    // A prompt that takes too long is given up between two layers; what is computed of it stays for the next request. Once something is
+    // written, the token that is late is finished, so that the whole lines before it are an answer.
+    let cancelled_or_late = || cancelled() || !has_begun.get() && is_late();
     let mut written = completer.write(&ask, &mut enough, &cancelled_or_late).map_err(|error| match error {
         CompleterError::Cancelled if !cancelled() => Reason::UnfinishedLine.because("out of time"),
         CompleterError::Cancelled => Silence::from(Reason::Cancelled),
@@ -171,6 +174,7 @@ fn probability(logprobs: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::completer::ModelInfo;
     use crate::scripted::Scripted;
     use serde_json::json;
     use std::path::PathBuf;
@@ -223,6 +227,55 @@ mod tests {
         assert_eq!(super::request(&snapshot, caret, &settings).unwrap_err().reason, Reason::DisabledLanguage);
         settings.merge(&json!({"enable": false}));
         assert_eq!(super::request(&snapshot, caret, &settings).unwrap_err().reason, Reason::Disabled);
+    }
+
+    /// Writes a line, then takes longer than it may.
+    struct Slow(ModelInfo);
+
+    impl Completer for Slow {
+        fn info(&self) -> &ModelInfo {
+            &self.0
+        }
+
+        fn write(
+            &mut self,
+            _: &Ask<'_>,
+            enough: &mut dyn FnMut(&[u8]) -> bool,
+            cancelled: &dyn Fn() -> bool,
+        ) -> Result<Written, CompleterError> {
+            let text = b"f(1)\ny = g";
+            let mut end = 0;
+            while end < text.len() && !enough(&text[..end]) {
+                end += 1;
+                std::thread::sleep(Duration::from_millis(if text[..end].ends_with(b"y") { 30 } else { 0 }));
+                if cancelled() {
+                    return Err(CompleterError::Cancelled);
+                }
+            }
+            Ok(Written {
+                bytes: text[..end].to_vec(),
+                logprobs: vec![-0.1; end],
+                prompt_tokens: 1,
+                prefilled_tokens: 1,
+                guessed_tokens: 0,
+                accepted_tokens: 0,
+                expert: None,
+                finish: Finish::Stopped,
+            })
+        }
+
+        fn reset(&mut self) {}
+    }
+
+    #[test]
+    fn whole_lines_that_are_there_when_time_is_up_are_the_answer() {
+        let (snapshot, caret) = at("x = |", "a.py");
+        let mut settings = Settings::standard();
+        settings.merge(&json!({"maxLines": 4, "timeoutMs": 20}));
+        let request = request(&snapshot, caret, &settings).unwrap();
+        let mut slow = Slow(ModelInfo::default());
+        assert_eq!(run(&request, &mut slow, &|| false).unwrap().text, "f(1)");
+        assert_eq!(run(&request, &mut slow, &|| true).unwrap_err().reason, Reason::Cancelled);
     }
 
     #[test]

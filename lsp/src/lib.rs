@@ -5,8 +5,9 @@
 //! engine's thread asks a [`completer`] with the text of [`prompt`], and [`trim`] decides what is worth showing. [`reuse`] answers who types
 //! what was shown. Silence has a [`reason`].
 //!
-//! Nothing here opens a socket, and standard output is the protocol's alone.
+//! Nothing here opens a socket, and standard output is the protocol's alone. [`replay`] and [`bench`] measure all this.
 
+pub mod bench;
 pub mod capabilities;
 pub mod complete;
 pub mod completer;

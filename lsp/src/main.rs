@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{complete, completions, doctor, replay, serve};
+use commands::{bench, complete, completions, doctor, replay, serve};
 
 /// Completes code in any editor that speaks the Language Server Protocol, with the model inside this program.
 ///
@@ -33,6 +33,11 @@ enum Command {
     Doctor(doctor::Args),
     /// Type in files by itself and print how long the answers took.
     Replay(replay::Args),
+    /// Read and write tokens as fast as possible, beside llama.cpp with the same weights.
+    Bench(bench::Args),
+    /// Keep a core busy until standard input ends; `bench --busy` starts it.
+    #[command(hide = true)]
+    Spin,
     /// Print the completion script of a shell.
     Completions(completions::Args),
 }
@@ -45,6 +50,11 @@ fn main() -> ExitCode {
         Some(Command::Complete(args)) => complete::run(&args, cli.model.as_deref()),
         Some(Command::Doctor(args)) => doctor::run(&args, cli.model.as_deref()),
         Some(Command::Replay(args)) => replay::run(&args, cli.model),
+        Some(Command::Bench(args)) => bench::run(&args, cli.model.as_deref()),
+        Some(Command::Spin) => {
+            multicoder_lsp::bench::spin();
+            Ok(ExitCode::SUCCESS)
+        }
         Some(Command::Completions(args)) => completions::run::<Cli>(&args),
     };
     match result {

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use candle_core::Device;
 use multicoder_model::{
-    Computed, Error, Finish as ModelFinish, GenerateOptions, Generated, ModelConfig, Prompt, PromptBudget, Served, fim,
-    generate, served,
+    Bundle, Computed, Error, Finish as ModelFinish, GenerateOptions, Generated, ModelConfig, Prompt, PromptBudget,
+    Served, fim, generate, served,
 };
 
 use crate::completer::{Ask, Completer, CompleterError, Finish, Loader, ModelInfo, Written};
@@ -16,6 +17,8 @@ use crate::completer::{Ask, Completer, CompleterError, Finish, Loader, ModelInfo
 static STARTER: Option<&[u8]> = Some(include_bytes!("../model/starter.gguf"));
 #[cfg(not(embedded_model))]
 static STARTER: Option<&[u8]> = None;
+
+const NO_MODEL: &str = "this build carries no model; use --model PATH";
 
 /// What the embedded model's origin is called.
 pub const EMBEDDED: &str = "embedded";
@@ -38,7 +41,20 @@ pub fn load_model(path: Option<&Path>) -> Result<Served, String> {
     let loaded = match (path, STARTER) {
         (Some(path), _) => Served::load(path),
         (None, Some(bytes)) => Served::from_gguf(Arc::new(bytes), EMBEDDED),
-        (None, None) => return Err("this build carries no model; use --model PATH".to_string()),
+        (None, None) => return Err(NO_MODEL.to_string()),
+    };
+    loaded.map_err(|error| error.to_string())
+}
+
+/// The same as tensors, which other formats are made of.
+///
+/// # Errors
+/// As of [`load_model`].
+pub fn load_bundle(path: Option<&Path>) -> Result<Bundle, String> {
+    let loaded = match (path, STARTER) {
+        (Some(path), _) => Bundle::load(path, &Device::Cpu),
+        (None, Some(bytes)) => Bundle::from_gguf_bytes(bytes, EMBEDDED, &Device::Cpu),
+        (None, None) => return Err(NO_MODEL.to_string()),
     };
     loaded.map_err(|error| error.to_string())
 }

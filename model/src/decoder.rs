@@ -14,6 +14,7 @@ mod model;
 mod network;
 mod packed;
 mod quantized;
+mod shelf;
 mod states;
 #[cfg(test)]
 mod tests;

@@ -140,8 +140,7 @@ pub fn generate(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Generated> {
     let language = sequence.config().language_index(language);
-    let cached_tokens = reuse(sequence, &prompt.ids, language)?;
-    let mut logits = prefill(sequence, &prompt.ids[cached_tokens..], language, cancelled)?;
+    let (cached_tokens, mut logits) = prefill(sequence, &prompt.ids, language, cancelled)?;
     let mut out = Generated {
         bytes: Vec::new(),
         ids: Vec::new(),
@@ -191,22 +190,27 @@ pub fn generate(
     Ok(out)
 }
 
-/// Keeps the common beginning with `ids`, at least one token short of it: its logits are wanted.
-fn reuse(sequence: &mut dyn Sequence, ids: &[u32], language: u32) -> Result<usize> {
+/// Reads a prompt: keeps what is computed of it, at least one token short of it, and computes the rest in chunks. Returns how many tokens
+/// were kept, and the logits after the last one. Shape of the logits: `V`.
+///
+/// # Errors
+/// [`Error::Input`] for an empty prompt or one that does not fit; [`Error::Cancelled`] when `cancelled` says so.
+pub fn prefill(
+    sequence: &mut dyn Sequence,
+    ids: &[u32],
+    language: u32,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(usize, Vec<f32>)> {
     let Some(last) = ids.len().checked_sub(1) else {
         return Err(Error::Input("an empty prompt".to_string()));
     };
     let kept = sequence.keep_common_prefix(ids, language).min(last);
     sequence.truncate(kept);
-    Ok(kept)
-}
-
-fn prefill(sequence: &mut dyn Sequence, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<f32>> {
     let mut logits = Vec::new();
-    for chunk in ids.chunks(PREFILL_TOKENS) {
+    for chunk in ids[kept..].chunks(PREFILL_TOKENS) {
         logits = sequence.next(chunk, language, cancelled)?;
     }
-    Ok(logits)
+    Ok((kept, logits))
 }
 
 /// The likeliest allowed token and the logarithm of its probability among the allowed.

@@ -64,7 +64,7 @@ pub use engine::Engine;
 pub use error::{Error, Result};
 pub use exchange::ExpertExchange;
 pub use fim::{Prompt, PromptBudget, Snippet};
-pub use generate::{Finish, GenerateOptions, Generated, Sequence, TensorSequence, generate};
+pub use generate::{Finish, GenerateOptions, Generated, Sequence, TensorSequence, generate, prefill};
 pub use gradients::Gradients;
 pub use lm::{Batch, CodeLm, IGNORE_ID};
 pub use methods::document::table_markdown;

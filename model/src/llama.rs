@@ -4,6 +4,7 @@
 //! language's own, both with weight 1, are one network as wide as both. Options of the network that those architectures do not have are
 //! named in errors. What is beside the network stays here: the copy component, and how text is split into tokens.
 
+use std::collections::HashMap;
 use std::io::Cursor;
 
 use candle_core::Tensor;
@@ -13,6 +14,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use crate::config::{Activation, ModelConfig, check};
 use crate::error::{Error, Result};
 use crate::lm::CodeLm;
+use crate::params::Params;
 use crate::router::RouterConfig;
 use crate::router::pl_shared::Combine;
 use crate::tokenizer::Tokenizer;
@@ -57,6 +59,20 @@ pub fn to_bytes(
     let mut cursor = Cursor::new(Vec::new());
     gguf_file::write(&mut cursor, &metadata, &tensors)?;
     Ok(cursor.into_inner())
+}
+
+/// The model with its weights rounded as they are in a file of that format.
+///
+/// # Errors
+/// No memory.
+pub fn rounded(lm: &CodeLm, format: LlamaFormat) -> Result<CodeLm> {
+    let round = |(name, weight): &(String, Tensor)| {
+        let rounded = QTensor::quantize(weight, dtype(format, weight))?.dequantize(lm.device())?;
+        Ok((name.clone(), rounded))
+    };
+    let tensors = lm.weights().iter().map(round).collect::<Result<HashMap<String, Tensor>>>()?;
+    let params = Params::from_tensors(tensors, "the rounded model", false, lm.device());
+    CodeLm::new(lm.config(), params, lm.device())
 }
 
 fn check_exportable(config: &ModelConfig) -> Result<()> {
@@ -279,6 +295,26 @@ mod tests {
         assert_eq!((row(&theirs, 1), row(&theirs, 2), row(&theirs, 9)), (row(&ours, 4), row(&ours, 1), row(&ours, 12)));
         let Value::Array(tokens) = number("tokenizer.ggml.tokens") else { panic!("no tokens") };
         assert_eq!(tokens.len(), lm.config().vocab_size);
+    }
+
+    #[test]
+    fn a_rounded_model_has_the_numbers_of_the_file() {
+        let mut config = config(0);
+        (config.moe, config.languages) = (None, Vec::new());
+        let lm = CodeLm::init(&config, 3, &Device::Cpu).unwrap();
+        for format in [LlamaFormat::Q8_0, LlamaFormat::Q4_0, LlamaFormat::F16] {
+            let bytes = to_bytes(&lm, &toy(), "toy", None, format).unwrap();
+            let tensor =
+                read(&bytes).tensor(&mut Cursor::new(&bytes), "blk.0.attn_output.weight", &Device::Cpu).unwrap();
+            let rounded = rounded(&lm, format).unwrap();
+            let own = |lm: &CodeLm| {
+                let (_, weight) =
+                    lm.weights().iter().find(|(name, _)| name == "model.layers.0.self_attn.o_proj.weight").unwrap();
+                weight.to_vec2::<f32>().unwrap()
+            };
+            assert_eq!(own(&rounded), tensor.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap());
+            assert_ne!(own(&rounded), own(&lm));
+        }
     }
 
     #[test]

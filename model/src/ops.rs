@@ -114,9 +114,7 @@ fn less_row_max(x: &Tensor) -> Result<Tensor> {
 
 /// Replaces a row of logits by its softmax.
 pub(crate) fn softmax_row(row: &mut [f32]) {
-    simd::vectorized(|| {
-        simd::softmax_row(row);
-    });
+    simd::softmax_row(row);
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use std::process::Command;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("multicoder-grammars", &[]),
     ("multicoder-model", &[]),
-    ("multicoder-training", &["multicoder-grammars", "multicoder-model"]),
-    ("multicoder-lsp", &["multicoder-grammars", "multicoder-model"]),
+    ("multicoder-peers", &[]),
+    ("multicoder-training", &["multicoder-grammars", "multicoder-model", "multicoder-peers"]),
+    ("multicoder-lsp", &["multicoder-grammars", "multicoder-model", "multicoder-peers"]),
     ("multicoder-tests", &["multicoder-grammars", "multicoder-lsp", "multicoder-model", "multicoder-training"]),
 ];
 

@@ -1,7 +1,8 @@
-//! The weights of one layer, and its experts, each of which is packed when it is first wanted.
+//! The weights of one layer; its experts are packed when they are wanted.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use super::model::Decoder;
 use super::network::{Network, check_alike};
 use super::packed::Packed;
 use super::weights::{WeightSource, build};
@@ -32,8 +33,7 @@ pub(super) struct Moe {
     pub(super) config: MoeConfig,
     pub(super) router: Box<dyn Router>,
     pub(super) shared: Option<Network>,
-    experts: Vec<OnceLock<Network>>,
-    name: String,
+    layer: usize,
 }
 
 impl Layer {
@@ -48,7 +48,7 @@ impl Layer {
         let [q, k, v] = projections;
         let ffn = match config.moe_of_layer(layer) {
             None => Ffn::Dense(Network::load(source, &format!("{name}.mlp"), (d, config.d_ff), config.activation)?),
-            Some(moe) => Ffn::Moe(Box::new(Moe::load(config, moe, &format!("{name}.mlp"), source)?)),
+            Some(moe) => Ffn::Moe(Box::new(Moe::load(config, moe, layer, source)?)),
         };
         let qkv = [matrix(q)?, matrix(k)?, matrix(v)?];
         check_alike(qkv.iter(), &attention)?;
@@ -67,7 +67,8 @@ impl Layer {
 }
 
 impl Moe {
-    fn load(model: &ModelConfig, config: MoeConfig, name: &str, source: &dyn WeightSource) -> Result<Moe> {
+    fn load(model: &ModelConfig, config: MoeConfig, layer: usize, source: &dyn WeightSource) -> Result<Moe> {
+        let name = format!("model.layers.{layer}.mlp");
         let shared = match config.d_ff_shared {
             0 => None,
             f => Some(Network::load(source, &format!("{name}.shared_expert"), (model.d_model, f), model.activation)?),
@@ -78,29 +79,21 @@ impl Moe {
         {
             return Err(Error::Input(format!("weight {missing} is missing: expected those of all experts")));
         }
-        let router = build(source, name, |params| config.build_router(model, params))?;
-        let experts = (0..config.n_experts).map(|_| OnceLock::new()).collect();
-        Ok(Moe { config, router, shared, experts, name: name.to_owned() })
+        let router = build(source, &name, |params| config.build_router(model, params))?;
+        Ok(Moe { config, router, shared, layer })
     }
 
-    /// An expert, packed now if it has not been before.
+    /// An expert, packed now if it is not on the shelf.
     ///
     /// # Errors
     /// Weights that are missing.
-    pub(super) fn expert(&self, idx: usize, model: &ModelConfig, source: &Arc<dyn WeightSource>) -> Result<&Network> {
-        if let Some(network) = self.experts[idx].get() {
-            return Ok(network);
-        }
-        let name = format!("{}.experts.{idx}", self.name);
-        let network = Network::load(&**source, &name, (model.d_model, self.config.d_ff_expert), model.activation)?;
-        let others = self.shared.iter().chain(self.experts.iter().filter_map(OnceLock::get)).map(Network::first);
-        check_alike(others.chain([network.first()]), &self.name)?;
-        Ok(self.experts[idx].get_or_init(|| network))
-    }
-
-    /// Experts that are packed, and the bytes of their weights.
-    pub(super) fn in_memory(&self) -> (usize, usize) {
-        let packed = self.experts.iter().filter_map(OnceLock::get);
-        packed.fold((0, 0), |(n, bytes), network| (n + 1, bytes + network.n_bytes()))
+    pub(super) fn expert(&self, idx: usize, decoder: &Decoder) -> Result<Arc<Network>> {
+        let Decoder { config: model, source, shelf, .. } = decoder;
+        shelf.take((self.layer, idx), || {
+            let name = format!("model.layers.{}.mlp.experts.{idx}", self.layer);
+            let network = Network::load(&**source, &name, (model.d_model, self.config.d_ff_expert), model.activation)?;
+            check_alike(self.shared.iter().map(Network::first).chain([network.first()]), &name)?;
+            Ok(network)
+        })
     }
 }

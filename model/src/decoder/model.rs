@@ -10,22 +10,23 @@ use super::layer::{Ffn, Layer, Moe};
 use super::network::{ByTile, Hidden, add_row, copy_row, products, ranges};
 use super::packed::Packed;
 use super::quantized::Quantized;
+use super::shelf::Shelf;
 use super::weights::{WeightSource, build, check_tables};
-use crate::adapters::{Adapters, adapt};
+use crate::adapters::{AdapterConfig, Adapters, adapt};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::lm::{bigram_bucket, check_ids, language_rows};
 use crate::ops::Rope;
 use crate::ops::norm_row;
-use crate::ops::simd::vectorized;
 use crate::router::RouterContext;
 use crate::tape::HostPlan;
 
 /// A model with packed weights.
 pub struct Decoder {
-    config: ModelConfig,
-    source: Arc<dyn WeightSource>,
+    pub(super) config: ModelConfig,
+    pub(super) source: Arc<dyn WeightSource>,
     layers: Vec<Layer>,
+    pub(super) shelf: Shelf,
     adapters: Option<Box<dyn Adapters>>,
     norm: Vec<f32>,
     head: Packed,
@@ -93,14 +94,13 @@ impl Decoder {
         }
         let d = config.d_model;
         check_tables(config, &*source)?;
-        let adapters = match &config.adapter {
-            Some(adapter) => Some(build(&*source, "model.adapters", |params| adapter.build(config, params))?),
-            None => None,
-        };
+        let adapters =
+            |adapter: &AdapterConfig| build(&*source, "model.adapters", |params| adapter.build(config, params));
         let head = if config.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
         Ok(Decoder {
+            shelf: Shelf::new(config.moe.as_ref().is_some_and(|moe| moe.router.is_by_language())),
             layers: (0..config.n_layers).map(|layer| Layer::load(config, layer, &*source)).collect::<Result<_>>()?,
-            adapters,
+            adapters: config.adapter.as_ref().map(adapters).transpose()?,
             norm: source.floats("model.norm.weight", &[d])?,
             head: source.matrix(head, (config.vocab_size, d))?,
             rope: Rope::new(config.d_head, config.rope_theta, config.context_tokens),
@@ -114,13 +114,9 @@ impl Decoder {
         &self.config
     }
 
-    /// Experts that are packed, over all layers, and the bytes of their weights.
+    /// Experts that are packed, and their bytes.
     pub fn experts_in_memory(&self) -> (usize, usize) {
-        let of_layer = |layer: &Layer| match &layer.ffn {
-            Ffn::Moe(moe) => moe.in_memory(),
-            Ffn::Dense(_) => (0, 0),
-        };
-        self.layers.iter().map(of_layer).fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1))
+        self.shelf.in_memory()
     }
 
     /// Computes `ids`, which follow what `cache` holds, and the logits after each of the last `n_logits` of them; asks `cancelled` before
@@ -144,6 +140,7 @@ impl Decoder {
         }
         check_ids(ids, self.config.vocab_size)?;
         let pass = Pass { ids, language_N: vec![language; n], start };
+        self.shelf.begin_pass();
         self.embed(&pass, cache.ids().last().copied().unwrap_or(0), worker)?;
         for (i, layer) in self.layers.iter().enumerate() {
             if cancelled() {
@@ -194,7 +191,7 @@ impl Decoder {
                 // SAFETY: each part has rows of its own.
                 unsafe {
                     let normed = rows.take(own.clone());
-                    vectorized(|| norm_row(normed, &x[own], weight, self.config.norm_eps as f32));
+                    norm_row(normed, &x[own], weight, self.config.norm_eps as f32);
                     quantized.set_row(row, normed);
                 }
             }
@@ -300,11 +297,15 @@ impl Decoder {
             Ffn::Moe(moe) => moe,
         };
         let plan = self.plan(moe, layer, pass, worker)?;
-        let first = match &moe.shared {
+        let own;
+        let reader = match &moe.shared {
             Some(shared) => shared,
-            None => moe.expert(plan.runs.first().map_or(0, |run| run.0), &self.config, &self.source)?,
+            None => {
+                own = moe.expert(plan.runs.first().map_or(0, |run| run.0), self)?;
+                &own
+            }
         };
-        self.norm(&layer.ffn_norm, first.first(), worker);
+        self.norm(&layer.ffn_norm, reader.first(), worker);
         if let Some(shared) = &moe.shared {
             let Worker { crew, quantized, hidden, y, .. } = worker;
             shared.run(crew, quantized, hidden, y, self.simd);
@@ -338,7 +339,7 @@ impl Decoder {
                 let mut normed = vec![0f32; n * d];
                 let eps = self.config.norm_eps as f32;
                 for (y, x) in normed.chunks_exact_mut(d).zip(worker.x.chunks_exact(d)) {
-                    vectorized(|| norm_row(y, x, &layer.ffn_norm, eps));
+                    norm_row(y, x, &layer.ffn_norm, eps);
                 }
                 candle_core::Tensor::from_vec(normed, (n, d), &cpu)?
             }
@@ -355,7 +356,7 @@ impl Decoder {
         for &(expert, n_own) in &plan.runs {
             let own = from..from + n_own;
             from = own.end;
-            let network = moe.expert(expert, &self.config, &self.source)?;
+            let network = moe.expert(expert, self)?;
             let Worker { crew, quantized, hidden, y, .. } = worker;
             let is_all = plan.in_place && n_own == n;
             let picked = (!is_all).then(|| quantized.pick(&plan.token_A[own.clone()]));

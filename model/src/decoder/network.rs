@@ -149,7 +149,7 @@ impl Network {
                     let mut x = [0f32; COLS];
                     copy_row(up, (row, n), &mut x[..width]);
                     // SAFETY: as above.
-                    unsafe { quantized.set_block(row, first + block, &x[..width]) };
+                    unsafe { quantized.set_blocks(row, first + block, &x[..width]) };
                 }
             }
         });
@@ -165,11 +165,15 @@ pub(super) fn check_alike<'a>(mut matrices: impl Iterator<Item = &'a Packed>, na
     check(is_alike, "formats of weights", format!("both kinds below {name}"), expected)
 }
 
-fn relu2(x: &mut [f32]) {
-    vectorized(|| x.iter_mut().for_each(|x| *x = x.max(0.0) * x.max(0.0)));
+vectorized! {
+    fn relu2(x: &mut [f32]) {
+        x.iter_mut().for_each(|x| *x = x.max(0.0) * x.max(0.0));
+    }
 }
 
-/// `silu(gate) * up`, over `up`.
-fn swiglu(gate: &[f32], up: &mut [f32]) {
-    vectorized(|| gate.iter().zip(up).for_each(|(gate, up)| *up *= gate / (1.0 + exp(-gate))));
+vectorized! {
+    /// `silu(gate) * up`, over `up`.
+    fn swiglu(gate: &[f32], up: &mut [f32]) {
+        gate.iter().zip(up).for_each(|(gate, up)| *up *= gate / (1.0 + exp(-gate)));
+    }
 }

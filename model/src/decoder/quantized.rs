@@ -86,51 +86,70 @@ impl Writer<'_> {
     /// # Safety
     /// Nobody else writes this row.
     pub(super) unsafe fn set_row(&self, row: usize, x: &[f32]) {
-        for (block, x) in x.chunks(COLS).enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { self.set_block(row, block, x) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { self.set_blocks(row, 0, x) };
     }
 
-    /// Writes a block of a row; one that is not full ends in zeros.
+    /// Writes blocks of a row from `block` on; a last one that is not full ends in zeros.
     ///
     /// # Safety
-    /// Nobody else writes this block.
-    pub(super) unsafe fn set_block(&self, row: usize, block: usize, x: &[f32]) {
+    /// Nobody else writes these blocks.
+    pub(super) unsafe fn set_blocks(&self, row: usize, block: usize, x: &[f32]) {
         let at = row * self.n_blocks + block;
-        let mut whole = [0f32; COLS];
-        whole[..x.len()].copy_from_slice(x);
+        let range = at..at + x.len().div_ceil(COLS);
         // SAFETY: the caller's promise.
         unsafe {
-            let q = self.q.take(at * COLS..(at + 1) * COLS);
-            let (scale, sum) = vectorized(|| quantize(&whole, q));
-            self.scales.take(at..at + 1)[0] = scale;
-            self.sums.take(at..at + 1)[0] = sum;
+            let q = self.q.take(range.start * COLS..range.end * COLS);
+            quantize(x, q, self.scales.take(range.clone()), self.sums.take(range.clone()));
             if self.is_for_floats {
-                self.x.take(at * COLS..(at + 1) * COLS).copy_from_slice(&whole);
+                let floats = self.x.take(range.start * COLS..range.end * COLS);
+                floats[..x.len()].copy_from_slice(x);
+                floats[x.len()..].fill(0.0);
             }
+        }
+    }
+}
+
+vectorized! {
+    /// The integers of blocks, their scales and their sums.
+    fn quantize(x: &[f32], q: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+        let (whole, rest) = x.as_chunks::<COLS>();
+        let (q, _) = q.as_chunks_mut::<COLS>();
+        let outputs = q.iter_mut().zip(scales).zip(sums);
+        let mut last = [0f32; COLS];
+        last[..rest.len()].copy_from_slice(rest);
+        for (((q, scale), sum), x) in outputs.zip(whole.iter().chain([&last])) {
+            (*scale, *sum) = quantize_block(x, q);
         }
     }
 }
 
 /// The scale of a block, and the sum of its integers.
 #[inline(always)]
-fn quantize(x: &[f32; COLS], q: &mut [i8]) -> (f32, i32) {
-    let mut largest = [0f32; 8];
+fn quantize_block(x: &[f32; COLS], q: &mut [i8; COLS]) -> (f32, i32) {
+    // What is no number makes the scale none, so that it comes out as none. Eight lanes, for one sum would wait for itself; a comparison, for
+    // `f32::max` has a rule for what is no number that keeps lanes apart.
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (mut largest, mut nothing) = ([0f32; 8], [0f32; 8]);
     for x in x.as_chunks::<8>().0 {
-        largest.iter_mut().zip(x).for_each(|(largest, x)| *largest = largest.max(x.abs()));
+        for i in 0..8 {
+            largest[i] = larger(largest[i], x[i].abs());
+            nothing[i] += x[i] * 0.0;
+        }
     }
-    let largest = largest.into_iter().fold(0f32, f32::max);
+    let largest = largest.into_iter().fold(0f32, larger);
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-    let mut rounded = [0i32; COLS];
-    for (rounded, x) in rounded.iter_mut().zip(x) {
-        // The nearest integer, ties to even, in the low bits of a float of that size.
-        *rounded = ((x * inverse + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let mut sums = [0i32; 8];
+    for (q, x) in q.as_chunks_mut::<8>().0.iter_mut().zip(x.as_chunks::<8>().0) {
+        for i in 0..8 {
+            // The nearest integer, ties to even, in the low bits of a float of that size.
+            let rounded = ((x[i] * inverse + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+            q[i] = rounded as i8;
+            sums[i] = sums[i].wrapping_add(rounded);
+        }
     }
-    q.iter_mut().zip(&rounded).for_each(|(q, rounded)| *q = *rounded as i8);
-    // What is no number makes the scale none, so that it comes out as none.
-    let nothing: f32 = x.iter().map(|x| x * 0.0).sum();
-    (largest / 127.0 + nothing, q.iter().map(|q| i32::from(*q)).sum())
+    let sum = sums.into_iter().fold(0i32, i32::wrapping_add);
+    (largest / 127.0 + nothing.iter().sum::<f32>(), sum)
 }
 
 /// 1.5 · 2^23.

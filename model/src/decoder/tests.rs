@@ -235,6 +235,27 @@ fn only_experts_that_are_used_are_packed() {
 }
 
 #[test]
+fn experts_that_were_used_longest_ago_go_first_and_come_back_with_the_same_bits() {
+    let config = tiny(Some(RouterConfig::all().remove(0)));
+    let lm = model(&config);
+    let roomy = decoder(&lm, Format::Q8);
+    let n_languages = config.languages.len() as u32;
+    let all = |decoder: &super::Decoder| -> Vec<Vec<f32>> {
+        (0..n_languages).map(|language| logits(decoder, &mut Worker::new(1), &ids(5), language, &[5])).collect()
+    };
+    let expected = all(&roomy);
+    let (n, bytes) = roomy.experts_in_memory();
+    assert!(n as u32 == n_languages && n > 1, "{n} experts");
+    // What a pass uses stays, even where there is no room for it.
+    for budget in [bytes / n, 0] {
+        let mut narrow = decoder(&lm, Format::Q8);
+        narrow.shelf.set_budget(budget);
+        assert_eq!((all(&narrow), all(&narrow)), (expected.clone(), expected.clone()));
+        assert_eq!(narrow.experts_in_memory(), (1, bytes / n), "the last one used");
+    }
+}
+
+#[test]
 fn a_cancelled_pass_leaves_the_cache_as_it_was() {
     let decoder = decoder(&model(&tiny(None)), Format::Q8);
     let (mut cache, mut worker) = (DecoderCache::new(decoder.config(), 64), Worker::new(1));

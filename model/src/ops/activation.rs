@@ -3,7 +3,8 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{is_fused, simd, slice, with_values};
+use super::simd::{self, vectorized};
+use super::{is_fused, slice, with_values};
 
 /// Elements that one task handles.
 const CHUNK: usize = 16 * 1024;
@@ -80,52 +81,68 @@ impl CustomOp2 for Swiglu {
 }
 
 pub(crate) fn relu2_forward(x: &[f32], y: &mut [f32]) {
-    map_chunks(y, x, x, |y, x, _| {
+    map_chunks(y, x, x, |y, x, _| relu2_chunk(y, x));
+}
+
+vectorized! {
+    fn relu2_chunk(y: &mut [f32], x: &[f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
             let positive = if x > 0.0 { x } else { 0.0 };
             *y = positive * positive;
         }
-    });
+    }
 }
 
 /// Turns the gradient of the result into that of `x`.
 pub(crate) fn relu2_backward(x: &[f32], dy: &mut [f32]) {
-    map_chunks(dy, x, x, |dy, x, _| {
+    map_chunks(dy, x, x, |dy, x, _| relu2_grad(dy, x));
+}
+
+vectorized! {
+    fn relu2_grad(dy: &mut [f32], x: &[f32]) {
         for (dy, &x) in dy.iter_mut().zip(x) {
             *dy = if x > 0.0 { 2.0 * x * *dy } else { 0.0 };
         }
-    });
+    }
 }
 
 pub(crate) fn swiglu_forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
-    map_chunks(y, gate, up, |y, gate, up| {
+    map_chunks(y, gate, up, swiglu_chunk);
+}
+
+vectorized! {
+    fn swiglu_chunk(y: &mut [f32], gate: &[f32], up: &[f32]) {
         for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
             *y = gate / (1.0 + simd::exp(-gate)) * up;
         }
-    });
+    }
 }
 
 /// Turns the gradient of the result into that of `up`, and writes that of `gate`.
 pub(crate) fn swiglu_backward(gate: &[f32], up: &[f32], dy: &mut [f32], dgate: &mut [f32]) {
     let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
     dy.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK)).zip(inputs).for_each(|((dy, dgate), (gate, up))| {
-        simd::vectorized(|| {
-            for (((dy, dgate), &gate), &up) in dy.iter_mut().zip(dgate).zip(gate).zip(up) {
-                let sigmoid = 1.0 / (1.0 + simd::exp(-gate));
-                *dgate = *dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
-                *dy *= gate * sigmoid;
-            }
-        });
+        swiglu_grad(dy, dgate, gate, up);
     });
+}
+
+vectorized! {
+    fn swiglu_grad(dy: &mut [f32], dgate: &mut [f32], gate: &[f32], up: &[f32]) {
+        for (((dy, dgate), &gate), &up) in dy.iter_mut().zip(dgate).zip(gate).zip(up) {
+            let sigmoid = 1.0 / (1.0 + simd::exp(-gate));
+            *dgate = *dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
+            *dy *= gate * sigmoid;
+        }
+    }
 }
 
 /// Runs `f` over equal chunks of three slices in parallel.
 fn map_chunks(y: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(&mut [f32], &[f32], &[f32]) + Sync) {
     if y.len() <= CHUNK {
-        return simd::vectorized(|| f(y, a, b));
+        return f(y, a, b);
     }
     let chunks = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK));
-    chunks.for_each(|((y, a), b)| simd::vectorized(|| f(y, a, b)));
+    chunks.for_each(|((y, a), b)| f(y, a, b));
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use super::{is_fused, simd, with_values_mut};
+use super::simd::vectorized;
+use super::{is_fused, with_values_mut};
 
 const CHUNK: usize = 64 * 1024;
 
@@ -63,20 +64,20 @@ impl Update {
     fn run(&self, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) -> Result<()> {
         let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
         let chunks = param.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).zip(moments);
-        chunks.for_each(|((param, grad), (m, v))| self.run_chunk(param, grad, m, v));
+        chunks.for_each(|((param, grad), (m, v))| run_chunk(self, param, grad, m, v));
         Ok(())
     }
+}
 
-    fn run_chunk(&self, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
-        let (rest1, rest2) = (1.0 - self.beta1, 1.0 - self.beta2);
-        simd::vectorized(|| {
-            for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
-                let g = g * self.scale;
-                *m = self.beta1 * *m + rest1 * g;
-                *v = self.beta2 * *v + rest2 * (g * g);
-                *p = *p * self.keep - self.lr * *m / ((*v * self.by_v).sqrt() + self.eps);
-            }
-        });
+vectorized! {
+    fn run_chunk(update: &Update, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let Update { scale, beta1, beta2, keep, lr, by_v, eps } = *update;
+        for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
+            let g = g * scale;
+            *m = beta1 * *m + (1.0 - beta1) * g;
+            *v = beta2 * *v + (1.0 - beta2) * (g * g);
+            *p = *p * keep - lr * *m / ((*v * by_v).sqrt() + eps);
+        }
     }
 }
 

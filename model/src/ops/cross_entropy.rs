@@ -90,7 +90,7 @@ pub fn linear_scores(x_ND: &Tensor, w_VD: &Tensor, target_N: &[u32], cap: f32) -
             if target != IGNORE {
                 let at_target = logits[target as usize];
                 let mut row = logits.to_vec();
-                *nll = simd::vectorized(|| simd::softmax_row(&mut row)) - at_target;
+                *nll = simd::softmax_row(&mut row) - at_target;
                 *correct = logits.iter().all(|&x| x <= at_target);
             }
         });
@@ -202,10 +202,10 @@ fn block_loss(logits: &mut [f32], v: usize, targets: &[u32], (scale, cap): (f32,
         }
         if cap > 0.0 {
             slopes.resize(v, 0.0);
-            simd::vectorized(|| simd::softcap_row(logits, slopes, cap));
+            simd::softcap_row(logits, slopes, cap);
         }
         let at_target = logits[target as usize];
-        *nll = simd::vectorized(|| simd::scaled_softmax_row(logits, scale)) - at_target;
+        *nll = simd::scaled_softmax_row(logits, scale) - at_target;
         logits[target as usize] -= scale;
         if cap > 0.0 {
             logits.iter_mut().zip(slopes).for_each(|(gradient, slope)| *gradient *= *slope);

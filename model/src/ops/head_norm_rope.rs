@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::Rope;
 use super::rms_norm::{norm_row, row_grad};
 use super::rope::rotate_head;
-use super::{Rope, simd};
 
 /// Tokens that one task handles.
 const TOKENS: usize = 64;
@@ -28,13 +28,11 @@ impl HeadNormRope<'_> {
         let chunk = TOKENS * h * k;
         let tasks = out.par_chunks_mut(chunk).zip(inverse.par_chunks_mut(TOKENS * h)).zip(x.par_chunks(chunk));
         tasks.enumerate().for_each(|(task, ((out, inverse), x))| {
-            simd::vectorized(|| {
-                let heads = out.chunks_exact_mut(k).zip(x.chunks_exact(k)).zip(inverse).enumerate();
-                heads.for_each(|(i, ((out, x), inverse))| {
-                    *inverse = norm_row(out, x, self.weight_K, self.eps);
-                    let (cos, sin) = self.rope.at((task * TOKENS + i / h) % self.l);
-                    rotate_head(out, cos, sin, 1.0);
-                });
+            let heads = out.chunks_exact_mut(k).zip(x.chunks_exact(k)).zip(inverse).enumerate();
+            heads.for_each(|(i, ((out, x), inverse))| {
+                *inverse = norm_row(out, x, self.weight_K, self.eps);
+                let (cos, sin) = self.rope.at((task * TOKENS + i / h) % self.l);
+                rotate_head(out, cos, sin, 1.0);
             });
         });
     }
@@ -48,14 +46,12 @@ impl HeadNormRope<'_> {
             .enumerate()
             .map(|(task, ((dy, inverse), x))| {
                 let [mut dweight, mut scratch, mut rotated] = [0; 3].map(|_| vec![0f32; k]);
-                simd::vectorized(|| {
-                    let heads = dy.chunks_exact_mut(k).zip(x.chunks_exact(k)).zip(inverse).enumerate();
-                    heads.for_each(|(i, ((dy, x), &inverse))| {
-                        let (cos, sin) = self.rope.at((task * TOKENS + i / h) % self.l);
-                        rotated.copy_from_slice(dy);
-                        rotate_head(&mut rotated, cos, sin, -1.0);
-                        row_grad((dy, false), (&mut dweight, &mut scratch), x, inverse, self.weight_K, &rotated);
-                    });
+                let heads = dy.chunks_exact_mut(k).zip(x.chunks_exact(k)).zip(inverse).enumerate();
+                heads.for_each(|(i, ((dy, x), &inverse))| {
+                    let (cos, sin) = self.rope.at((task * TOKENS + i / h) % self.l);
+                    rotated.copy_from_slice(dy);
+                    rotate_head(&mut rotated, cos, sin, -1.0);
+                    row_grad((dy, false), (&mut dweight, &mut scratch), x, inverse, self.weight_K, &rotated);
                 });
                 dweight
             })

@@ -7,7 +7,7 @@
 use candle_core::{Result, Tensor, Var, bail};
 
 use super::matmul::{Part, Right};
-use super::simd::{self, Mat, Rows};
+use super::simd::{self, Mat, Rows, vectorized};
 use super::{is_fused, with_values_mut};
 
 /// Coefficients of the quintic whose iteration drives singular values to about 1 (Jordan et al. 2024).
@@ -44,19 +44,31 @@ pub fn muon_step(param: &Var, grad: &[f32], scale: f64, momentum: &Var, step: &M
     let (scale, beta) = (scale as f32, step.momentum as f32);
     let direction = with_values_mut(momentum, "muon", |momentum| {
         let mut direction = vec![0f32; grad.len()];
-        simd::vectorized(|| {
-            for ((direction, momentum), &grad) in direction.iter_mut().zip(momentum).zip(grad) {
-                *momentum = beta * *momentum + scale * grad;
-                *direction = scale * grad + beta * *momentum;
-            }
-        });
+        move_momentum(&mut direction, momentum, grad, scale, beta);
         Ok(orthogonal(direction, rows, columns))
     })?;
     let (keep, size) = ((1.0 - step.lr * step.weight_decay) as f32, size as f32);
     with_values_mut(param, "muon", |param| {
-        simd::vectorized(|| param.iter_mut().zip(&direction).for_each(|(p, d)| *p = keep * *p - size * d));
+        blend(param, keep, &direction, -size);
         Ok(())
     })
+}
+
+vectorized! {
+    /// Nesterov's momentum: `momentum = beta · momentum + scale · grad`, and the direction one step ahead of it.
+    fn move_momentum(direction: &mut [f32], momentum: &mut [f32], grad: &[f32], scale: f32, beta: f32) {
+        for ((direction, momentum), &grad) in direction.iter_mut().zip(momentum).zip(grad) {
+            *momentum = beta * *momentum + scale * grad;
+            *direction = scale * grad + beta * *momentum;
+        }
+    }
+}
+
+vectorized! {
+    /// `x = keep · x + size · y`.
+    fn blend(x: &mut [f32], keep: f32, y: &[f32], size: f32) {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x = keep * *x + size * y);
+    }
 }
 
 /// About `U·Vᵀ` of the singular value decomposition `U·S·Vᵀ` of a matrix: its singular values become 0.7 to 1.2.
@@ -66,17 +78,15 @@ fn orthogonal(matrix: Vec<f32>, rows: usize, columns: usize) -> Vec<f32> {
     }
     let (r, c) = (rows, columns);
     let mut x = matrix;
-    let inverse_norm = simd::vectorized(|| 1.0 / (simd::dot(&x, &x).sqrt() + EPS));
+    let inverse_norm = 1.0 / (simd::dot_row(&x, &x).sqrt() + EPS);
     x.iter_mut().for_each(|x| *x *= inverse_norm);
     let (mut gram, mut polynomial, mut next) = (vec![0f32; r * r], vec![0f32; r * r], vec![0f32; r * c]);
     let (first, second, third) = QUINTIC;
     for _ in 0..ITERATIONS {
         multiply(&mut gram, Mat::rows(&x, c), Mat::rows(&x, c).t(), (r, r, c), false);
         multiply(&mut polynomial, Mat::rows(&gram, r), Mat::rows(&gram, r), (r, r, r), false);
-        simd::vectorized(|| {
-            polynomial.iter_mut().zip(&gram).for_each(|(p, gram)| *p = second * gram + third * *p);
-            next.iter_mut().zip(&x).for_each(|(next, x)| *next = first * x);
-        });
+        blend(&mut polynomial, third, &gram, second);
+        next.iter_mut().zip(&x).for_each(|(next, x)| *next = first * x);
         multiply(&mut next, Mat::rows(&polynomial, r), Mat::rows(&x, c), (r, c, r), true);
         std::mem::swap(&mut x, &mut next);
     }

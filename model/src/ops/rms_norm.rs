@@ -3,7 +3,8 @@
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{is_fused, simd, slice, with_values};
+use super::simd::{self, vectorized};
+use super::{is_fused, slice, with_values};
 
 /// Rows that one task handles.
 const ROWS: usize = 64;
@@ -37,8 +38,7 @@ impl CustomOp2 for RmsNorm {
             with_values(weight, "rms_norm", |weight| {
                 with_values(dy, "rms_norm", |dy| {
                     let (mut dx, mut dweight) = (vec![0f32; x.len()], vec![0f32; weight.len()]);
-                    let inverse: Vec<f32> =
-                        x.par_chunks(weight.len()).map(|x| simd::vectorized(|| inverse_rms(x, self.eps))).collect();
+                    let inverse: Vec<f32> = x.par_chunks(weight.len()).map(|x| inverse_rms(x, self.eps)).collect();
                     norm_grad(x, &inverse, weight, dy, (&mut dx, false), (&mut dweight, false));
                     Ok((dx, dweight))
                 })
@@ -64,19 +64,15 @@ pub(crate) fn norm(
     let outputs = y.par_chunks_mut(chunk).zip(inverse.par_chunks_mut(ROWS)).zip(x.par_chunks(chunk));
     match add {
         None => outputs.for_each(|((y, inverse), x)| {
-            simd::vectorized(|| {
-                let rows = y.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(inverse);
-                rows.for_each(|((y, x), inverse)| *inverse = norm_row(y, x, weight, eps));
-            });
+            let rows = y.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(inverse);
+            rows.for_each(|((y, x), inverse)| *inverse = norm_row(y, x, weight, eps));
         }),
         Some((a, sum)) => {
             outputs.zip(a.par_chunks(chunk)).zip(sum.par_chunks_mut(chunk)).for_each(
                 |((((y, inverse), x), a), sum)| {
-                    simd::vectorized(|| {
-                        sum.iter_mut().zip(x).zip(a).for_each(|((sum, x), a)| *sum = x + a);
-                        let rows = y.chunks_exact_mut(d).zip(sum.chunks_exact(d)).zip(inverse);
-                        rows.for_each(|((y, x), inverse)| *inverse = norm_row(y, x, weight, eps));
-                    });
+                    add_rows(sum, x, a);
+                    let rows = y.chunks_exact_mut(d).zip(sum.chunks_exact(d)).zip(inverse);
+                    rows.for_each(|((y, x), inverse)| *inverse = norm_row(y, x, weight, eps));
                 },
             );
         }
@@ -99,11 +95,9 @@ pub(crate) fn norm_grad(
         .zip(inverse.par_chunks(ROWS))
         .map(|(((dx, x), dy), inverse)| {
             let (mut dweight, mut scratch) = (vec![0f32; d], vec![0f32; d]);
-            simd::vectorized(|| {
-                let rows = dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d)).zip(inverse);
-                rows.for_each(|(((dx, x), dy), &inverse)| {
-                    row_grad((&mut *dx, adds), (&mut dweight, &mut scratch), x, inverse, weight, dy);
-                });
+            let rows = dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d)).zip(inverse);
+            rows.for_each(|(((dx, x), dy), &inverse)| {
+                row_grad((&mut *dx, adds), (&mut dweight, &mut scratch), x, inverse, weight, dy);
             });
             dweight
         })
@@ -117,41 +111,52 @@ pub(crate) fn norm_grad(
     }
 }
 
-#[inline(always)]
-pub(super) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    1.0 / (simd::dot(x, x) / x.len() as f32 + eps).sqrt()
+vectorized! {
+    fn add_rows(sum: &mut [f32], x: &[f32], a: &[f32]) {
+        sum.iter_mut().zip(x).zip(a).for_each(|((sum, x), a)| *sum = x + a);
+    }
 }
 
-#[inline(always)]
-pub(crate) fn norm_row(y: &mut [f32], x: &[f32], weight: &[f32], eps: f32) -> f32 {
-    let inverse = inverse_rms(x, eps);
-    for ((y, &x), &weight) in y.iter_mut().zip(x).zip(weight) {
-        *y = x * inverse * weight;
+vectorized! {
+    fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+        1.0 / (simd::dot(x, x) / x.len() as f32 + eps).sqrt()
     }
-    inverse
 }
 
-/// With r = 1/rms: dx = r·(w·dy) - x·r^3/d·Σ(w·dy·x), dw += dy·x·r.
-#[inline(always)]
-pub(super) fn row_grad(
-    (dx, adds): (&mut [f32], bool),
-    (dweight, scaled): (&mut [f32], &mut [f32]),
-    x: &[f32],
-    inverse: f32,
-    weight: &[f32],
-    dy: &[f32],
-) {
-    for ((scaled, &w), &dy) in scaled.iter_mut().zip(weight).zip(dy) {
-        *scaled = w * dy;
+vectorized! {
+    /// A row of [`norm`]; returns `1 / rms(x)`.
+    pub(crate) fn norm_row(y: &mut [f32], x: &[f32], weight: &[f32], eps: f32) -> f32 {
+        let inverse = inverse_rms(x, eps);
+        for ((y, &x), &weight) in y.iter_mut().zip(x).zip(weight) {
+            *y = x * inverse * weight;
+        }
+        inverse
     }
-    let along = simd::dot(scaled, x) * inverse * inverse * inverse / x.len() as f32;
-    for ((dw, &x), &dy) in dweight.iter_mut().zip(x).zip(dy) {
-        *dw += dy * x * inverse;
-    }
-    let values = scaled.iter().zip(x).map(|(&scaled, &x)| scaled * inverse - x * along);
-    match adds {
-        true => dx.iter_mut().zip(values).for_each(|(dx, value)| *dx += value),
-        false => dx.iter_mut().zip(values).for_each(|(dx, value)| *dx = value),
+}
+
+vectorized! {
+    /// With r = 1/rms: dx = r·(w·dy) - x·r^3/d·Σ(w·dy·x), dw += dy·x·r.
+    pub(super) fn row_grad(
+        dx: (&mut [f32], bool),
+        sums: (&mut [f32], &mut [f32]),
+        x: &[f32],
+        inverse: f32,
+        weight: &[f32],
+        dy: &[f32],
+    ) {
+        let ((dx, adds), (dweight, scaled)) = (dx, sums);
+        for ((scaled, &w), &dy) in scaled.iter_mut().zip(weight).zip(dy) {
+            *scaled = w * dy;
+        }
+        let along = simd::dot(scaled, x) * inverse * inverse * inverse / x.len() as f32;
+        for ((dw, &x), &dy) in dweight.iter_mut().zip(x).zip(dy) {
+            *dw += dy * x * inverse;
+        }
+        let values = scaled.iter().zip(x).map(|(&scaled, &x)| scaled * inverse - x * along);
+        match adds {
+            true => dx.iter_mut().zip(values).for_each(|(dx, value)| *dx += value),
+            false => dx.iter_mut().zip(values).for_each(|(dx, value)| *dx = value),
+        }
     }
 }
 

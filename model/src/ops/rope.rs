@@ -4,7 +4,8 @@ use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 
-use super::{is_fused, simd, slice, with_values};
+use super::simd::vectorized;
+use super::{is_fused, slice, with_values};
 
 /// Cosines and sines of the first positions, computed once per model.
 #[derive(Clone)]
@@ -99,14 +100,14 @@ impl Rope {
         let k = 2 * self.half;
         x.par_chunks_mut(h * k).with_min_len(128).enumerate().for_each(|(n, heads)| {
             let (cos, sin) = self.at(position(n));
-            simd::vectorized(|| heads.chunks_exact_mut(k).for_each(|head| rotate_head(head, cos, sin, sign)));
+            heads.chunks_exact_mut(k).for_each(|head| rotate_head(head, cos, sin, sign));
         });
     }
 
     /// Rotates heads that all stand at `position`, on this thread.
     pub(crate) fn rotate_at(&self, heads: &mut [f32], position: usize) {
         let (cos, sin) = self.at(position);
-        simd::vectorized(|| heads.chunks_exact_mut(2 * self.half).for_each(|head| rotate_head(head, cos, sin, 1.0)));
+        heads.chunks_exact_mut(2 * self.half).for_each(|head| rotate_head(head, cos, sin, 1.0));
     }
 
     /// Cosines and sines of a position.
@@ -116,11 +117,12 @@ impl Rope {
     }
 }
 
-#[inline(always)]
-pub(super) fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
-    let (first, second) = head.split_at_mut(cos.len());
-    for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-        (*a, *b) = (*a * cos - sign * *b * sin, *b * cos + sign * *a * sin);
+vectorized! {
+    pub(super) fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+        let (first, second) = head.split_at_mut(cos.len());
+        for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+            (*a, *b) = (*a * cos - sign * *b * sin, *b * cos + sign * *a * sin);
+        }
     }
 }
 

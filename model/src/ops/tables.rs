@@ -29,11 +29,9 @@ fn by_rows(table: &[f32], ids: &[u32], out: &mut [f32], f: impl Fn(&mut [f32], &
 
 /// `dtable[ids[n]] += dy[n]`, in order: ids repeat.
 pub(crate) fn scatter_rows(dy: &[f32], ids: &[u32], d: usize, dtable: &mut [f32]) {
-    simd::vectorized(|| {
-        for (dy, &id) in dy.chunks_exact(d).zip(ids) {
-            dtable[id as usize * d..][..d].iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
-        }
-    });
+    for (dy, &id) in dy.chunks_exact(d).zip(ids) {
+        simd::add(&mut dtable[id as usize * d..][..d], dy);
+    }
 }
 
 /// Adds `bias` to each row of `y`.

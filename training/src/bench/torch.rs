@@ -1,9 +1,10 @@
 //! The peer: PyTorch, found or installed into a virtual environment of its own.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use multicoder_peers::{Peer, cache_folder};
 
 use super::Variant;
 
@@ -15,29 +16,14 @@ pub struct Torch {
     python: PathBuf,
 }
 
-/// The given Python, or that of our virtual environment, which is made and filled where there is none.
+const PEER: Peer = Peer { name: "PyTorch", module: "torch", packages: &["torch", "numpy"], size: "some 5 GB" };
+
+/// The given Python, or one in an environment of its own.
 ///
 /// # Errors
 /// No Python, no PyTorch in the given one, or one that cannot be installed.
 pub fn find(python: Option<&Path>) -> Result<Torch> {
-    if let Some(python) = python {
-        ensure!(
-            has_torch(python),
-            "--python {}: expected a Python with PyTorch (import torch failed)",
-            python.display()
-        );
-        return Ok(Torch { python: python.to_owned() });
-    }
-    let folder = cache_folder()?.join("torch-peer");
-    let python = folder.join("bin/python");
-    if !has_torch(&python) {
-        eprintln!("installing PyTorch into {} (once; some 5 GB)", folder.display());
-        run(Command::new("python3").args(["-m", "venv"]).arg(&folder), "python3 -m venv")?;
-        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "torch", "numpy"];
-        run(Command::new(&python).args(pip), "pip install torch")?;
-        ensure!(has_torch(&python), "{}: PyTorch was installed but cannot be imported", python.display());
-    }
-    Ok(Torch { python })
+    Ok(Torch { python: PEER.python(python)? })
 }
 
 impl Torch {
@@ -71,22 +57,4 @@ impl Torch {
         command.env("OMP_NUM_THREADS", threads.to_string());
         Ok(command)
     }
-}
-
-fn has_torch(python: &Path) -> bool {
-    let import = Command::new(python).args(["-c", "import torch"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    import.is_ok_and(|status| status.success())
-}
-
-fn run(command: &mut Command, what: &str) -> Result<()> {
-    let status = command.status().with_context(|| format!("{what}: cannot start"))?;
-    ensure!(status.success(), "{what} failed ({status}); or give --python a Python that has PyTorch");
-    Ok(())
-}
-
-/// `$XDG_CACHE_HOME/multicoder`, or below `~/.cache`.
-fn cache_folder() -> Result<PathBuf> {
-    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")));
-    Ok(base.context("neither XDG_CACHE_HOME nor HOME is set: no place for PyTorch; give --python")?.join("multicoder"))
 }

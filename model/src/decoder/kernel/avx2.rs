@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::packed::{COLS, Format, ROWS};
-use super::{Rows, Tile};
+use super::{Rows, Tile, prefetch};
 
 /// Lanes of a register.
 const LANES: usize = 8;
@@ -44,6 +44,10 @@ unsafe fn integers<const T: usize, const BITS: usize, const LEAST: bool>(tile: T
         // SAFETY: a block has `64 · BITS` bytes, each of `T` rows 32 integers there.
         unsafe {
             let w = tile.blocks.as_ptr().add(block * ROWS * COLS * BITS / 8);
+            match BITS {
+                8 => prefetch::<{ ROWS * COLS }>(w),
+                _ => prefetch::<{ ROWS * COLS / 2 }>(w),
+            }
             let mut products = [[_mm256_setzero_si256(); 2]; T];
             for (t, products) in products.iter_mut().enumerate() {
                 *products = [_mm256_set1_epi32(offset * *rows.sums.get_unchecked(t * tile.n_blocks + block)); 2];

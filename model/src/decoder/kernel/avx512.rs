@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::packed::{COLS, Format, ROWS};
-use super::{Rows, Tile};
+use super::{Rows, Tile, prefetch};
 
 /// `T` rows of activations; returns `T`.
 ///
@@ -42,6 +42,7 @@ unsafe fn q8<const T: usize>(tile: Tile, rows: Rows) -> [__m512; T] {
             for (t, even) in even.iter_mut().enumerate() {
                 *even = _mm512_set1_epi32(-128 * *rows.sums.get_unchecked(t * tile.n_blocks + block));
             }
+            prefetch::<{ ROWS * COLS }>(w);
             for k in 0..4 {
                 let (first, second) = (load(w.add(128 * k)), load(w.add(128 * k + 64)));
                 for t in 0..T {
@@ -76,6 +77,7 @@ unsafe fn q4<const T: usize, const LEAST: bool>(tile: Tile, rows: Rows) -> [__m5
             for (t, even) in even.iter_mut().enumerate() {
                 *even = _mm512_set1_epi32(offset * *rows.sums.get_unchecked(t * tile.n_blocks + block));
             }
+            prefetch::<{ ROWS * COLS / 2 }>(w);
             for k in 0..4 {
                 let both = load(w.add(64 * k));
                 let first = _mm512_and_si512(both, low);

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::super::matmul::{Part, Right};
-use super::super::simd::{self, Mat, Rows, Shared};
+use super::super::simd::{self, Mat, Rows, Shared, vectorized};
 use super::{AttentionShape, Block, Inputs, SERIAL};
 
 impl AttentionShape {
@@ -26,15 +26,13 @@ impl AttentionShape {
             let seen = high - low;
             self.scores(&mut probs, h, block, &head, inputs);
             let log_sums = log_sum.rows((b * self.l + first) * self.h + h, self.h, (rows, 1));
-            simd::vectorized(|| {
-                for (row, probs) in probs.chunks_exact_mut(seen).take(rows).enumerate() {
-                    let visible = self.visible(probs, b, block, row, inputs.start);
-                    visible.iter_mut().for_each(|score| *score *= self.scale());
-                    // SAFETY: each (b, h) task writes the elements of its own head only, and both outlive the tasks.
-                    let log_sum = unsafe { log_sums.row(row) };
-                    log_sum[0] = simd::softmax_row(visible);
-                }
-            });
+            for (row, probs) in probs.chunks_exact_mut(seen).take(rows).enumerate() {
+                let visible = self.visible(probs, b, block, row, inputs.start);
+                scale_row(visible, self.scale());
+                // SAFETY: each (b, h) task writes the elements of its own head only, and both outlive the tasks.
+                let log_sum = unsafe { log_sums.row(row) };
+                log_sum[0] = simd::softmax_row(visible);
+            }
             let dst = out.rows(self.q_at(b, first, h), self.h * self.k, (rows, self.k));
             let part = Part { inner: low..high, first_col: 0 };
             // SAFETY: as above.
@@ -122,18 +120,15 @@ impl AttentionShape {
         let dprobs = Rows::new(dscores, seen, (rows, seen));
         // SAFETY: `dscores` is borrowed exclusively.
         unsafe { values_turned.product(dprobs, douts, Part { inner: 0..self.k, first_col: low }, false) };
-        simd::vectorized(|| {
-            for row in 0..rows {
-                let at = at_q + row * q_row;
-                let along = simd::dot(&dout[at..at + self.k], &out[at..at + self.k]);
-                let (log_sum, scale) = (log_sum[(b * self.l + first + row) * self.h + h], self.scale());
-                let p = self.visible(&mut probs[row * seen..][..seen], b, block, row, inputs.start);
-                p.iter_mut().for_each(|p| *p = simd::exp(*p * scale - log_sum));
-                // Where a key is not seen, P is zero, and so is dS.
-                let (ds, p) = (&mut dscores[row * seen..][..seen], &probs[row * seen..][..seen]);
-                ds.iter_mut().zip(p).for_each(|(ds, &p)| *ds = p * (*ds - along) * scale);
-            }
-        });
+        for row in 0..rows {
+            let at = at_q + row * q_row;
+            let (log_sum, scale) = (log_sum[(b * self.l + first + row) * self.h + h], self.scale());
+            let p = self.visible(&mut probs[row * seen..][..seen], b, block, row, inputs.start);
+            exp_row(p, scale, log_sum);
+            // Where a key is not seen, P is zero, and so is dS.
+            let (ds, p) = (&mut dscores[row * seen..][..seen], &probs[row * seen..][..seen]);
+            score_grad(ds, p, &dout[at..at + self.k], &out[at..at + self.k], scale);
+        }
         let whole = || Part { inner: 0..rows, first_col: 0 };
         let [right_queries, right_douts] = [queries, douts].map(|mat| Right::new(mat, (seen, self.k, rows)));
         let [probs, dscores] = [probs, dscores].map(|values| Mat::rows(values, seen));
@@ -143,6 +138,27 @@ impl AttentionShape {
             keys.product(dq, dscores, Part { inner: low..high, first_col: 0 }, false);
             right_queries.product(dk, dscores.t(), whole(), true);
         }
+    }
+}
+
+vectorized! {
+    fn scale_row(row: &mut [f32], scale: f32) {
+        row.iter_mut().for_each(|score| *score *= scale);
+    }
+}
+
+vectorized! {
+    /// The probabilities of a row of scores again, from the logarithm of the sum of exponentials.
+    fn exp_row(p: &mut [f32], scale: f32, log_sum: f32) {
+        p.iter_mut().for_each(|p| *p = simd::exp(*p * scale - log_sum));
+    }
+}
+
+vectorized! {
+    /// The gradient of a row of scores from that of its probabilities, in its place.
+    fn score_grad(ds: &mut [f32], p: &[f32], dout: &[f32], out: &[f32], scale: f32) {
+        let along = simd::dot(dout, out);
+        ds.iter_mut().zip(p).for_each(|(ds, &p)| *ds = p * (*ds - along) * scale);
     }
 }
 

@@ -78,7 +78,7 @@ impl Routed {
         if let (Some(weight_N), Some(shared)) = (&self.shared_weight_N, outputs.shared) {
             let d = dx.len() / weight_N.elem_count();
             let rows = outputs.dout.chunks_exact(d).zip(shared.chunks_exact(d));
-            let dweight_N: Vec<f32> = simd::vectorized(|| rows.map(|(dout, y)| simd::dot(dout, y)).collect());
+            let dweight_N: Vec<f32> = rows.map(|(dout, y)| simd::dot_row(dout, y)).collect();
             terms.push(weight_N.mul(&Tensor::new(dweight_N, &Device::Cpu)?)?.sum_all()?);
         }
         if let Some(loss) = &self.aux_loss {
@@ -99,12 +99,10 @@ impl Routed {
     fn dweight_A(&self, outputs: &Outputs, n_values: usize) -> Vec<f32> {
         let d = n_values / self.x_ND.dims()[0];
         let mut dweight_A = vec![0f32; self.plan.token_A.len()];
-        simd::vectorized(|| {
-            let rows = outputs.y.chunks_exact(d).zip(&self.plan.token_A).zip(&self.plan.order_A);
-            for ((y, &token), &place) in rows {
-                dweight_A[place as usize] = simd::dot(&outputs.dout[token as usize * d..][..d], y);
-            }
-        });
+        let rows = outputs.y.chunks_exact(d).zip(&self.plan.token_A).zip(&self.plan.order_A);
+        for ((y, &token), &place) in rows {
+            dweight_A[place as usize] = simd::dot_row(&outputs.dout[token as usize * d..][..d], y);
+        }
         dweight_A
     }
 }
