@@ -70,10 +70,9 @@ impl Roofline {
         let x_of =
             |ops_per_byte: f64| LEFT + (RIGHT - LEFT) * ops_per_byte.log2().clamp(0.0, X_DOUBLINGS) / X_DOUBLINGS;
         let y_of = |gops: f64| BOTTOM - (BOTTOM - TOP) * (gops.log10() - 1.0).clamp(0.0, Y_DECADES) / Y_DECADES;
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 720 440\" font-family=\"sans-serif\" font-size=\"12\">\n\
-             <rect width=\"720\" height=\"440\" fill=\"white\"/>\n"
-        );
+        let mut svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 720 440\" font-family=\"sans-serif\" font-size=\"12\">\n\
+                       <rect width=\"720\" height=\"440\" fill=\"white\"/>\n"
+            .to_owned();
         axes(&mut svg, x_of, y_of);
         let knee = self.gops / self.memory_gb_per_s;
         let start = format!("M{:.1} {:.1}", x_of(1.0), y_of(self.memory_gb_per_s));
