@@ -27,6 +27,8 @@ pub enum Quantization {
     F32,
     /// Blocks of 32 values with one 16-bit scale; rows whose length is no multiple of 32 stay float32.
     Q8_0,
+    /// As `Q8_0`, but four bits for the matrices of the layers. Embeddings, tables and the head keep eight, which small models need there.
+    Q4_0,
 }
 
 impl Quantization {
@@ -34,12 +36,18 @@ impl Quantization {
         match self {
             Quantization::F32 => "f32",
             Quantization::Q8_0 => "q8_0",
+            Quantization::Q4_0 => "q4_0",
         }
     }
 
-    fn dtype_for(self, tensor: &Tensor) -> GgmlDType {
-        let blocks = tensor.rank() == 2 && tensor.dims()[1].is_multiple_of(32);
-        if self == Quantization::Q8_0 && blocks { GgmlDType::Q8_0 } else { GgmlDType::F32 }
+    fn dtype_for(self, name: &str, tensor: &Tensor) -> GgmlDType {
+        let is_table = name.contains("embed") || name.starts_with("lm_head");
+        match self {
+            _ if tensor.rank() != 2 || !tensor.dims()[1].is_multiple_of(32) => GgmlDType::F32,
+            Quantization::F32 => GgmlDType::F32,
+            Quantization::Q4_0 if !is_table => GgmlDType::Q4_0,
+            Quantization::Q8_0 | Quantization::Q4_0 => GgmlDType::Q8_0,
+        }
     }
 }
 
@@ -65,7 +73,7 @@ pub fn to_bytes(contents: &Contents) -> Result<Vec<u8>> {
     ];
     let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let quantize = |(name, tensor): &(String, Tensor)| -> Result<(String, QTensor)> {
-        Ok((name.clone(), QTensor::quantize(tensor, contents.quantization.dtype_for(tensor))?))
+        Ok((name.clone(), QTensor::quantize(tensor, contents.quantization.dtype_for(name, tensor))?))
     };
     let tensors = contents.lm.weights().iter().map(quantize).collect::<Result<Vec<_>>>()?;
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
@@ -188,11 +196,25 @@ mod tests {
         assert_eq!(logits(&bundle.lm), logits(&lm));
         assert_eq!((bundle.info.name.as_str(), bundle.info.checksum.len()), ("toy", 16));
 
-        let (lm, smaller) = packed(Quantization::Q8_0);
-        assert!(smaller.len() < bytes.len());
-        let quantized = logits(&read(&smaller, "toy.gguf", &Device::Cpu).unwrap().lm);
-        let worst = quantized.iter().zip(logits(&lm)).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-        assert!(worst > 0.0 && worst < 0.1, "{worst}");
+        let (mut size, mut last_worst) = (bytes.len(), 0.0);
+        for (quantization, most) in [(Quantization::Q8_0, 0.1), (Quantization::Q4_0, 0.6)] {
+            let (lm, smaller) = packed(quantization);
+            let quantized = read(&smaller, "toy.gguf", &Device::Cpu).unwrap().lm;
+            let worst = logits(&quantized).iter().zip(logits(&lm)).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(worst > last_worst && worst < most, "{quantization:?}: {worst}");
+            assert!(smaller.len() < size, "{quantization:?}: {} bytes", smaller.len());
+            (size, last_worst) = (smaller.len(), worst);
+        }
+    }
+
+    #[test]
+    fn four_bits_are_for_layers_alone() {
+        let (_, bytes) = packed(Quantization::Q4_0);
+        let content = Content::read(&mut Cursor::new(&bytes)).unwrap();
+        let dtype = |name: &str| content.tensor_infos[name].ggml_dtype;
+        assert_eq!(dtype("model.embed_tokens.weight"), GgmlDType::Q8_0);
+        assert_eq!(dtype("model.layers.0.self_attn.q_proj.weight"), GgmlDType::Q4_0);
+        assert_eq!(dtype("model.norm.weight"), GgmlDType::F32);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod curriculum;
 pub mod dry_run;
 pub mod interrupt;
+pub mod lock;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;

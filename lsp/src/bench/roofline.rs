@@ -79,7 +79,7 @@ impl Roofline {
         let roof = format!("{start}L{:.1} {:.1}H{RIGHT}", x_of(knee), y_of(self.gops));
         let _ = writeln!(svg, "<path d=\"{roof}\" fill=\"none\" stroke=\"#404040\" stroke-width=\"2\"/>");
         let labels = [
-            (x_of(1.5), y_of(self.memory_gb_per_s * 1.5) - 14.0, format!("memory {:.0} GB/s", self.memory_gb_per_s)),
+            (x_of(1.1), y_of(self.memory_gb_per_s) + 24.0, format!("memory {:.0} GB/s", self.memory_gb_per_s)),
             (x_of(knee) + 8.0, y_of(self.gops) - 8.0, format!("products in the cache {:.0} Gop/s", self.gops)),
         ];
         for (x, y, text) in labels {
@@ -91,10 +91,10 @@ impl Roofline {
             for point in self.points.iter().filter(|point| point.weights == *weights) {
                 let (x, y) = (x_of(point.ops_per_byte), y_of(point.gops));
                 let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{colour}\"/>");
-                let below = y + 16.0 + 12.0 * i as f64;
+                let beside = y + [18.0, -8.0, 32.0][i];
                 let _ = writeln!(
                     svg,
-                    "<text x=\"{x:.1}\" y=\"{below:.1}\" fill=\"{colour}\" text-anchor=\"middle\" font-size=\"10\">{}</text>",
+                    "<text x=\"{x:.1}\" y=\"{beside:.1}\" fill=\"{colour}\" text-anchor=\"middle\" font-size=\"10\">{}</text>",
                     point.tokens
                 );
             }

@@ -182,7 +182,9 @@ mod tests {
 
     #[test]
     fn a_file_is_decoded_where_it_stands() {
-        for (quantization, tolerance) in [(Quantization::F32, 4e-3), (Quantization::Q8_0, 0.05)] {
+        for (quantization, tolerance) in
+            [(Quantization::F32, 4e-3), (Quantization::Q8_0, 0.05), (Quantization::Q4_0, 0.3)]
+        {
             let (lm, bytes) = file(&config(), quantization);
             let source = GgufWeights::open(Arc::new(bytes), "toy.gguf").unwrap();
             assert!(source.has("model.norm.weight") && !source.has("model.norm.bias"));

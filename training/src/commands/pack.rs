@@ -73,6 +73,9 @@ pub struct Args {
 enum Format {
     #[value(name = "q8_0")]
     Q8_0,
+    /// Four bits for the layers, eight for embeddings, tables and the head.
+    #[value(name = "q4_0")]
+    Q4_0,
     #[value(name = "f32")]
     F32,
 }
@@ -107,6 +110,7 @@ fn pack(dir: &Path, args: &Args) -> Result<()> {
     let name = args.name.clone().unwrap_or(stem);
     let quantization = match args.quantize {
         Format::Q8_0 => Quantization::Q8_0,
+        Format::Q4_0 => Quantization::Q4_0,
         Format::F32 => Quantization::F32,
     };
     let contents = |goldens| Contents { name: &name, lm: &lm, tokenizer: &tokenizer, quantization, goldens };

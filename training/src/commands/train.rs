@@ -13,6 +13,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::config;
 use crate::data::shard;
 use crate::device::{self, DeviceKind};
+use crate::lock::Lock;
 use crate::parallel::{Launch, Mesh, Mode};
 use crate::run::{Start, StepsOn};
 use crate::weights::Source;
@@ -90,6 +91,7 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(!config.data.shards.is_empty(), "data.shards is empty: give --shards DIR");
     let mesh = Mesh::join(&config.parallel)?;
     let is_first = mesh.is_first();
+    let _lock = is_first.then(|| Lock::of(&args.out)).transpose()?;
     interrupt::install();
     let start = match (checkpoint, source) {
         (Some(checkpoint), _) => Start::Checkpoint(Box::new(checkpoint)),
