@@ -17,6 +17,8 @@ use llama_cpp::LlamaCpp;
 use neighbour::Neighbour;
 use ours::Ours;
 
+use crate::quantile::quantile;
+
 pub use neighbour::spin;
 pub use roofline::{Point, Roofline};
 pub use subject::{SHAPES, Shape, Subject, Weights};
@@ -281,9 +283,7 @@ impl Times {
     }
 }
 
-/// The value with `share` of all others below it.
 fn at(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    let idx = (values.len().saturating_sub(1) as f64 * share).round() as usize;
-    values.get(idx).copied().unwrap_or(f64::NAN)
+    quantile(&values, share).unwrap_or(f64::NAN)
 }

@@ -174,7 +174,6 @@ fn probability(logprobs: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::completer::ModelInfo;
     use crate::scripted::Scripted;
     use serde_json::json;
     use std::path::PathBuf;
@@ -229,51 +228,13 @@ mod tests {
         assert_eq!(super::request(&snapshot, caret, &settings).unwrap_err().reason, Reason::Disabled);
     }
 
-    /// Writes a line, then takes longer than it may.
-    struct Slow(ModelInfo);
-
-    impl Completer for Slow {
-        fn info(&self) -> &ModelInfo {
-            &self.0
-        }
-
-        fn write(
-            &mut self,
-            _: &Ask<'_>,
-            enough: &mut dyn FnMut(&[u8]) -> bool,
-            cancelled: &dyn Fn() -> bool,
-        ) -> Result<Written, CompleterError> {
-            let text = b"f(1)\ny = g";
-            let mut end = 0;
-            while end < text.len() && !enough(&text[..end]) {
-                end += 1;
-                std::thread::sleep(Duration::from_millis(if text[..end].ends_with(b"y") { 30 } else { 0 }));
-                if cancelled() {
-                    return Err(CompleterError::Cancelled);
-                }
-            }
-            Ok(Written {
-                bytes: text[..end].to_vec(),
-                logprobs: vec![-0.1; end],
-                prompt_tokens: 1,
-                prefilled_tokens: 1,
-                guessed_tokens: 0,
-                accepted_tokens: 0,
-                expert: None,
-                finish: Finish::Stopped,
-            })
-        }
-
-        fn reset(&mut self) {}
-    }
-
     #[test]
     fn whole_lines_that_are_there_when_time_is_up_are_the_answer() {
         let (snapshot, caret) = at("x = |", "a.py");
         let mut settings = Settings::standard();
-        settings.merge(&json!({"maxLines": 4, "timeoutMs": 20}));
+        settings.merge(&json!({"maxLines": 4, "timeoutMs": 1000}));
         let request = request(&snapshot, caret, &settings).unwrap();
-        let mut slow = Slow(ModelInfo::default());
+        let mut slow = Scripted::always("f(1)\ny = g(2)\n").pausing("f(1)\n".len(), Duration::from_millis(1100));
         assert_eq!(run(&request, &mut slow, &|| false).unwrap().text, "f(1)");
         assert_eq!(run(&request, &mut slow, &|| true).unwrap_err().reason, Reason::Cancelled);
     }

@@ -21,6 +21,7 @@ pub mod lifecycle;
 pub mod model_completer;
 pub mod position;
 pub mod prompt;
+pub mod quantile;
 pub mod reason;
 pub mod replay;
 pub mod reuse;

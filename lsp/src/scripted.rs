@@ -28,6 +28,7 @@ pub struct Scripted {
     info: ModelInfo,
     script: Script,
     gate: Option<Receiver<Opened>>,
+    pause: Option<(usize, Duration)>,
     calls: Arc<AtomicUsize>,
     finished: Arc<AtomicUsize>,
 }
@@ -37,7 +38,7 @@ impl Scripted {
     pub fn new(script: impl FnMut(&Ask<'_>) -> Result<String, String> + Send + 'static) -> Scripted {
         let info = ModelInfo { name: "scripted".to_string(), device: "cpu".to_string(), ..ModelInfo::default() };
         let (calls, finished) = Default::default();
-        Scripted { info, script: Box::new(script), gate: None, calls, finished }
+        Scripted { info, script: Box::new(script), gate: None, pause: None, calls, finished }
     }
 
     /// Always writes `text`.
@@ -51,6 +52,12 @@ impl Scripted {
         let (sender, receiver) = channel();
         self.gate = Some(receiver);
         (self, Gate(sender))
+    }
+
+    /// Waits once, when `after` bytes are written.
+    pub fn pausing(mut self, after: usize, pause: Duration) -> Scripted {
+        self.pause = Some((after, pause));
+        self
     }
 
     /// Waits for the gate; answers whether it opened before `cancelled`.
@@ -89,6 +96,9 @@ impl Completer for Scripted {
         let mut finish = Finish::Exhausted;
         let mut tokens = 0;
         for token in text.as_bytes().chunks(TOKEN_BYTES).take(ask.max_new_tokens) {
+            if let Some((_, pause)) = self.pause.take_if(|(after, _)| bytes.len() >= *after) {
+                std::thread::sleep(pause);
+            }
             if !self.pass_gate(cancelled) {
                 return Err(CompleterError::Cancelled);
             }

@@ -13,11 +13,13 @@ use serde::Serialize;
 use crate::model_completer::load_bundle;
 
 /// How weights are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 pub enum Weights {
     #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
     Q8_0,
     #[serde(rename = "q4_0")]
+    #[value(name = "q4_0")]
     Q4_0,
     #[serde(rename = "f16")]
     F16,

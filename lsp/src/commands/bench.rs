@@ -22,9 +22,9 @@ pub(crate) struct Args {
     /// The language whose experts are used.
     #[arg(long, value_name = "NAME", conflicts_with = "shape")]
     language: Option<String>,
-    /// How weights are stored: q8_0, q4_0, f16.
+    /// How weights are stored.
     #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "q8_0,q4_0")]
-    quantize: Vec<Quantize>,
+    quantize: Vec<Weights>,
     /// Numbers of threads.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Vec<u16>,
@@ -54,16 +54,6 @@ enum Against {
     LlamaCpp,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Quantize {
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[value(name = "q4_0")]
-    Q4_0,
-    #[value(name = "f16")]
-    F16,
-}
-
 /// Measures and prints.
 pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode> {
     ensure!(args.shape.is_none() || model.is_none(), "--shape and --model: expected one of them");
@@ -73,13 +63,8 @@ pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode>
         Some(shape) => Subject::random(shape)?,
         None => Subject::load(model, args.language.as_deref())?,
     };
-    let weights = |quantize: &Quantize| match quantize {
-        Quantize::Q8_0 => Weights::Q8_0,
-        Quantize::Q4_0 => Weights::Q4_0,
-        Quantize::F16 => Weights::F16,
-    };
     let plan = Plan {
-        weights: args.quantize.iter().map(weights).collect(),
+        weights: args.quantize.clone(),
         threads: args.threads.iter().map(|threads| usize::from(*threads)).collect(),
         is_busy: args.busy,
         rounds: args.rounds,

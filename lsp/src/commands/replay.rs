@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use multicoder_lsp::completer::{Completer, Loader};
 use multicoder_lsp::model_completer::{ModelCompleter, load_model};
+use multicoder_lsp::quantile::quantile;
 use multicoder_lsp::replay::{self, File, Kind, Measured, Work};
 use serde::Serialize;
 
@@ -93,7 +94,7 @@ fn read(path: &Path) -> anyhow::Result<File> {
 fn row(kind: &'static str, all: &[&Measured]) -> Option<Row> {
     let mut times_ms: Vec<f64> = all.iter().map(|measured| measured.elapsed.as_secs_f64() * 1e3).collect();
     times_ms.sort_by(f64::total_cmp);
-    let at = |share: f64| times_ms.get(((times_ms.len() as f64 - 1.0) * share).round() as usize).copied();
+    let at = |share: f64| quantile(&times_ms, share);
     let count = |is: fn(&Measured) -> bool| all.iter().filter(|measured| is(measured)).count();
     let mean = |of: fn(&Work) -> usize| {
         all.iter().map(|measured| of(&measured.work)).sum::<usize>() as f64 / all.len().max(1) as f64
