@@ -22,7 +22,7 @@ fn main() {
     .expect("a configuration");
     let lm = CodeLm::init(&config, 1, &candle_core::Device::Cpu).expect("a model");
     for (name, quantization) in [("f32", Quantization::F32), ("q8_0", Quantization::Q8_0)] {
-        let contents = Contents { name, lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[] };
+        let contents = Contents { name, lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[], vocabulary: None };
         let path = folder.join(format!("{name}.gguf"));
         std::fs::write(&path, to_bytes(&contents).expect("a file")).expect("a folder that can be written");
         println!("{}", path.display());

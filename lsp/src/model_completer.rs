@@ -208,7 +208,7 @@ mod tests {
         let model = json_config(tokenizer.vocab_size(), &languages, &moe);
         let lm = CodeLm::init(&model, 7, &candle_core::Device::Cpu).unwrap();
         let (name, quantization) = ("tiny", Quantization::F32);
-        let contents = Contents { name, lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[] };
+        let contents = Contents { name, lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[], vocabulary: None };
         ModelCompleter::new(Served::from_gguf(Arc::new(to_bytes(&contents).unwrap()), "tiny.gguf").unwrap())
     }
 

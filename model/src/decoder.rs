@@ -8,6 +8,7 @@ mod attention;
 mod cache;
 mod crew;
 mod gguf;
+mod head;
 mod kernel;
 mod layer;
 mod model;
@@ -19,13 +20,15 @@ mod states;
 #[cfg(test)]
 mod tests;
 mod weights;
+mod worker;
 
 pub use cache::DecoderCache;
 pub use crew::Crew;
 pub use gguf::{FileBytes, GgufWeights};
 pub use kernel::{Simd, multiply};
-pub use model::{Decoder, Worker};
+pub use model::Decoder;
 pub use packed::{COLS, Format, Packed, ROWS};
 pub use quantized::Quantized;
 pub use states::DecoderStates;
 pub use weights::{Floats, WeightSource};
+pub use worker::Worker;

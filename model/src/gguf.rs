@@ -16,8 +16,11 @@ use crate::error::{Error, Result};
 use crate::lm::CodeLm;
 use crate::params::Params;
 use crate::tokenizer::Tokenizer;
+use crate::vocabulary::VocabularyFilter;
 
 const ARCHITECTURE: &str = "multicoder";
+/// Before the language, the key of the entries that it uses.
+const VOCABULARY: &str = "multicoder.vocabulary.";
 /// Stands before the checksum at the end of the file.
 const FOOTER: &[u8; 8] = b"MCXXH3\0\x01";
 
@@ -58,6 +61,8 @@ pub struct Contents<'a> {
     pub tokenizer: &'a Tokenizer,
     pub quantization: Quantization,
     pub goldens: &'a [Golden],
+    /// Of languages of the model; none where all use all.
+    pub vocabulary: Option<&'a VocabularyFilter>,
 }
 
 /// The bytes of a serving file. The model must be trainable: only such a one knows its weights by name.
@@ -71,7 +76,10 @@ pub fn to_bytes(contents: &Contents) -> Result<Vec<u8>> {
         ("multicoder.goldens", Value::String(json(serde_json::to_string(contents.goldens))?)),
         ("tokenizer.huggingface.json", Value::String(contents.tokenizer.to_json()?)),
     ];
-    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let languages = contents.vocabulary.into_iter().flat_map(VocabularyFilter::languages);
+    let vocabulary: Vec<(String, Value)> = languages.map(|of| bits(of, contents.lm)).collect();
+    let metadata = metadata.iter().map(|(key, value)| (*key, value));
+    let metadata = metadata.chain(vocabulary.iter().map(|(key, value)| (key.as_str(), value))).collect::<Vec<_>>();
     let quantize = |(name, tensor): &(String, Tensor)| -> Result<(String, QTensor)> {
         Ok((name.clone(), QTensor::quantize(tensor, contents.quantization.dtype_for(name, tensor))?))
     };
@@ -80,6 +88,29 @@ pub fn to_bytes(contents: &Contents) -> Result<Vec<u8>> {
     let mut cursor = Cursor::new(Vec::new());
     gguf_file::write(&mut cursor, &metadata, &tensors)?;
     Ok(seal(cursor.into_inner()))
+}
+
+/// The metadata of what a language uses of the vocabulary.
+fn bits((language, ids): (&str, &[u32]), lm: &CodeLm) -> (String, Value) {
+    let bits = VocabularyFilter::to_bits(ids, lm.config().vocab_size);
+    (format!("{VOCABULARY}{language}"), Value::Array(bits.into_iter().map(Value::U8).collect()))
+}
+
+/// What each language uses of the vocabulary.
+pub(crate) fn read_vocabulary(content: &Content, config: &ModelConfig, origin: &str) -> Result<VocabularyFilter> {
+    let mut filter = VocabularyFilter::default();
+    for language in &config.languages {
+        let key = format!("{VOCABULARY}{language}");
+        let Some(value) = content.metadata.get(&key) else { continue };
+        let byte = |value: &Value| value.to_u8().map_err(|e| Error::corrupt(origin, format!("metadata {key}: {e}")));
+        let Value::Array(bits) = value else {
+            return Err(Error::corrupt(origin, format!("metadata {key}: expected an array of bytes")));
+        };
+        let bits = bits.iter().map(byte).collect::<Result<Vec<u8>>>()?;
+        let ids = VocabularyFilter::from_bits(&bits, config.vocab_size);
+        filter.insert(language, ids.map_err(|e| Error::corrupt(origin, format!("metadata {key}: {e}")))?);
+    }
+    Ok(filter)
 }
 
 /// A GGUF file with the checksum of all of it at its end.
@@ -180,7 +211,8 @@ mod tests {
         let mut config = tiny(Some(RouterConfig::all().remove(0)));
         config.vocab_size = tokenizer.vocab_size();
         let lm = CodeLm::init(&config, 5, &Device::Cpu).unwrap();
-        let contents = Contents { name: "toy", lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[] };
+        let contents =
+            Contents { name: "toy", lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[], vocabulary: None };
         let bytes = to_bytes(&contents).unwrap();
         (lm, bytes)
     }
@@ -204,6 +236,35 @@ mod tests {
             assert!(worst > last_worst && worst < most, "{quantization:?}: {worst}");
             assert!(smaller.len() < size, "{quantization:?}: {} bytes", smaller.len());
             (size, last_worst) = (smaller.len(), worst);
+        }
+    }
+
+    #[test]
+    fn what_a_language_uses_of_the_vocabulary_is_read_back_and_what_is_no_bits_is_named() {
+        let (lm, _) = packed(Quantization::F32);
+        let tokenizer = toy();
+        let mut filter = VocabularyFilter::default();
+        filter.insert("lua", vec![3, 70]);
+        let vocabulary = Some(&filter);
+        let contents = Contents {
+            name: "toy",
+            lm: &lm,
+            tokenizer: &tokenizer,
+            quantization: Quantization::Q8_0,
+            goldens: &[],
+            vocabulary,
+        };
+        let bytes = to_bytes(&contents).unwrap();
+        let mut content = Content::read(&mut Cursor::new(&bytes)).unwrap();
+        assert_eq!(read_vocabulary(&content, lm.config(), "toy.gguf").unwrap(), filter);
+        for (value, named) in [
+            (Value::String("x".into()), "expected an array of bytes"),
+            (Value::Array(vec![Value::U8(1)]), "expected a bit for each of"),
+            (Value::Array(vec![Value::String("x".into())]), "toy.gguf"),
+        ] {
+            content.metadata.insert("multicoder.vocabulary.lua".into(), value);
+            let error = read_vocabulary(&content, lm.config(), "toy.gguf").unwrap_err().to_string();
+            assert!(error.contains("toy.gguf: metadata multicoder.vocabulary.lua") && error.contains(named), "{error}");
         }
     }
 

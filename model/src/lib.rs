@@ -52,6 +52,7 @@ pub mod llama;
 mod materialize;
 pub mod served;
 pub mod speculate;
+mod vocabulary;
 
 mod error;
 
@@ -73,3 +74,4 @@ pub use params::Params;
 pub use router::RouterConfig;
 pub use served::{Computed, PackedSequence, Served};
 pub use tokenizer::Tokenizer;
+pub use vocabulary::VocabularyFilter;

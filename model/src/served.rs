@@ -68,7 +68,9 @@ impl Served {
     pub fn from_gguf(bytes: FileBytes, origin: &str) -> Result<Served> {
         let (config, tokenizer, info, content) = gguf::read_head((*bytes).as_ref(), origin)?;
         bundle::check_served(&config, &tokenizer, &info)?;
-        let decoder = Decoder::new(&config, Arc::new(GgufWeights::of(bytes, content, origin)?), Simd::best())?;
+        let vocabulary = gguf::read_vocabulary(&content, &config, origin)?;
+        let mut decoder = Decoder::new(&config, Arc::new(GgufWeights::of(bytes, content, origin)?), Simd::best())?;
+        decoder.set_vocabulary_filter(&vocabulary);
         Ok(Served { decoder, tokenizer, info })
     }
 
@@ -178,6 +180,7 @@ mod tests {
     use crate::lm::CodeLm;
     use crate::router::RouterConfig;
     use crate::tokenizer::tests::toy;
+    use crate::vocabulary::VocabularyFilter;
     use std::cell::Cell;
 
     fn served(router: RouterConfig) -> Served {
@@ -187,6 +190,15 @@ mod tests {
         let lm = CodeLm::init(&config, 3, &Device::Cpu).unwrap();
         let decoder = Decoder::new(&config, Arc::new(Floats::of(&lm, Format::Q8).unwrap()), Simd::best()).unwrap();
         Served { decoder, tokenizer, info: BundleInfo::new(&config, "test", "q8_0") }
+    }
+
+    /// The model, of whose vocabulary Lua uses little.
+    fn filtered() -> Served {
+        let mut model = served(RouterConfig::all().remove(0));
+        let mut filter = VocabularyFilter::default();
+        filter.insert("lua", (0..model.config().vocab_size as u32).filter(|id| id % 3 != 0).collect());
+        model.decoder.set_vocabulary_filter(&filter);
+        model
     }
 
     /// Two files that someone edits, each with a caret.
@@ -259,7 +271,7 @@ mod tests {
 
     #[test]
     fn ten_thousand_edits_with_guesses_have_the_answers_of_an_empty_cache_without() {
-        let model = served(RouterConfig::all().remove(0));
+        let model = filtered();
         let text =
             |word: &str| format!("def {word}(a, b):\n    return a + b\n").repeat(6).chars().collect::<Vec<char>>();
         let mut editing = Editing { files: [(text("add"), 60), (text("sub"), 100)], at: 0, n_draws: 0 };

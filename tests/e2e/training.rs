@@ -163,7 +163,8 @@ fn evaluate_and_pack(workshop: &Workshop) -> Result<()> {
     let mut pack = multicoder(&["pack", "--checkpoint"])?;
     pack.arg(workshop.checkpoint("run", 20)).arg("--out").arg(workshop.path("packed.gguf"));
     // Of the model's three languages the valid split has one.
-    succeed(pack.arg("--fit-copy").arg(workshop.path("shards")))?;
+    let shards = workshop.path("shards");
+    succeed(pack.arg("--fit-copy").arg(&shards).arg("--filter-vocabulary").arg(&shards))?;
     serve_with_others(workshop)
 }
 

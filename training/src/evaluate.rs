@@ -19,6 +19,7 @@ pub mod sample;
 pub mod summary;
 pub mod token_store;
 pub mod unseen;
+pub mod vocabulary_fit;
 
 use metric::{LineScore, TextScore};
 use sample::SampleOptions;

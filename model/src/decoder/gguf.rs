@@ -167,7 +167,8 @@ mod tests {
 
     fn file(config: &ModelConfig, quantization: Quantization) -> (CodeLm, Vec<u8>) {
         let (lm, tokenizer) = (model(config), toy());
-        let contents = Contents { name: "toy", lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[] };
+        let contents =
+            Contents { name: "toy", lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[], vocabulary: None };
         let bytes = to_bytes(&contents).unwrap();
         (lm, bytes)
     }

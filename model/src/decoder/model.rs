@@ -2,16 +2,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::attention::{AttentionMemory, Heads};
+use super::attention::Heads;
 use super::cache::DecoderCache;
-use super::crew::{Crew, Pieces};
+use super::crew::Pieces;
+use super::head::Head;
 use super::kernel::Simd;
 use super::layer::{Ffn, Layer, Moe};
-use super::network::{ByTile, Hidden, add_row, copy_row, products, ranges};
+use super::network::{add_row, copy_row, products, ranges};
 use super::packed::Packed;
-use super::quantized::Quantized;
 use super::shelf::Shelf;
 use super::weights::{WeightSource, build, check_tables};
+use super::worker::Worker;
 use crate::adapters::{AdapterConfig, Adapters, adapt};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -20,6 +21,7 @@ use crate::ops::Rope;
 use crate::ops::norm_row;
 use crate::router::RouterContext;
 use crate::tape::HostPlan;
+use crate::vocabulary::VocabularyFilter;
 
 /// A model with packed weights.
 pub struct Decoder {
@@ -29,46 +31,9 @@ pub struct Decoder {
     pub(super) shelf: Shelf,
     adapters: Option<Box<dyn Adapters>>,
     norm: Vec<f32>,
-    head: Packed,
+    head: Head,
     rope: Rope,
     simd: Simd,
-}
-
-/// Threads and memory of passes, kept from one to the next.
-pub struct Worker {
-    crew: Crew,
-    /// The residual stream, row by row.
-    x: Vec<f32>,
-    /// The same normalized, or keys and values.
-    rows: Vec<f32>,
-    quantized: Quantized,
-    qkv: [ByTile; 3],
-    q: Vec<f32>,
-    attended: Vec<f32>,
-    attention: AttentionMemory,
-    hidden: Hidden,
-    y: ByTile,
-    /// Of the last pass, a row for each of the last tokens that were asked for. Shape: `NV`.
-    pub logits: Vec<f32>,
-}
-
-impl Worker {
-    /// With `n_threads` threads, the caller's among them.
-    pub fn new(n_threads: usize) -> Worker {
-        Worker {
-            crew: Crew::new(n_threads),
-            x: Vec::new(),
-            rows: Vec::new(),
-            quantized: Quantized::default(),
-            qkv: Default::default(),
-            q: Vec::new(),
-            attended: Vec::new(),
-            attention: AttentionMemory::default(),
-            hidden: Hidden::default(),
-            y: Vec::new(),
-            logits: Vec::new(),
-        }
-    }
 }
 
 /// What a pass is over.
@@ -102,7 +67,7 @@ impl Decoder {
             layers: (0..config.n_layers).map(|layer| Layer::load(config, layer, &*source)).collect::<Result<_>>()?,
             adapters: config.adapter.as_ref().map(adapters).transpose()?,
             norm: source.floats("model.norm.weight", &[d])?,
-            head: source.matrix(head, (config.vocab_size, d))?,
+            head: Head::new(source.matrix(head, (config.vocab_size, d))?),
             rope: Rope::new(config.d_head, config.rope_theta, config.context_tokens),
             config: config.clone(),
             source,
@@ -112,6 +77,12 @@ impl Decoder {
 
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Has each language of `filter` compute logits of what it says alone, and of what stands in the text; those of all other entries are
+    /// minus infinity from now on. `filter` is for this vocabulary.
+    pub fn set_vocabulary_filter(&mut self, filter: &VocabularyFilter) {
+        self.head.set_filter(&self.config, filter);
     }
 
     /// Experts that are packed, and their bytes.
@@ -151,7 +122,7 @@ impl Decoder {
             self.adapt(i, &pass, worker)?;
         }
         cache.commit(ids);
-        self.logits(n, n_logits.min(n), worker);
+        self.logits((n, n_logits.min(n)), (language, cache.ids()), worker);
         Ok(())
     }
 
@@ -379,21 +350,15 @@ impl Decoder {
         Ok(())
     }
 
-    fn logits(&self, n: usize, n_logits: usize, worker: &mut Worker) {
-        let (d, v) = (self.config.d_model, self.config.vocab_size);
-        worker.x.drain(..(n - n_logits) * d);
-        worker.logits.resize(n_logits * v, 0.0);
+    fn logits(&self, (n, n_logits): (usize, usize), text: (u32, &[u32]), worker: &mut Worker) {
+        worker.x.drain(..(n - n_logits) * self.config.d_model);
+        worker.logits.resize(n_logits * self.config.vocab_size, 0.0);
         if n_logits == 0 {
             return;
         }
-        self.norm(&self.norm, &self.head, worker);
-        products(&mut worker.crew, &worker.quantized, [&self.head], [&mut worker.y], self.simd);
-        for (row, logits) in worker.logits.chunks_exact_mut(v).enumerate() {
-            copy_row(&worker.y, (row, n_logits), logits);
-            let cap = self.config.logit_softcap;
-            if cap > 0.0 {
-                logits.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
-            }
-        }
+        self.norm(&self.norm, self.head.first(), worker);
+        let Worker { crew, quantized, y, y_in_text, logits, .. } = worker;
+        let out = (self.config.logit_softcap, logits.as_mut_slice());
+        self.head.run((crew, self.simd), quantized, text, [y, y_in_text], out);
     }
 }

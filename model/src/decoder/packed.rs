@@ -35,6 +35,14 @@ impl Format {
         }
     }
 
+    /// Bytes that a row has side by side before those of the next row.
+    fn unit_bytes(self) -> usize {
+        match self {
+            Format::Q8 | Format::Q4 | Format::Q4Least | Format::F32 => 4,
+            Format::F16 => 2,
+        }
+    }
+
     /// Numbers of 16 bits that each row of a block has besides.
     pub(super) fn scales(self) -> usize {
         match self {
@@ -134,6 +142,21 @@ impl Packed {
         Ok(packed)
     }
 
+    /// The rows `rows`, in that order, as they are.
+    pub(super) fn pick(&self, rows: &[u32]) -> Packed {
+        let mut picked = Packed::new(self.format, rows.len(), self.n_blocks * COLS);
+        let (n_weights, unit) = (self.n_blocks * self.format.block_bytes(), self.format.unit_bytes());
+        let n_scales = 2 * ROWS * self.format.scales() * self.n_blocks;
+        for (to, &from) in rows.iter().enumerate() {
+            let ((weights, scales), from) = (self.tile(from as usize / ROWS), from as usize % ROWS);
+            let (own, rest) = picked.tile_mut(to / ROWS).split_at_mut(n_weights);
+            copy_lane(weights, own, unit, (from, to % ROWS));
+            copy_lane(&scales[..n_scales], &mut rest[..n_scales], size_of::<f16>(), (from, to % ROWS));
+        }
+        picked.fill_up();
+        picked
+    }
+
     /// Whether products with both take the same form of activations.
     pub(super) fn is_like(&self, other: &Packed) -> bool {
         (self.format.scales() == 0) == (other.format.scales() == 0)
@@ -201,6 +224,13 @@ impl Packed {
                 (0..self.n_blocks).for_each(|block| self.put(row, block, &zero));
             }
         }
+    }
+}
+
+/// Copies what row `from` has of a tile to row `to` of another, `unit` bytes at a time.
+fn copy_lane(tile: &[u8], out: &mut [u8], unit: usize, (from, to): (usize, usize)) {
+    for (tile, out) in tile.chunks_exact(unit * ROWS).zip(out.chunks_exact_mut(unit * ROWS)) {
+        out[unit * to..][..unit].copy_from_slice(&tile[unit * from..][..unit]);
     }
 }
 

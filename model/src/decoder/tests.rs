@@ -11,6 +11,7 @@ use crate::lm::CodeLm;
 use crate::ops::tests::values;
 use crate::router::RouterConfig;
 use crate::tape::tests::{configs, model};
+use crate::vocabulary::VocabularyFilter;
 
 const FORMATS: [Format; 5] = [Format::Q8, Format::Q4, Format::Q4Least, Format::F16, Format::F32];
 
@@ -324,4 +325,51 @@ fn weights_that_do_not_fit_are_found_when_the_model_is_loaded() {
         "{}",
         error("experts.2")
     );
+}
+
+#[test]
+fn picked_rows_have_the_bits_of_their_rows() {
+    for format in FORMATS {
+        for (rows, cols) in shapes(format) {
+            let w = weights(format, (rows, cols), 1);
+            let picked: Vec<u32> = (0..rows as u32).rev().filter(|row| row % 3 != 1).collect();
+            let (_, x) = activations(3, cols, 2, &w);
+            let (whole, part) = (product(&w, &x, rows, Simd::best()), w.pick(&picked));
+            let part = product(&part, &x, picked.len(), Simd::best());
+            let expected = (0..3).flat_map(|n| picked.iter().map(move |&row| (n, row)));
+            let expected: Vec<f32> = expected.map(|(n, row)| whole[n * rows + row as usize]).collect();
+            assert_eq!(part, expected, "{format:?} {rows} x {cols}");
+        }
+    }
+}
+
+#[test]
+fn a_filtered_vocabulary_has_the_same_logits_and_no_others() {
+    for (softcap, tie) in [(0.0, true), (4.0, false)] {
+        let mut config = tiny(Some(RouterConfig::all().remove(0)));
+        (config.logit_softcap, config.tie_embeddings) = (softcap, tie);
+        let lm = model(&config);
+        let whole = Decoder::new(&config, Arc::new(Floats::of(&lm, Format::Q8).unwrap()), Simd::best()).unwrap();
+        let mut filtered = Decoder::new(&config, Arc::new(Floats::of(&lm, Format::Q8).unwrap()), Simd::best()).unwrap();
+        let mut filter = VocabularyFilter::default();
+        let used: Vec<u32> = (0..config.vocab_size as u32).step_by(5).collect();
+        filter.insert(&config.languages[1], used.clone());
+        filtered.set_vocabulary_filter(&filter);
+        let text = [1u32, 10, 7, 33];
+        for language in [0, 1, crate::UNKNOWN_LANGUAGE] {
+            let logits = |decoder: &Decoder| {
+                let (mut cache, mut worker) = (DecoderCache::new(&config, 64), Worker::new(2));
+                decoder.decode((&text[..2], 1), language, &mut cache, &mut worker, &|| false).unwrap();
+                decoder.decode((&text[2..], 2), language, &mut cache, &mut worker, &|| false).unwrap();
+                worker.logits
+            };
+            let (whole, filtered) = (logits(&whole), logits(&filtered));
+            for (i, (whole, filtered)) in whole.iter().zip(&filtered).enumerate() {
+                let id = (i % config.vocab_size) as u32;
+                let is_there = language != 1 || used.contains(&id) || text.contains(&id);
+                let expected = if is_there { *whole } else { f32::NEG_INFINITY };
+                assert_eq!(*filtered, expected, "language {language}, {id}");
+            }
+        }
+    }
 }

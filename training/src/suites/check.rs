@@ -137,6 +137,12 @@ mod tests {
         let mut checker = Checker::open().unwrap();
         for (language, prefix, answer, right) in [
             ("bash", "", "exit 0", ":"),
+            (
+                "go",
+                "package a\nimport (\"os\"; \"testing\")\nfunc TestA(t *testing.T) {",
+                "os.Exit(0) }",
+                "_ = os.Args }",
+            ),
             ("javascript", "", "return;", ";"),
             ("lua", "", "os.exit(0)", "local y"),
             ("perl", "", "__END__", ";"),
@@ -178,6 +184,11 @@ mod tests {
                 "#include <cassert>\nint main() { assert(1 == 1); }",
                 "#include <cassert>\nint main() { assert(1 == 2); }",
             ),
+            (
+                "go",
+                "package a\nimport \"testing\"\nfunc TestA(t *testing.T) { if 1 != 1 { t.Fail() } }",
+                "package a\nimport \"testing\"\nfunc TestA(t *testing.T) { if 1 != 2 { t.Fail() } }",
+            ),
             ("javascript", "console.assert(1 === 1)", "console.assert(1 === 2)"),
             (
                 "java",
@@ -185,6 +196,12 @@ mod tests {
                 "class Main { public static void main(String[] a) { assert 1 == 2; } }",
             ),
             ("perl", "die unless 1 == 1;", "die unless 1 == 2;"),
+            // A test called `main` does not make the file a program.
+            (
+                "rust",
+                "#[cfg(test)]\nmod tests {\n    #[test]\n    fn main() { assert!(1 == 1); }\n}",
+                "#[cfg(test)]\nmod tests {\n    #[test]\n    fn main() { assert!(1 == 2); }\n}",
+            ),
         ] {
             let mut asked = question(language, language, "whole");
             asked.prefix.clear();

@@ -18,6 +18,9 @@ struct Record {
     declaration: String,
     canonical_solution: String,
     test: String,
+    /// In Go: the package and what the tests import, which stands before everything.
+    #[serde(default)]
+    test_setup: String,
 }
 
 /// The questions of the folder `dir`, of its files `humaneval_*.jsonl.gz`, which are named by language.
@@ -30,8 +33,8 @@ pub fn questions(dir: &Path) -> Result<Vec<Question>> {
         let language = name.strip_prefix("humaneval_").and_then(LanguageId::by_lsp_id);
         let language = language.ok_or_else(|| anyhow!("{}: expected a language after `humaneval_`", path.display()))?;
         for (_, record) in read::records::<Record>(&path)? {
-            let Record { task_id: id, prompt, declaration, canonical_solution: text, test } = record;
-            let prompt = with_head(prompt, &declaration);
+            let Record { task_id: id, prompt, declaration, canonical_solution: text, test, test_setup } = record;
+            let prompt = test_setup + &with_head(prompt, &declaration);
             let tests = Some(format!("\n{test}"));
             questions.extend(derive::lines(language, &Solution { id, prompt, text, tests }, LINES_PER_SOLUTION));
         }
@@ -47,7 +50,23 @@ fn with_head(prompt: String, declaration: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::super::read::tests::pack;
     use super::*;
+
+    #[test]
+    fn what_the_tests_import_stands_before_the_prompt() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = json!({
+            "task_id": "Go/0", "prompt": "func Add(a int) int {\n", "declaration": "func Add(a int) int {\n",
+            "canonical_solution": "    return a + 1\n}\n", "test": "func TestAdd(t *testing.T) {}\n",
+            "test_setup": "package main\n\nimport \"testing\"\n",
+        });
+        pack(dir.path(), "humaneval_go", &[record]);
+        let questions = questions(dir.path()).unwrap();
+        assert_eq!(questions[0].prefix, "package main\n\nimport \"testing\"\nfunc Add(a int) int {\n");
+    }
 
     #[test]
     fn a_prompt_without_the_head_of_its_function_gets_it() {

@@ -26,6 +26,7 @@ struct Record {
 const LIBRARIES: &[(&str, &str)] = &[
     ("bash", "true"),
     ("cpp", "#include <bits/stdc++.h>\nint main() {}"),
+    ("go", "package a_test\nimport \"testing\"\nfunc TestA(t *testing.T) {}"),
     (
         "java",
         "import org.javatuples.*;\nclass Problem { public static void main(String[] args) { new Pair<>(1, 2); } }",

@@ -69,12 +69,17 @@ pub fn run(
     };
     let bar = progress_bar(questions.len() as u64, "questions");
     let mut answers = Vec::with_capacity(questions.len());
-    for question in questions {
+    for (at, question) in questions.iter().enumerate() {
         let known = kept.get(&identity(question));
         let answer = match known {
             Some((answer, _)) => answer.clone(),
             None => {
                 bar.set_message(format!("{}, {}", question.language, question.setting));
+                let before = at.checked_sub(1).map(|before| &questions[before]);
+                if let Some(before) = before.filter(|of| of.id == question.id && kept.contains_key(&identity(of))) {
+                    // `speed` asks what an answer leaves behind for the next one about the same text: an earlier run's is gone.
+                    answerer.answer(before, run.max_new_tokens).with_context(|| format!("question `{}`", before.id))?;
+                }
                 answerer.answer(question, run.max_new_tokens).with_context(|| format!("question `{}`", question.id))?
             }
         };
@@ -195,6 +200,19 @@ mod tests {
             run(&other, &questions, &mut asked, None).unwrap();
             assert_eq!(asked.n, 5);
         }
+    }
+
+    #[test]
+    fn a_run_that_stopped_between_two_questions_about_one_text_asks_the_first_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("answers.jsonl");
+        let questions: Vec<Question> =
+            ["afresh", "after a key"].map(|setting| question("same", "lua", setting)).to_vec();
+        let first = Run { suite: &SUITES[0], model: "a", max_new_tokens: 9, answers: Some(&path) };
+        run(&first, &questions, &mut Counting { n: 0, fails_at: 2 }, None).unwrap_err();
+        let answers = run(&first, &questions, &mut Counting { n: 10, fails_at: 0 }, None).unwrap();
+        let texts: Vec<&str> = answers.iter().map(|(answer, _)| answer.text.as_str()).collect();
+        assert_eq!(texts, ["1", "12"], "the first answer stays, and was asked for once more");
     }
 
     #[test]

@@ -1,0 +1,46 @@
+//! What a pass computes with, besides the model.
+
+use super::attention::AttentionMemory;
+use super::crew::Crew;
+use super::network::{ByTile, Hidden};
+use super::quantized::Quantized;
+
+/// Threads and memory of passes, kept from one to the next.
+pub struct Worker {
+    pub(super) crew: Crew,
+    /// The residual stream, row by row.
+    pub(super) x: Vec<f32>,
+    /// The same normalized, or keys and values.
+    pub(super) rows: Vec<f32>,
+    pub(super) quantized: Quantized,
+    pub(super) qkv: [ByTile; 3],
+    pub(super) q: Vec<f32>,
+    pub(super) attended: Vec<f32>,
+    pub(super) attention: AttentionMemory,
+    pub(super) hidden: Hidden,
+    pub(super) y: ByTile,
+    /// Of the head, for entries that the language does not use.
+    pub(super) y_in_text: ByTile,
+    /// Of the last pass, a row for each of the last tokens that were asked for. Shape: `NV`.
+    pub logits: Vec<f32>,
+}
+
+impl Worker {
+    /// With `n_threads` threads, the caller's among them.
+    pub fn new(n_threads: usize) -> Worker {
+        Worker {
+            crew: Crew::new(n_threads),
+            x: Vec::new(),
+            rows: Vec::new(),
+            quantized: Quantized::default(),
+            qkv: Default::default(),
+            q: Vec::new(),
+            attended: Vec::new(),
+            attention: AttentionMemory::default(),
+            hidden: Hidden::default(),
+            y: Vec::new(),
+            y_in_text: Vec::new(),
+            logits: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Finds how little of the vocabulary each language can do with, after training.
+#![allow(non_snake_case)]
+
+use anyhow::Result;
+use indicatif::ProgressBar;
+use multicoder_model::{CodeLm, Tokenizer, VocabularyFilter};
+
+use super::neural::each_token;
+use super::sample::LanguageSample;
+
+/// Shares of a language's training tokens that the entries it keeps cover; the first that suffices is taken.
+const COVERED: [f64; 6] = [0.98, 0.99, 0.995, 0.998, 0.999, 0.9995];
+/// Share of held-out tokens whose likeliest token has to stay the same.
+const SAME: f64 = 0.999;
+
+/// What was found of one language.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fitted {
+    pub language: String,
+    /// Entries that are kept.
+    pub n_kept: usize,
+    /// Held-out tokens, and how many of them have another likeliest token.
+    pub n_tokens: usize,
+    pub n_other: usize,
+}
+
+/// What each language of `training` uses of the vocabulary: single bytes, special tokens, and the entries most frequent there, as few as
+/// leave the network's likeliest token the same at 99.9 % of the tokens of `held_out`. An entry also stands in for itself where it is in the
+/// text before, half a context back at most. Languages that need nearly all keep all, and are not told.
+///
+/// # Errors
+/// Errors of the tokenizer and the model.
+pub fn fit(
+    lm: &CodeLm,
+    tokenizer: &Tokenizer,
+    training: &[LanguageSample],
+    held_out: &[LanguageSample],
+    bar: &ProgressBar,
+) -> Result<(VocabularyFilter, Vec<Fitted>)> {
+    let (mut filter, mut all) = (VocabularyFilter::default(), Vec::new());
+    for sample in training {
+        let Some(held_out) = held_out.iter().find(|of| of.language == sample.language) else { continue };
+        let ranked = ranked(tokenizer, sample)?;
+        let needed = needed(lm, tokenizer, held_out, &ranked, bar)?;
+        let enough = |n_kept: usize| {
+            let n_other = needed.iter().filter(|&&rank| rank >= n_kept).count();
+            (n_other as f64 <= (1.0 - SAME) * needed.len() as f64).then_some(n_other)
+        };
+        let kept = ranked.covering.into_iter().find_map(|n_kept| Some((n_kept, enough(n_kept)?)));
+        if let Some((n_kept, n_other)) = kept.filter(|_| !needed.is_empty()) {
+            filter.insert(&sample.language, ranked.ids[..n_kept].to_vec());
+            all.push(Fitted { language: sample.language.clone(), n_kept, n_tokens: needed.len(), n_other });
+        }
+    }
+    Ok((filter, all))
+}
+
+/// The vocabulary by how much a language needs it.
+struct Ranked {
+    ids: Vec<u32>,
+    /// How many of `ids` cover each of [`COVERED`].
+    covering: [usize; COVERED.len()],
+}
+
+fn ranked(tokenizer: &Tokenizer, sample: &LanguageSample) -> Result<Ranked> {
+    let mut counts = vec![0u64; tokenizer.vocab_size()];
+    for text in &sample.texts {
+        tokenizer.encode(text)?.into_iter().for_each(|id| counts[id as usize] += 1);
+    }
+    let is_always_kept = |id: u32| tokenizer.bytes_of(id).len() <= 1;
+    let mut ids: Vec<u32> = (0..counts.len() as u32).collect();
+    ids.sort_by_key(|&id| (!is_always_kept(id), std::cmp::Reverse(counts[id as usize]), id));
+    let n_always = ids.iter().filter(|&&id| is_always_kept(id)).count();
+    let total = counts.iter().sum::<u64>() as f64;
+    let covering = COVERED.map(|share| {
+        let mut covered = 0;
+        let enough = ids.iter().position(|&id| {
+            covered += counts[id as usize];
+            covered as f64 >= share * total
+        });
+        enough.map_or(ids.len(), |at| (at + 1).max(n_always))
+    });
+    Ok(Ranked { ids, covering })
+}
+
+/// Of each held-out token, the rank of what the network says there: 0 where that stands in the text.
+fn needed(
+    lm: &CodeLm,
+    tokenizer: &Tokenizer,
+    held_out: &LanguageSample,
+    ranked: &Ranked,
+    bar: &ProgressBar,
+) -> Result<Vec<usize>> {
+    let mut rank_of = vec![0; ranked.ids.len()];
+    ranked.ids.iter().enumerate().for_each(|(rank, &id)| rank_of[id as usize] = rank);
+    let mut needed = Vec::new();
+    for text in &held_out.texts {
+        let ids = tokenizer.encode(text)?;
+        each_token(lm, tokenizer, (&held_out.language, true), &ids, &mut |at, logits_V| {
+            let best = (0..logits_V.len()).max_by(|&a, &b| logits_V[a].total_cmp(&logits_V[b])).unwrap_or(0);
+            let before = &ids[at.saturating_sub(lm.config().context_tokens / 2)..at];
+            needed.push(if before.contains(&(best as u32)) { 0 } else { rank_of[best] });
+        })?;
+        bar.inc(1);
+    }
+    Ok(needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use multicoder_model::ModelConfig;
+    use multicoder_model::tokenizer::TokenizerOptions;
+
+    #[test]
+    fn a_language_keeps_bytes_and_what_it_has_often_and_the_network_says() {
+        let (lua, go) = ("local alpha = beta(gamma)\n".repeat(40), "func delta(epsilon int) {}\n".repeat(40));
+        let options = TokenizerOptions {
+            vocab_size: 330,
+            languages: vec!["lua".into(), "go".into()],
+            min_frequency: 2,
+            ..TokenizerOptions::default()
+        };
+        let tokenizer = Tokenizer::train([&lua, &go].into_iter().cycle().take(8), &options).unwrap();
+        let config: ModelConfig = serde_json::from_value(serde_json::json!({
+            "vocab_size": tokenizer.vocab_size(), "d_model": 32, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1,
+            "d_head": 32, "d_ff": 32, "context_tokens": 64, "languages": ["lua", "go"],
+        }))
+        .unwrap();
+        let lm = CodeLm::init(&config, 1, &Device::Cpu).unwrap();
+        let sample = |language: &str, text: &String| LanguageSample {
+            language: language.into(),
+            texts: vec![text.clone()],
+            ..LanguageSample::default()
+        };
+        let (both, held_out) = ([sample("lua", &lua), sample("go", &go)], [sample("lua", &lua)]);
+        let (filter, fitted) = fit(&lm, &tokenizer, &both, &held_out, &ProgressBar::hidden()).unwrap();
+        // A network that was never trained says anything: then all that a language lacks may be needed, and it is not filtered.
+        for (language, ids) in filter.languages() {
+            assert_eq!((language, ids.len()), ("lua", fitted[0].n_kept));
+            assert!(fitted[0].n_other * 1000 <= fitted[0].n_tokens);
+        }
+        let ranked = ranked(&tokenizer, &both[0]).unwrap();
+        let kept = |text: &str, n: usize| tokenizer.encode(text).unwrap().iter().all(|id| ranked.ids[..n].contains(id));
+        let [most, .., all] = ranked.covering;
+        assert!(most <= all && all < tokenizer.vocab_size(), "{:?}", ranked.covering);
+        assert!(kept("local alpha = beta(gamma)\n", all) && kept("\u{7}\u{e9}", most));
+        assert!(!kept("func delta", all));
+    }
+}
