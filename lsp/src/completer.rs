@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::documents::Snapshot;
+
 /// What is to be continued. Line ends are `\n`.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
@@ -91,6 +93,9 @@ pub trait Completer: Send {
         enough: &mut dyn FnMut(&[u8]) -> bool,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Written, CompleterError>;
+
+    /// Learns of the other open documents, newest first, while nothing is asked for; `cancelled` when something is.
+    fn read_elsewhere(&mut self, _others: &[Snapshot], _cancelled: &dyn Fn() -> bool) {}
 
     /// Drops all state, after a panic.
     fn reset(&mut self);

@@ -118,6 +118,14 @@ impl Documents {
         self.lock().by_uri.get(uri).cloned()
     }
 
+    /// At most `n` open documents other than `uri`, the last changed first.
+    pub fn others(&self, uri: &str, n: usize) -> Vec<Snapshot> {
+        let table = self.lock();
+        let mut others: Vec<&Snapshot> = table.by_uri.values().filter(|document| document.uri != uri).collect();
+        others.sort_unstable_by_key(|document| std::cmp::Reverse(document.revision));
+        others.into_iter().take(n).cloned().collect()
+    }
+
     /// The revision of an open document.
     pub fn revision(&self, uri: &str) -> Option<u64> {
         self.lock().by_uri.get(uri).map(|document| document.revision)
@@ -209,6 +217,16 @@ mod tests {
         let second = documents.revision("u");
         assert!(documents.change("u", 1, Vec::new(), Encoding::Utf8));
         assert!(first < second && second < documents.revision("u"), "the editor's version was 1 each time");
+    }
+
+    #[test]
+    fn others_are_the_last_changed_first() {
+        let documents = Documents::default();
+        ["a", "b", "c", "d"].iter().for_each(|uri| documents.open(uri, "lua", 1, uri));
+        assert!(documents.change("b", 2, Vec::new(), Encoding::Utf8));
+        let uris = |n| documents.others("d", n).into_iter().map(|document| document.uri).collect::<Vec<_>>();
+        assert_eq!(uris(9), ["b", "c", "a"]);
+        assert_eq!(uris(2), ["b", "c"]);
     }
 
     #[test]

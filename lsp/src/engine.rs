@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::complete::{self, Answer, Request};
 use crate::completer::{Completer, Loader, ModelInfo};
+use crate::documents::Snapshot;
 use crate::eager::panic_text;
 use crate::reason::{Reason, Silence};
 use crate::reuse::Answers;
@@ -95,6 +96,8 @@ struct Running {
 struct Queue {
     waiting: VecDeque<Job>,
     running: Option<Running>,
+    /// The other open documents, until the thread has read them.
+    elsewhere: Option<Vec<Snapshot>>,
     is_closed: bool,
 }
 
@@ -165,6 +168,11 @@ impl Engine {
             old.end(Err(Reason::Superseded.into()));
         }
         Pending { flag, outcome }
+    }
+
+    /// Says which other documents are open, newest first; they are read when nothing else is to be done.
+    pub fn open_elsewhere(&self, others: Vec<Snapshot>) {
+        self.shared.lock().elsewhere = Some(others);
     }
 
     /// Drops what is remembered of a closed document; what is asked for it is superseded.
@@ -266,6 +274,20 @@ impl Shared {
             };
             self.lock().running = None;
             job.end(outcome);
+            self.read_elsewhere(completer.as_mut());
+        }
+    }
+
+    /// Gives up as soon as something is asked for.
+    fn read_elsewhere(&self, completer: &mut dyn Completer) {
+        let is_asked = || {
+            let queue = self.lock();
+            queue.is_closed || !queue.waiting.is_empty()
+        };
+        let others = if is_asked() { None } else { self.lock().elsewhere.take() };
+        let read = |others: Vec<Snapshot>| completer.read_elsewhere(&others, &is_asked);
+        if catch_unwind(AssertUnwindSafe(|| others.map(read))).is_err() {
+            completer.reset();
         }
     }
 

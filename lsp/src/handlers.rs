@@ -11,6 +11,7 @@ use tower_lsp::gen_lsp_types::{Command, MessageType};
 use crate::capabilities::ACCEPTED_COMMAND;
 use crate::complete::{self, Answer};
 use crate::documents::Snapshot;
+use crate::elsewhere::MAX_DOCUMENTS;
 use crate::engine::Channel;
 use crate::reason::{Reason, Silence};
 use crate::state::State;
@@ -50,7 +51,11 @@ async fn answer_unrecorded(
     let snapshot = state.documents.snapshot(uri).ok_or(Reason::NotOpen)?;
     let revision = snapshot.revision;
     let caret = place(snapshot);
-    let request = complete::request(&caret.snapshot, caret.char_idx, &state.settings())?;
+    let settings = state.settings();
+    let request = complete::request(&caret.snapshot, caret.char_idx, &settings)?;
+    let mut others = state.documents.others(uri, MAX_DOCUMENTS);
+    others.retain(|other| settings.exclusions.excludes(&other.path).is_none());
+    state.engine.open_elsewhere(others);
     let answer = state.engine.submit(channel, request).await?;
     match state.documents.revision(uri) {
         Some(now) if now == revision => Ok(answer),

@@ -3,7 +3,7 @@
 //! Modules in the order of a request: [`wire`] and [`eager`] bring a message in, [`server`] names its handler in `handlers`, which takes
 //! a snapshot from [`documents`], converts the caret with [`position`], builds a [`complete::Request`] and awaits the [`engine`]. The
 //! engine's thread asks a [`completer`] with the text of [`prompt`], and [`trim`] decides what is worth showing. [`reuse`] answers who types
-//! what was shown. Silence has a [`reason`].
+//! what was shown. When nothing is asked, [`elsewhere`] reads the other open documents. Silence has a [`reason`].
 //!
 //! Nothing here opens a socket, and standard output is the protocol's alone. [`replay`] and [`bench`] measure all this.
 
@@ -14,6 +14,7 @@ pub mod completer;
 pub mod config;
 pub mod documents;
 pub mod eager;
+pub mod elsewhere;
 pub mod engine;
 pub mod exclude;
 mod handlers;

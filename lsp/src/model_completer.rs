@@ -7,10 +7,12 @@ use std::time::Instant;
 use candle_core::Device;
 use multicoder_model::{
     Bundle, Computed, Error, Finish as ModelFinish, GenerateOptions, Generated, ModelConfig, Prompt, PromptBudget,
-    Served, fim, generate, served,
+    Sequence, Served, fim, generate, served,
 };
 
 use crate::completer::{Ask, Completer, CompleterError, Finish, Loader, ModelInfo, Written};
+use crate::documents::Snapshot;
+use crate::elsewhere::Reader;
 
 /// The model that is inside this program.
 #[cfg(embedded_model)]
@@ -30,6 +32,7 @@ const MAX_PROMPT_TOKENS: usize = 2048;
 pub struct ModelCompleter {
     model: Served,
     computed: Computed,
+    reader: Reader,
     info: ModelInfo,
 }
 
@@ -68,7 +71,7 @@ impl ModelCompleter {
     /// A completer over a loaded model.
     pub fn new(model: Served) -> ModelCompleter {
         let (computed, info) = (Computed::new(model.config(), served::n_threads()), describe(&model));
-        ModelCompleter { model, computed, info }
+        ModelCompleter { model, computed, reader: Reader::default(), info }
     }
 
     /// The loaded model.
@@ -135,7 +138,19 @@ impl Completer for ModelCompleter {
         })
     }
 
+    fn read_elsewhere(&mut self, others: &[Snapshot], cancelled: &dyn Fn() -> bool) {
+        if self.model.sequence(&mut self.computed).max_guesses() == 0 {
+            return;
+        }
+        match self.reader.read(others, &self.model.tokenizer, cancelled) {
+            Ok(Some(elsewhere)) => self.computed.elsewhere = elsewhere,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "other documents are not read"),
+        }
+    }
+
     fn reset(&mut self) {
+        self.reader = Reader::default();
         self.computed = Computed::new(self.model.config(), served::n_threads());
     }
 }

@@ -1,11 +1,12 @@
 //! A completer that says what a script tells it, a few bytes at a time: for tests of everything around the model.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::completer::{Ask, Completer, CompleterError, Finish, ModelInfo, Written};
+use crate::documents::Snapshot;
 
 /// Bytes of one pretended token.
 const TOKEN_BYTES: usize = 4;
@@ -31,14 +32,15 @@ pub struct Scripted {
     pause: Option<(usize, Duration)>,
     calls: Arc<AtomicUsize>,
     finished: Arc<AtomicUsize>,
+    read: Arc<Mutex<Vec<String>>>,
 }
 
 impl Scripted {
     /// Writes what `script` returns for what is asked; its panics and errors are the completer's.
     pub fn new(script: impl FnMut(&Ask<'_>) -> Result<String, String> + Send + 'static) -> Scripted {
         let info = ModelInfo { name: "scripted".to_string(), device: "cpu".to_string(), ..ModelInfo::default() };
-        let (calls, finished) = Default::default();
-        Scripted { info, script: Box::new(script), gate: None, pause: None, calls, finished }
+        let (calls, finished, read) = Default::default();
+        Scripted { info, script: Box::new(script), gate: None, pause: None, calls, finished, read }
     }
 
     /// Always writes `text`.
@@ -71,6 +73,11 @@ impl Scripted {
             }
         }
         false
+    }
+
+    /// The uris of the other documents that it was given last.
+    pub fn read(&self) -> Arc<Mutex<Vec<String>>> {
+        self.read.clone()
     }
 
     /// How often it was called, and how often it came to its end.
@@ -124,6 +131,11 @@ impl Completer for Scripted {
             expert,
             finish,
         })
+    }
+
+    fn read_elsewhere(&mut self, others: &[Snapshot], _cancelled: &dyn Fn() -> bool) {
+        let uris = others.iter().map(|other| other.uri.clone()).collect();
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = uris;
     }
 
     fn reset(&mut self) {}

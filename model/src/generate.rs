@@ -7,7 +7,7 @@ use crate::copy::next_token_probs;
 use crate::error::{Error, Result};
 use crate::fim::Prompt;
 use crate::lm::CodeLm;
-use crate::speculate::{Lookahead, Pace};
+use crate::speculate::{Elsewhere, Lookahead, Pace};
 use crate::tokenizer::Tokenizer;
 
 /// Prompt tokens that are computed together; a cancelled request keeps the chunks that it finished.
@@ -17,7 +17,7 @@ const PREFILL_TOKENS: usize = 128;
 #[derive(Clone, Copy, Debug)]
 pub struct GenerateOptions {
     pub max_new_tokens: usize,
-    /// Whether tokens are guessed from the text itself, where the sequence verifies several at once.
+    /// Whether tokens are guessed from the text itself and others, where the sequence verifies several at once.
     pub guesses: bool,
 }
 
@@ -80,6 +80,11 @@ pub trait Sequence {
 
     /// What guesses cost and are worth.
     fn pace(&mut self) -> &mut Pace;
+
+    /// Other texts, from which tokens are guessed too.
+    fn elsewhere(&self) -> Option<&Elsewhere> {
+        None
+    }
 
     /// Computes `ids` too, and returns the logits after each of them.
     ///
@@ -152,7 +157,7 @@ pub fn generate(
         finish: Finish::MaxTokens,
     };
     let max_guesses = if options.guesses { sequence.max_guesses() } else { 0 };
-    let mut ahead = Lookahead::new(&prompt.ids, max_guesses);
+    let mut ahead = Lookahead::new(&prompt.ids, max_guesses, sequence.elsewhere());
     while out.ids.len() < options.max_new_tokens {
         let to_heal = prompt.heal.get(out.bytes.len()..).unwrap_or_default();
         let history = &sequence.ids()[..ahead.n_known()];
@@ -181,7 +186,7 @@ pub fn generate(
             break;
         }
         let n_left = options.max_new_tokens - out.ids.len();
-        logits = ahead.after(id, sequence, (language, n_left), cancelled)?;
+        logits = ahead.after((id, &logits), sequence, (language, n_left), cancelled)?;
     }
     ahead.drop_guesses(sequence);
     (out.guessed_tokens, out.accepted_tokens) = (ahead.guessed, ahead.accepted);

@@ -73,5 +73,6 @@ pub use modifier::ModifierConfig;
 pub use params::Params;
 pub use router::RouterConfig;
 pub use served::{Computed, PackedSequence, Served};
+pub use speculate::Elsewhere;
 pub use tokenizer::Tokenizer;
 pub use vocabulary::VocabularyFilter;

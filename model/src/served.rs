@@ -13,7 +13,7 @@ use crate::engine::rounded;
 use crate::error::{Error, Result};
 use crate::generate::Sequence;
 use crate::gguf;
-use crate::speculate::Pace;
+use crate::speculate::{Elsewhere, Pace};
 use crate::tokenizer::Tokenizer;
 
 /// How far a largest logit may be from that of the tensors whose weights these are: activations are rounded to eight bits here.
@@ -42,6 +42,8 @@ pub struct Computed {
     states: DecoderStates,
     worker: Worker,
     pace: Pace,
+    /// Other texts, from which tokens are guessed too.
+    pub elsewhere: Elsewhere,
 }
 
 impl Served {
@@ -104,7 +106,12 @@ impl Served {
 impl Computed {
     /// Nothing yet, and `n_threads` threads to compute with.
     pub fn new(config: &ModelConfig, n_threads: usize) -> Computed {
-        Computed { states: DecoderStates::new(config), worker: Worker::new(n_threads), pace: Pace::default() }
+        Computed {
+            states: DecoderStates::new(config),
+            worker: Worker::new(n_threads),
+            pace: Pace::default(),
+            elsewhere: Elsewhere::default(),
+        }
     }
 
     /// The model with what it has computed so far; always the same one.
@@ -160,6 +167,10 @@ impl Sequence for PackedSequence<'_> {
 
     fn pace(&mut self) -> &mut Pace {
         &mut self.computed.pace
+    }
+
+    fn elsewhere(&self) -> Option<&Elsewhere> {
+        Some(&self.computed.elsewhere)
     }
 
     fn next_each(&mut self, ids: &[u32], language: u32, cancelled: &dyn Fn() -> bool) -> Result<Vec<Vec<f32>>> {
@@ -276,6 +287,9 @@ mod tests {
             |word: &str| format!("def {word}(a, b):\n    return a + b\n").repeat(6).chars().collect::<Vec<char>>();
         let mut editing = Editing { files: [(text("add"), 60), (text("sub"), 100)], at: 0, n_draws: 0 };
         let mut computed = Computed::new(model.config(), 2);
+        // Words of other files too, in ids that Lua uses and in those that it does not.
+        let other = model.tokenizer.encode("def mul(a, b):\n    return a * b\nfor i in range(10):\n").unwrap();
+        computed.elsewhere = Elsewhere::of([other.as_slice()], model.tokenizer.special().end_of_text);
         let (mut n_cached, mut n_given_up, mut n_accepted, mut n_guessed) = (0, 0, 0, 0);
         for step in 0..10_000 {
             editing.edit();

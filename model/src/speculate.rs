@@ -1,118 +1,44 @@
 //! Guesses at the tokens to come, without a model: what followed the longest end of the text where it stood before.
 //!
-//! A suffix automaton (Blumer et al. 1985) over the ids of the prompt and of what was written finds it, as in Hu et al. 2024 (SAM Decoding,
-//! arXiv 2411.10666). Guesses are computed in one pass with the token before them and kept as far as greedy decoding agrees, so they change
+//! A suffix automaton over the ids of the prompt and of what was written finds it, and another one over other open files where the text has
+//! nothing to say, as in Hu et al. 2024 (SAM Decoding, arXiv 2411.10666). Guesses are computed in one pass with the token before them and kept as far as greedy decoding agrees, so they change
 //! no answer (Leviathan et al. 2022, arXiv 2211.17192, with probabilities of 0 and 1).
+
+#![allow(non_snake_case)]
+
+mod automaton;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use automaton::{Place, SuffixAutomaton};
+
 use crate::error::Result;
 use crate::generate::Sequence;
 
-const NONE: u32 = u32::MAX;
-/// Tokens that must have stood there before, for what followed them to be guessed.
-const MIN_MATCH: u32 = 2;
+/// Tokens that must have stood there before, for what followed them to be guessed: in the text itself, and in other texts, which are less
+/// like it.
+const MIN_MATCH: [u32; 2] = [2, 4];
 /// How fast what was measured changes what is believed.
 const RATE: f32 = 0.05;
 
-/// All substrings of a sequence of ids, in states of those that end at the same places.
-struct SuffixAutomaton {
-    ids: Vec<u32>,
-    states: Vec<State>,
-    /// That of the whole sequence.
-    last: u32,
-    /// The longest end of the sequence that stands in it twice: its length, and where its newest other place ends.
-    repeat: (u32, u32),
-}
+/// Other texts, such as the other open files, in which the end of this one may stand.
+#[derive(Default)]
+pub struct Elsewhere(SuffixAutomaton);
 
-#[derive(Clone)]
-struct State {
-    /// Of the longest string.
-    length: u32,
-    /// The state of the longest end that stands in more places.
-    link: u32,
-    /// Where its string ends that was met last.
-    end: u32,
-    /// By id, sorted.
-    next: Vec<(u32, u32)>,
-}
-
-impl SuffixAutomaton {
-    fn of(ids: &[u32]) -> SuffixAutomaton {
-        let root = State { length: 0, link: NONE, end: 0, next: Vec::new() };
-        let mut automaton = SuffixAutomaton { ids: Vec::new(), states: vec![root], last: 0, repeat: (0, 0) };
-        ids.iter().for_each(|&id| automaton.push(id));
-        automaton
+impl Elsewhere {
+    /// Of the ids of each text; `separator` stands in none.
+    pub fn of<'a>(texts: impl IntoIterator<Item = &'a [u32]>, separator: u32) -> Elsewhere {
+        let mut automaton = SuffixAutomaton::default();
+        for text in texts {
+            text.iter().chain([&separator]).for_each(|&id| automaton.push(id));
+        }
+        Elsewhere(automaton)
     }
 
-    fn push(&mut self, id: u32) {
-        self.ids.push(id);
-        let n = self.ids.len() as u32;
-        let new = self.states.len() as u32;
-        self.states.push(State { length: n, link: 0, end: n, next: Vec::new() });
-        let mut at = self.last;
-        while at != NONE && self.set_absent(at, id, new) {
-            at = self.states[at as usize].link;
-        }
-        if at != NONE {
-            let link = self.split(at, id);
-            self.states[new as usize].link = link;
-        }
-        self.last = new;
-        let mut link = self.states[new as usize].link;
-        self.repeat = (self.states[link as usize].length, self.states[link as usize].end);
-        // All that the sequence ends with was met here last.
-        while link != NONE {
-            self.states[link as usize].end = n;
-            link = self.states[link as usize].link;
-        }
-    }
-
-    /// Adds a transition where there is none; says whether.
-    fn set_absent(&mut self, at: u32, id: u32, to: u32) -> bool {
-        let next = &mut self.states[at as usize].next;
-        match next.binary_search_by_key(&id, |(known, _)| *known) {
-            Ok(_) => false,
-            Err(place) => {
-                next.insert(place, (id, to));
-                true
-            }
-        }
-    }
-
-    fn transition(&mut self, at: u32, id: u32) -> Option<&mut u32> {
-        let next = &mut self.states[at as usize].next;
-        let place = next.binary_search_by_key(&id, |(known, _)| *known).ok()?;
-        Some(&mut next[place].1)
-    }
-
-    /// The state of exactly the strings of `at` followed by `id`, which may have to be parted from longer ones.
-    fn split(&mut self, at: u32, id: u32) -> u32 {
-        let length = self.states[at as usize].length + 1;
-        let Some(&mut target) = self.transition(at, id) else { return 0 };
-        if self.states[target as usize].length == length {
-            return target;
-        }
-        let copy = self.states.len() as u32;
-        self.states.push(State { length, ..self.states[target as usize].clone() });
-        self.states[target as usize].link = copy;
-        let mut at = at;
-        while at != NONE {
-            match self.transition(at, id) {
-                Some(to) if *to == target => *to = copy,
-                _ => break,
-            }
-            at = self.states[at as usize].link;
-        }
-        copy
-    }
-
-    /// What followed the longest end of the sequence where it stood before, at most `n` ids.
-    fn guess(&self, n: usize) -> &[u32] {
-        let (length, end) = self.repeat;
-        let end = if length < MIN_MATCH { self.ids.len() } else { end as usize };
-        &self.ids[end..(end + n).min(self.ids.len())]
+    /// Tokens of all texts.
+    pub fn n_tokens(&self) -> usize {
+        self.0.n_ids()
     }
 }
 
@@ -173,6 +99,8 @@ impl Pace {
 /// The logits of tokens to come, computed before it was known which they are.
 pub(crate) struct Lookahead {
     automaton: SuffixAutomaton,
+    /// Of the text's end in other texts.
+    place: Place,
     /// Guesses that are computed, each with the logits after it.
     ahead: VecDeque<(u32, Vec<f32>)>,
     /// Positions of the sequence that are of the text.
@@ -185,9 +113,33 @@ pub(crate) struct Lookahead {
 
 impl Lookahead {
     /// After a prompt that is computed; at most `max_guesses` at once.
-    pub(crate) fn new(prompt: &[u32], max_guesses: usize) -> Lookahead {
-        let automaton = SuffixAutomaton::of(if max_guesses > 0 { prompt } else { &[] });
-        Lookahead { automaton, ahead: VecDeque::new(), n_known: prompt.len(), max_guesses, guessed: 0, accepted: 0 }
+    pub(crate) fn new(prompt: &[u32], max_guesses: usize, elsewhere: Option<&Elsewhere>) -> Lookahead {
+        let text = if max_guesses > 0 { prompt } else { &[] };
+        let mut ahead = Lookahead {
+            automaton: SuffixAutomaton::of(text),
+            place: Place::default(),
+            ahead: VecDeque::new(),
+            n_known: prompt.len(),
+            max_guesses,
+            guessed: 0,
+            accepted: 0,
+        };
+        text.iter().for_each(|&id| ahead.follow(id, elsewhere));
+        ahead
+    }
+
+    fn follow(&mut self, id: u32, elsewhere: Option<&Elsewhere>) {
+        self.place = elsewhere.map_or(Place::default(), |of| of.0.follow(self.place, id));
+    }
+
+    /// At most `n` guesses after the text, and none from one on that `logits` rule out: those are not computed for ids that neither the
+    /// language uses nor the text has.
+    fn guesses(&self, n: usize, logits_V: &[f32], elsewhere: Option<&Elsewhere>) -> Vec<u32> {
+        let own = self.automaton.guess(n, MIN_MATCH[0]);
+        let other = elsewhere.map_or(&[][..], |of| of.0.after(self.place, n, MIN_MATCH[1]));
+        let guesses = if own.is_empty() { other } else { own };
+        let is_possible = |id: &&u32| logits_V.get(**id as usize).is_some_and(|&logit| logit > f32::NEG_INFINITY);
+        guesses.iter().take_while(is_possible).copied().collect()
     }
 
     /// Positions of the sequence that are of the text: guesses may follow.
@@ -195,19 +147,20 @@ impl Lookahead {
         self.n_known
     }
 
-    /// The logits after `id`, which follows all that is known; at most `n_left` tokens are wanted after it.
+    /// The logits after `id`, which follows all that is known and was chosen by `logits`; at most `n_left` tokens are wanted after it.
     ///
     /// # Errors
     /// Those of the model.
     pub(crate) fn after(
         &mut self,
-        id: u32,
+        (id, logits_V): (u32, &[f32]),
         sequence: &mut dyn Sequence,
         (language, n_left): (u32, usize),
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Vec<f32>> {
         if self.max_guesses > 0 {
             self.automaton.push(id);
+            self.follow(id, sequence.elsewhere());
         }
         if let Some((guess, logits)) = self.ahead.pop_front() {
             sequence.pace().found(guess == id);
@@ -219,8 +172,8 @@ impl Lookahead {
         }
         let room = (sequence.capacity() - self.n_known - 1).min(n_left.saturating_sub(1)).min(self.max_guesses);
         let n = if room > 0 { sequence.pace().worth(room) } else { 0 };
-        let guesses = self.automaton.guess(n);
-        let ids = [&[id], guesses].concat();
+        let guesses = self.guesses(n, logits_V, sequence.elsewhere());
+        let ids = [&[id], guesses.as_slice()].concat();
         let start = Instant::now();
         let mut rows = VecDeque::from(sequence.next_each(&ids, language, cancelled)?);
         sequence.pace().took(ids.len(), start.elapsed());
@@ -241,39 +194,6 @@ impl Lookahead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::draw::mix;
-
-    /// The longest end of `ids` that stands in it before, by trying all.
-    fn longest_repeat(ids: &[u32]) -> usize {
-        (1..ids.len())
-            .rev()
-            .find(|&n| ids[..ids.len() - 1].windows(n).any(|window| window == &ids[ids.len() - n..]))
-            .unwrap_or(0)
-    }
-
-    #[test]
-    fn the_longest_repeated_end_is_found_at_its_newest_place() {
-        for seed in 0..40 {
-            let ids: Vec<u32> = (0..120).map(|n| (mix(seed, n) % (2 + seed % 5)) as u32).collect();
-            let mut automaton = SuffixAutomaton::of(&[]);
-            for n in 1..=ids.len() {
-                automaton.push(ids[n - 1]);
-                let (length, end) = (automaton.repeat.0 as usize, automaton.repeat.1 as usize);
-                assert_eq!(length, longest_repeat(&ids[..n]), "{:?}", &ids[..n]);
-                let newest = (length..n).rev().find(|&end| ids[end - length..end] == ids[n - length..n]);
-                assert_eq!(Some(end), newest, "{length} of {:?}", &ids[..n]);
-            }
-        }
-    }
-
-    #[test]
-    fn what_followed_is_guessed() {
-        assert_eq!(SuffixAutomaton::of(&[1, 2, 3, 4, 9, 1, 2]).guess(2), [3, 4]);
-        assert_eq!(SuffixAutomaton::of(&[1, 2, 3, 9, 1, 2, 5, 8, 1, 2]).guess(1), [5]);
-        assert_eq!(SuffixAutomaton::of(&[1, 2, 3, 9, 2]).guess(4), [0u32; 0], "one token is no context");
-        assert_eq!(SuffixAutomaton::of(&[]).guess(4), [0u32; 0]);
-        assert_eq!(SuffixAutomaton::of(&[7, 7, 7]).guess(4), [7], "no further than the text goes");
-    }
 
     #[test]
     fn guesses_are_made_where_they_pay_and_tried_again_where_they_did_not() {

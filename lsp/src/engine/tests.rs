@@ -48,6 +48,28 @@ async fn documents_and_channels_do_not_disturb_each_other() {
 }
 
 #[tokio::test]
+async fn other_documents_are_read_once_all_is_answered() {
+    let (scripted, gate) = gated();
+    let read = scripted.read();
+    let engine = engine(scripted);
+    let pending: Vec<Pending> =
+        ["a.py", "c.py"].map(|of| engine.submit(Channel::Inline, request_in(of, "x = "))).into();
+    engine.open_elsewhere(vec![Snapshot::from_file("/b.py".into(), "y = 1\n")]);
+    assert!(read.lock().unwrap().is_empty(), "the model is at work");
+    drop(gate);
+    for pending in pending {
+        pending.await.unwrap();
+    }
+    let read_all = async {
+        while read.lock().unwrap().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), read_all).await.expect("nothing is asked any more");
+    assert_eq!(*read.lock().unwrap(), ["file:///b.py"]);
+}
+
+#[tokio::test]
 async fn dropping_stops_the_model() {
     let (scripted, gate) = gated();
     let (_, finished) = scripted.counters();
