@@ -11,7 +11,7 @@ fn write_study(workshop: &Workshop) -> Result<()> {
     let settings: Vec<String> = TINY.iter().map(|setting| format!("{setting:?}")).collect();
     let text = format!(
         "about = \"Whether experts help.\"\npreset = \"smoke\"\nbaseline = \"dense\"\nlanguages = [\"rust\"]\nset = [{}]\n\
-         [budget.small]\nset = [\"n_steps=6\"]\neval_bytes = 4000\neval_lines = 3\n\
+         [budget.small]\nset = [\"n_steps=6\", \"checkpoint.every_steps=2\"]\neval_bytes = 4000\neval_lines = 3\n\
          [[variant]]\nname = \"dense\"\nabout = \"One network.\"\nwithout = [\"model.moe\"]\n\
          [[variant]]\nname = \"pl_shared\"\nabout = \"Half shared.\"\nunequal = \"the test does not compare\"\n",
         settings.join(", ")
@@ -43,6 +43,14 @@ fn a_study_that_was_killed_goes_on_and_runs_nothing_twice() -> Result<()> {
     );
     let all = fs::read_to_string(&record)?;
     ensure!(all.starts_with(&first) && all.lines().count() == 5, "{all}");
+    for trial in fs::read_dir(workshop.path("lab"))?.filter_map(|entry| Some(entry.ok()?.path().join("run"))) {
+        let n_kept = trial.is_dir().then(|| fs::read_dir(trial.join("checkpoints"))).transpose()?.map(Iterator::count);
+        ensure!(
+            n_kept.is_none_or(|n| n == 1),
+            "{}: {n_kept:?} checkpoints of a trial that is measured",
+            trial.display()
+        );
+    }
     let row =
         |name: &str| stdout.lines().find(|line| line.starts_with(name)).map(str::to_owned).context(stdout.clone());
     ensure!(row("dense")?.contains("baseline") && row("pl_shared")?.trim_end().ends_with('2'), "{stdout}");

@@ -157,32 +157,74 @@ fn some_rows(tile: Tile, rows: Rows, n: usize, y: &mut [f32], simd: Simd) -> usi
     }
 }
 
-/// Scores of a query and the keys of all positions of `k`, tiles of 16 positions. Shapes: `q` `K`, `k` `[tile][K][16]`, `y` `[tile][16]`.
-pub(super) fn scores(q: &[f32], k: &[u16], y: &mut [f32], simd: Simd) {
-    assert_eq!(k.len(), y.len() * q.len(), "keys of a head");
-    // SAFETY: `simd` is an instruction set that the machine has.
-    unsafe {
-        match simd {
-            #[cfg(target_arch = "x86_64")]
-            Simd::Avx512 => avx512::scores(q, k, y),
-            #[cfg(target_arch = "x86_64")]
-            Simd::Avx2 => avx2::scores(q, k, y),
-            _ => scalar::scores(q, k, y),
+/// Scores of some queries and the keys of all positions of `k`, tiles of 16 positions. Shapes: a query `K`, `k` `[tile][K][16]`, `y`
+/// `[query][position]`, with room for more positions than `k` has.
+pub(super) fn scores(q: &[&[f32]], k: &[u16], y: &mut [f32], simd: Simd) {
+    let (d, stride) = (q.first().map_or(0, |q| q.len()), y.len() / q.len().max(1));
+    assert!(d > 0 && q.iter().all(|q| q.len() == d) && k.len().is_multiple_of(d * ROWS), "queries and keys of a head");
+    assert!(k.len() / d <= stride, "room for scores");
+    let (mut q, mut y) = (q, y);
+    while !q.is_empty() {
+        let n = at_once(q.len(), simd, 2);
+        // SAFETY: `simd` is an instruction set that the machine has; sizes are those that were just looked at.
+        unsafe {
+            match (simd, &q[..n]) {
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx512, &[a, b, c, d]) => avx512::scores(&[a, b, c, d], k, y, stride),
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx512, &[a, b]) => avx512::scores(&[a, b], k, y, stride),
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx512, &[a]) => avx512::scores(&[a], k, y, stride),
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx2, &[a, b]) => avx2::scores(&[a, b], k, y, stride),
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx2, &[a]) => avx2::scores(&[a], k, y, stride),
+                _ => scalar::scores(q[0], k, y),
+            }
         }
+        (q, y) = (&q[n..], &mut y[n * stride..]);
     }
 }
 
-/// The sum of the rows of `v`, each times its number in `p`: as many numbers as `y` has, a multiple of 16.
-pub(super) fn weighted(p: &[f32], v: &[u16], y: &mut [f32], simd: Simd) {
-    assert!(v.len() == p.len() * y.len() && y.len().is_multiple_of(ROWS), "values of a head");
-    // SAFETY: `simd` is an instruction set that the machine has.
-    unsafe {
-        match simd {
-            #[cfg(target_arch = "x86_64")]
-            Simd::Avx512 => avx512::weighted(p, v, y),
-            #[cfg(target_arch = "x86_64")]
-            Simd::Avx2 => avx2::weighted(p, v, y),
-            _ => scalar::weighted(p, v, y),
+/// Sums of the rows of `v`, each times its number in one of `p`, which may be of several lengths. Shapes: `v` `[position][stride]`, `y`
+/// `[p][stride]`, stride a multiple of 16.
+pub(super) fn weighted(p: &[&[f32]], v: &[u16], y: &mut [f32], simd: Simd) {
+    let stride = y.len() / p.len().max(1);
+    assert!(stride.is_multiple_of(ROWS) && p.iter().all(|p| p.len() * stride <= v.len()), "values of a head");
+    let (mut p, mut y) = (p, y);
+    while !p.is_empty() {
+        let n = at_once(p.len(), simd, 4);
+        // SAFETY: as above.
+        unsafe {
+            match (simd, &p[..n]) {
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx512, &[a, b, c, d]) => avx512::weighted(&[a, b, c, d], v, y, stride),
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx512, &[a, b]) => avx512::weighted(&[a, b], v, y, stride),
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx512, &[a]) => avx512::weighted(&[a], v, y, stride),
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx2, &[a, b, c, d]) => avx2::weighted(&[a, b, c, d], v, y, stride),
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx2, &[a, b]) => avx2::weighted(&[a, b], v, y, stride),
+                #[cfg(target_arch = "x86_64")]
+                (Simd::Avx2, &[a]) => avx2::weighted(&[a], v, y, stride),
+                _ => scalar::weighted(p[0], v, &mut y[..stride]),
+            }
         }
+        (p, y) = (&p[n..], &mut y[n * stride..]);
     }
+}
+
+/// How many of `n` rows a kernel of attention takes, where one of AVX2 takes `most_avx2`: the sums of as many fit into registers.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+fn at_once(n: usize, simd: Simd, most_avx2: usize) -> usize {
+    let most = match simd {
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx512 => 4,
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx2 => most_avx2,
+        _ => 1,
+    };
+    1 << n.min(most).ilog2()
 }

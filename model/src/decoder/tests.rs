@@ -77,21 +77,30 @@ fn every_instruction_set_gives_the_same_bits_however_many_rows_come_together() {
 }
 
 #[test]
-fn attention_is_the_same_bits_by_every_instruction_set() {
+fn attention_is_the_same_bits_by_every_instruction_set_however_many_queries_come_together() {
     let halves =
         |n: usize, seed| numbers(n, seed).iter().map(|x| half::f16::from_f32(*x).to_bits()).collect::<Vec<_>>();
-    for (d, n) in [(8, 16), (64, 48), (80, 160)] {
-        let (q, k, stride) = (numbers(d, 1), halves(n * d, 2), d.next_multiple_of(ROWS));
-        let (p, v) = (numbers(n, 3), halves(n * stride, 4));
-        let run = |simd| {
-            let (mut y, mut sum) = (vec![0f32; n], vec![0f32; stride]);
-            kernel::scores(&q, &k, &mut y, simd);
-            kernel::weighted(&p, &v, &mut sum, simd);
-            [y, sum].concat().iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+    for (d, n) in [(8, 16), (6, 32), (64, 48), (80, 160)] {
+        let (q, k, stride) = (numbers(7 * d, 1), halves(n * d, 2), d.next_multiple_of(ROWS));
+        let (p, v) = (numbers(7 * n, 3), halves(n * stride, 4));
+        let q: Vec<&[f32]> = q.chunks_exact(d).collect();
+        // Some see fewer positions than others.
+        let p: Vec<&[f32]> = p.chunks_exact(n).enumerate().map(|(i, p)| &p[..n - i % 3]).collect();
+        let run = |from: usize, to: usize, simd| {
+            let (mut y, mut sum) = (vec![0f32; (to - from) * (n + ROWS)], vec![0f32; (to - from) * stride]);
+            kernel::scores(&q[from..to], &k, &mut y, simd);
+            kernel::weighted(&p[from..to], &v, &mut sum, simd);
+            let all = y.chunks_exact(n + ROWS).zip(sum.chunks_exact(stride)).map(|(y, sum)| [&y[..n], sum].concat());
+            all.map(|all| all.iter().map(|x| x.to_bits()).collect()).collect::<Vec<Vec<u32>>>()
         };
-        let exact: f64 = (0..d).map(|i| f64::from(q[i] * half::f16::from_bits(k[i * ROWS + 3]).to_f32())).sum();
-        assert!((f64::from(f32::from_bits(run(Simd::Scalar)[3])) - exact).abs() < 1e-4);
-        Simd::all().into_iter().for_each(|simd| assert_eq!(run(simd), run(Simd::Scalar), "{simd:?}, {d} x {n}"));
+        let alone: Vec<Vec<u32>> = (0..7).flat_map(|i| run(i, i + 1, Simd::Scalar)).collect();
+        let exact: f64 = (0..d).map(|i| f64::from(q[0][i] * half::f16::from_bits(k[i * ROWS + 3]).to_f32())).sum();
+        assert!((f64::from(f32::from_bits(alone[0][3])) - exact).abs() < 1e-4);
+        for simd in Simd::all() {
+            for (from, to) in [(0, 1), (0, 2), (1, 4), (2, 6), (0, 7)] {
+                assert_eq!(run(from, to, simd), alone[from..to], "{simd:?}, {d} x {n}, queries {from} to {to}");
+            }
+        }
     }
 }
 

@@ -201,6 +201,7 @@ impl<'a> Lab<'a> {
             fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
             self.train(dir, (trial, &model.config))?;
             self.measure(dir, (trial, model), &kept).with_context(|| format!("variant {}", trial.variant.name))?;
+            keep_newest(&dir.join("run"))?;
         }
         let text = fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
         serde_json::from_str(&text).with_context(|| format!("{}: delete it and try again", kept.display()))
@@ -268,6 +269,13 @@ impl<'a> Lab<'a> {
 /// The file of what was measured, in the folder of what was trained.
 fn eval_name(trial: &Trial<'_>) -> String {
     format!("eval-{}.json", &trial.identity[..8])
+}
+
+/// Of a run that is measured the earlier checkpoints are of no use.
+fn keep_newest(run: &Path) -> Result<()> {
+    let mut all = checkpoint::list(run)?;
+    all.pop();
+    all.iter().try_for_each(|old| fs::remove_dir_all(old).with_context(|| old.display().to_string()))
 }
 
 fn rounded(value: f64) -> f64 {

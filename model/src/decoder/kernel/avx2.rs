@@ -148,21 +148,30 @@ unsafe fn halves(bytes: &[u8], i: usize) -> __m256 {
 /// See [`super::scores`].
 ///
 /// # Safety
-/// The processor has AVX2, FMA and F16C; `y` has a number for each lane of the tiles of `k`.
+/// The processor has AVX2, FMA and F16C; all queries are equally long, and `y` has `stride` numbers for each of them, one for each lane of the
+/// tiles of `k` and perhaps more.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn scores(q: &[f32], k: &[u16], y: &mut [f32]) {
-    for (k, y) in k.chunks_exact(q.len() * ROWS).zip(y.chunks_exact_mut(ROWS)) {
-        let mut sums = [[_mm256_setzero_ps(); 4]; 2];
-        for (i, q) in q.iter().enumerate() {
-            for (half, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: a tile has 16 numbers for each of `q`.
-                let k = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(k.as_ptr().add(i * ROWS + LANES * half).cast())) };
-                sums[i % 4] = _mm256_fmadd_ps(k, _mm256_set1_ps(*q), sums[i % 4]);
+pub(super) unsafe fn scores<const M: usize>(q: &[&[f32]; M], k: &[u16], y: &mut [f32], stride: usize) {
+    let d = q[0].len();
+    for (tile, k) in k.chunks_exact(d * ROWS).enumerate() {
+        for half in [0, LANES] {
+            let mut sums = [[_mm256_setzero_ps(); 4]; M];
+            for i in (0..d).step_by(4) {
+                for j in 0..4.min(d - i) {
+                    // SAFETY: a tile has 16 numbers for each of a query.
+                    let k = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(k.as_ptr().add((i + j) * ROWS + half).cast())) };
+                    for (q, sums) in q.iter().zip(&mut sums) {
+                        // SAFETY: a query has `d` numbers.
+                        let q = _mm256_set1_ps(unsafe { *q.as_ptr().add(i + j) });
+                        sums[j] = _mm256_fmadd_ps(k, q, sums[j]);
+                    }
+                }
             }
-        }
-        for (y, [a, b, c, d]) in y.chunks_exact_mut(LANES).zip(sums) {
-            // SAFETY: 8 numbers.
-            unsafe { _mm256_storeu_ps(y.as_mut_ptr(), _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d))) };
+            for (m, [a, b, c, d]) in sums.into_iter().enumerate() {
+                let y = &mut y[m * stride + tile * ROWS + half..][..LANES];
+                // SAFETY: 8 numbers.
+                unsafe { _mm256_storeu_ps(y.as_mut_ptr(), _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d))) };
+            }
         }
     }
 }
@@ -170,18 +179,36 @@ pub(super) unsafe fn scores(q: &[f32], k: &[u16], y: &mut [f32]) {
 /// See [`super::weighted`].
 ///
 /// # Safety
-/// The processor has AVX2, FMA and F16C; a row of `v` is as long as `y`, a multiple of 16.
+/// The processor has AVX2, FMA and F16C; a row of `v` has `stride` numbers, a multiple of 16, as has `y` for each row of `p`; `v` has as many
+/// rows as the longest of these.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn weighted(p: &[f32], v: &[u16], y: &mut [f32]) {
-    let stride = y.len();
-    for (i, y) in y.chunks_exact_mut(LANES).enumerate() {
-        let mut sums = [_mm256_setzero_ps(); 2];
-        for (n, p) in p.iter().enumerate() {
-            // SAFETY: `p` has as many numbers as `v` has rows of `stride`.
-            let v = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(v.as_ptr().add(n * stride + i * LANES).cast())) };
-            sums[n % 2] = _mm256_fmadd_ps(v, _mm256_set1_ps(*p), sums[n % 2]);
+pub(super) unsafe fn weighted<const M: usize>(p: &[&[f32]; M], v: &[u16], y: &mut [f32], stride: usize) {
+    // SAFETY: as above.
+    let row = |n: usize, i: usize| unsafe { _mm_loadu_si128(v.as_ptr().add(n * stride + i * LANES).cast()) };
+    let in_common = p.iter().map(|p| p.len()).min().unwrap_or(0) / 2 * 2;
+    for i in 0..stride / LANES {
+        let mut sums = [[_mm256_setzero_ps(); 2]; M];
+        for n in (0..in_common).step_by(2) {
+            for j in 0..2 {
+                let v = _mm256_cvtph_ps(row(n + j, i));
+                for (p, sums) in p.iter().zip(&mut sums) {
+                    // SAFETY: so many numbers they all have.
+                    let p = _mm256_set1_ps(unsafe { *p.as_ptr().add(n + j) });
+                    sums[j] = _mm256_fmadd_ps(v, p, sums[j]);
+                }
+            }
         }
-        // SAFETY: 8 numbers.
-        unsafe { _mm256_storeu_ps(y.as_mut_ptr(), _mm256_add_ps(sums[0], sums[1])) };
+        for (m, (p, [mut even, mut odd])) in p.iter().zip(sums).enumerate() {
+            for (n, p) in p.iter().enumerate().skip(in_common) {
+                let (v, p) = (_mm256_cvtph_ps(row(n, i)), _mm256_set1_ps(*p));
+                match n % 2 {
+                    0 => even = _mm256_fmadd_ps(v, p, even),
+                    _ => odd = _mm256_fmadd_ps(v, p, odd),
+                }
+            }
+            let y = &mut y[m * stride + i * LANES..][..LANES];
+            // SAFETY: 8 numbers.
+            unsafe { _mm256_storeu_ps(y.as_mut_ptr(), _mm256_add_ps(even, odd)) };
+        }
     }
 }

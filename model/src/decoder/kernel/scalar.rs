@@ -78,10 +78,11 @@ pub(super) fn scores(q: &[f32], k: &[u16], y: &mut [f32]) {
 
 /// See [`super::weighted`].
 pub(super) fn weighted(p: &[f32], v: &[u16], y: &mut [f32]) {
+    let stride = y.len();
     for (i, y) in y.iter_mut().enumerate() {
         let mut sums = [0f32; 2];
-        for (n, (p, v)) in p.iter().zip(v.chunks_exact(v.len() / p.len())).enumerate() {
-            sums[n % 2] = f16::from_bits(v[i]).to_f32().mul_add(*p, sums[n % 2]);
+        for (n, p) in p.iter().enumerate() {
+            sums[n % 2] = f16::from_bits(v[n * stride + i]).to_f32().mul_add(*p, sums[n % 2]);
         }
         *y = sums[0] + sums[1];
     }
