@@ -71,16 +71,7 @@ pub struct Answer {
 /// # Errors
 /// The reason for which this document or place is left alone.
 pub fn request(snapshot: &Snapshot, caret_char: usize, settings: &Settings) -> Result<Request, Silence> {
-    if !settings.enable {
-        return Err(Reason::Disabled.into());
-    }
-    if let Some(pattern) = settings.exclusions.excludes(&snapshot.path) {
-        return Err(Reason::ExcludedFile.because(pattern));
-    }
-    let language_name = snapshot.language.map(LanguageId::name);
-    if let Some(name) = settings.disabled_languages.iter().find(|name| Some(name.as_str()) == language_name) {
-        return Err(Reason::DisabledLanguage.because(name));
-    }
+    allowed(snapshot, settings)?;
     let caret_byte = snapshot.text.char_to_byte(caret_char.min(snapshot.text.len_chars()));
     let window = prompt::window(&snapshot.text, caret_byte);
     if window.prefix.trim().is_empty() && window.suffix.trim().is_empty() {
@@ -95,6 +86,24 @@ pub fn request(snapshot: &Snapshot, caret_char: usize, settings: &Settings) -> R
         line_end: line_end(snapshot),
         options: settings.into(),
     })
+}
+
+/// Whether a document may be read at all.
+///
+/// # Errors
+/// The reason for which it is left alone.
+pub fn allowed(snapshot: &Snapshot, settings: &Settings) -> Result<(), Silence> {
+    if !settings.enable {
+        return Err(Reason::Disabled.into());
+    }
+    if let Some(pattern) = settings.exclusions.excludes(&snapshot.path) {
+        return Err(Reason::ExcludedFile.because(pattern));
+    }
+    let language_name = snapshot.language.map(LanguageId::name);
+    match settings.disabled_languages.iter().find(|name| Some(name.as_str()) == language_name) {
+        Some(name) => Err(Reason::DisabledLanguage.because(name)),
+        None => Ok(()),
+    }
 }
 
 /// What ends the first line of a document.

@@ -94,8 +94,8 @@ pub trait Completer: Send {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Written, CompleterError>;
 
-    /// Learns of the other open documents, newest first, while nothing is asked for; `cancelled` when something is.
-    fn read_elsewhere(&mut self, _others: &[Snapshot], _cancelled: &dyn Fn() -> bool) {}
+    /// Reads other open documents, newest first, while nothing is asked for; says whether it came to an end before `cancelled`.
+    fn read_elsewhere(&mut self, others: &[Snapshot], cancelled: &dyn Fn() -> bool) -> bool;
 
     /// Drops all state, after a panic.
     fn reset(&mut self);

@@ -5,57 +5,50 @@ use multicoder_model::{Elsewhere, Error, Tokenizer};
 use crate::documents::Snapshot;
 use crate::prompt::with_newlines;
 
-/// Documents that are read.
-pub const MAX_DOCUMENTS: usize = 8;
 /// Of each document, from its beginning, in bytes and up to a line's end.
 const MAX_BYTES: usize = 16_000;
+
+/// Which document, and which state of it.
+type Key = (String, u64);
 
 /// What was read.
 #[derive(Default)]
 pub struct Reader {
-    texts: Vec<Text>,
-}
-
-/// A document as it was read.
-struct Text {
-    uri: String,
-    revision: u64,
-    ids: Vec<u32>,
+    texts: Vec<(Key, Vec<u32>)>,
+    /// What the guesses are made from now.
+    made_of: Vec<Key>,
 }
 
 impl Reader {
-    /// All of `others`, of which only what changed is read again; nothing where none did, or when `cancelled`.
+    /// All of `others`, of which only what changed is read again; nothing where none did.
     ///
     /// # Errors
-    /// Those of the tokenizer.
+    /// Those of the tokenizer; [`Error::Cancelled`] when `cancelled`: what was read until then is kept.
     pub fn read(
         &mut self,
         others: &[Snapshot],
         tokenizer: &Tokenizer,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Elsewhere>, Error> {
-        let is_same = |(text, other): (&Text, &Snapshot)| text.uri == other.uri && text.revision == other.revision;
-        if self.texts.len() == others.len() && self.texts.iter().zip(others).all(is_same) {
+        let keys: Vec<Key> = others.iter().map(|other| (other.uri.clone(), other.revision)).collect();
+        if keys == self.made_of {
             return Ok(None);
         }
-        let mut texts = Vec::with_capacity(others.len());
-        for other in others {
+        self.texts.retain(|(key, _)| keys.contains(key));
+        for (key, other) in keys.iter().zip(others) {
             if cancelled() {
-                return Ok(None);
+                return Err(Error::Cancelled);
             }
-            let known = self.texts.iter().position(|text| is_same((text, other)));
-            let text = match known {
-                Some(at) => self.texts.swap_remove(at),
-                None => {
-                    Text { uri: other.uri.clone(), revision: other.revision, ids: tokenizer.encode(&start(other))? }
-                }
-            };
-            texts.push(text);
+            if !self.texts.iter().any(|(known, _)| known == key) {
+                self.texts.push((key.clone(), tokenizer.encode(&start(other))?));
+            }
         }
-        self.texts = texts;
         // Of equal matches the last one read counts: that of the document changed last.
-        let newest_last = self.texts.iter().rev().map(|text| text.ids.as_slice());
-        Ok(Some(Elsewhere::of(newest_last, tokenizer.special().end_of_text)))
+        self.texts.sort_by_key(|(key, _)| std::cmp::Reverse(keys.iter().position(|other| other == key)));
+        let texts = self.texts.iter().map(|(_, ids)| ids.as_slice());
+        let elsewhere = Elsewhere::of(texts, tokenizer.special().end_of_text, cancelled).ok_or(Error::Cancelled)?;
+        self.made_of = keys;
+        Ok(Some(elsewhere))
     }
 }
 
@@ -71,6 +64,7 @@ fn start(document: &Snapshot) -> String {
 mod tests {
     use super::*;
     use multicoder_model::tokenizer::TokenizerOptions;
+    use std::cell::Cell;
 
     fn document(uri: &str, revision: u64, text: &str) -> Snapshot {
         Snapshot { uri: uri.to_owned(), revision, ..Snapshot::from_file(uri.into(), text) }
@@ -83,16 +77,28 @@ mod tests {
         let n_tokens = |text: &str| tokenizer.encode(text).unwrap().len() + 1;
         let (a, b) = (document("a", 1, "local a\r\n"), document("b", 2, "b = 2\n"));
         let mut reader = Reader::default();
-        let mut read = |others: &[Snapshot], is_cancelled: bool| {
-            reader.read(others, &tokenizer, &|| is_cancelled).unwrap().map(|of| of.n_tokens())
+        let read = |reader: &mut Reader, others: &[Snapshot], n_free: usize| {
+            let n_asked = Cell::new(0);
+            let cancelled = || n_asked.replace(n_asked.get() + 1) >= n_free;
+            let read = reader.read(others, &tokenizer, &cancelled);
+            match read {
+                Err(Error::Cancelled) => None,
+                read => Some(read.unwrap().map(|of| of.n_tokens())),
+            }
         };
-        assert_eq!(read(&[a.clone(), b.clone()], true), None);
-        assert_eq!(read(&[a.clone(), b.clone()], false), Some(n_tokens("local a\n") + n_tokens("b = 2\n")));
-        assert_eq!(read(&[a.clone(), b.clone()], false), None);
+        let both = [a.clone(), b.clone()];
+        assert_eq!(read(&mut reader, &both, 0), None);
+        assert_eq!(read(&mut reader, &both, 1), None);
+        assert_eq!(reader.texts.len(), 1, "what was read before it was cancelled is kept");
+        assert_eq!(read(&mut reader, &both, 3), None, "while guesses are prepared");
+        assert_eq!(read(&mut reader, &both, 99), Some(Some(n_tokens("local a\n") + n_tokens("b = 2\n"))));
+        assert_eq!(read(&mut reader, &both, 99), Some(None));
         let changed = document("b", 3, "b = 2, 3\n");
-        assert_eq!(read(&[changed.clone(), a.clone()], false), Some(n_tokens("local a\n") + n_tokens("b = 2, 3\n")));
-        assert_eq!(read(&[changed], false), Some(n_tokens("b = 2, 3\n")));
-        assert_eq!(read(&[], false), Some(0));
+        let all = n_tokens("local a\n") + n_tokens("b = 2, 3\n");
+        assert_eq!(read(&mut reader, &[changed.clone(), a.clone()], 99), Some(Some(all)));
+        assert_eq!(reader.texts[0].0, ("a".to_owned(), 1), "the newest is read last");
+        assert_eq!(read(&mut reader, &[changed, b], 1), None);
+        assert_eq!(read(&mut reader, &[], 99), Some(Some(0)), "nothing is guessed from what is closed");
     }
 
     #[test]

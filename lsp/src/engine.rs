@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::complete::{self, Answer, Request};
 use crate::completer::{Completer, Loader, ModelInfo};
+use crate::config::Settings;
 use crate::documents::Snapshot;
 use crate::eager::panic_text;
 use crate::reason::{Reason, Silence};
@@ -67,6 +68,17 @@ impl Flag {
     }
 }
 
+/// Documents besides the one that is worked at.
+#[derive(Clone, Debug)]
+pub struct Others {
+    pub newest_first: Vec<Snapshot>,
+    /// Which say what may be read.
+    pub settings: Arc<Settings>,
+}
+
+/// Other documents that are read.
+const MAX_READ: usize = 8;
+
 struct Job {
     channel: Channel,
     request: Request,
@@ -97,7 +109,9 @@ struct Queue {
     waiting: VecDeque<Job>,
     running: Option<Running>,
     /// The other open documents, until the thread has read them.
-    elsewhere: Option<Vec<Snapshot>>,
+    others: Option<Others>,
+    /// Reading them panicked: it is not tried again.
+    leaves_others: bool,
     is_closed: bool,
 }
 
@@ -170,9 +184,10 @@ impl Engine {
         Pending { flag, outcome }
     }
 
-    /// Says which other documents are open, newest first; they are read when nothing else is to be done.
-    pub fn open_elsewhere(&self, others: Vec<Snapshot>) {
-        self.shared.lock().elsewhere = Some(others);
+    /// Says which other documents are open; those that may be read are, when nothing else is to be done.
+    pub fn offer(&self, others: Others) {
+        let mut queue = self.shared.lock();
+        queue.others = Some(others).filter(|_| !queue.leaves_others);
     }
 
     /// Drops what is remembered of a closed document; what is asked for it is superseded.
@@ -278,16 +293,25 @@ impl Shared {
         }
     }
 
-    /// Gives up as soon as something is asked for.
+    /// Gives up as soon as something is asked for, and goes on after that.
     fn read_elsewhere(&self, completer: &mut dyn Completer) {
         let is_asked = || {
             let queue = self.lock();
             queue.is_closed || !queue.waiting.is_empty()
         };
-        let others = if is_asked() { None } else { self.lock().elsewhere.take() };
-        let read = |others: Vec<Snapshot>| completer.read_elsewhere(&others, &is_asked);
-        if catch_unwind(AssertUnwindSafe(|| others.map(read))).is_err() {
-            completer.reset();
+        let Some(others) = (if is_asked() { None } else { self.lock().others.take() }) else { return };
+        let allowed = |document: &&Snapshot| complete::allowed(document, &others.settings).is_ok();
+        let documents: Vec<Snapshot> = others.newest_first.iter().filter(allowed).take(MAX_READ).cloned().collect();
+        match catch_unwind(AssertUnwindSafe(|| completer.read_elsewhere(&documents, &is_asked))) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.lock().others.get_or_insert(others);
+            }
+            Err(panic) => {
+                tracing::error!(why = panic_text(panic.as_ref()), "other documents are not read any more");
+                completer.reset();
+                self.lock().leaves_others = true;
+            }
         }
     }
 

@@ -11,12 +11,14 @@ use tower_lsp::gen_lsp_types::{Command, MessageType};
 use crate::capabilities::ACCEPTED_COMMAND;
 use crate::complete::{self, Answer};
 use crate::documents::Snapshot;
-use crate::elsewhere::MAX_DOCUMENTS;
-use crate::engine::Channel;
+use crate::engine::{Channel, Others};
 use crate::reason::{Reason, Silence};
 use crate::state::State;
 use crate::status::Decision;
 use crate::uuid;
+
+/// Other open documents that the engine hears of; some of them it may have to leave alone.
+const MAX_OTHERS: usize = 32;
 
 /// A caret in a document that is open.
 struct Caret {
@@ -53,10 +55,9 @@ async fn answer_unrecorded(
     let caret = place(snapshot);
     let settings = state.settings();
     let request = complete::request(&caret.snapshot, caret.char_idx, &settings)?;
-    let mut others = state.documents.others(uri, MAX_DOCUMENTS);
-    others.retain(|other| settings.exclusions.excludes(&other.path).is_none());
-    state.engine.open_elsewhere(others);
-    let answer = state.engine.submit(channel, request).await?;
+    let pending = state.engine.submit(channel, request);
+    state.engine.offer(Others { newest_first: state.documents.others(uri, MAX_OTHERS), settings });
+    let answer = pending.await?;
     match state.documents.revision(uri) {
         Some(now) if now == revision => Ok(answer),
         now => Err(Reason::Stale.because(format_args!("made for revision {revision}, now {now:?}"))),

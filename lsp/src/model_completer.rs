@@ -138,15 +138,17 @@ impl Completer for ModelCompleter {
         })
     }
 
-    fn read_elsewhere(&mut self, others: &[Snapshot], cancelled: &dyn Fn() -> bool) {
+    fn read_elsewhere(&mut self, others: &[Snapshot], cancelled: &dyn Fn() -> bool) -> bool {
         if self.model.sequence(&mut self.computed).max_guesses() == 0 {
-            return;
+            return true;
         }
         match self.reader.read(others, &self.model.tokenizer, cancelled) {
             Ok(Some(elsewhere)) => self.computed.elsewhere = elsewhere,
             Ok(None) => {}
+            Err(Error::Cancelled) => return false,
             Err(error) => tracing::warn!(%error, "other documents are not read"),
         }
+        true
     }
 
     fn reset(&mut self) {

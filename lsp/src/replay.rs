@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::completer::{Ask, Completer, CompleterError, Loader, ModelInfo, Written};
+use crate::documents::Snapshot;
 use client::Client;
 pub use typist::{Edit, Typist};
 
@@ -97,6 +98,8 @@ pub struct Work {
     /// Tokens that were guessed before they were written, and how many of the guesses were right.
     pub guessed_tokens: usize,
     pub accepted_tokens: usize,
+    /// How often other open documents were read, to guess from.
+    pub readings: usize,
 }
 
 impl Work {
@@ -111,6 +114,7 @@ impl Work {
             written_tokens: self.written_tokens - before.written_tokens,
             guessed_tokens: self.guessed_tokens - before.guessed_tokens,
             accepted_tokens: self.accepted_tokens - before.accepted_tokens,
+            readings: self.readings - before.readings,
         }
     }
 }
@@ -146,6 +150,14 @@ impl Completer for Counted {
             Err(_) => work.cancelled += 1,
         }
         written
+    }
+
+    fn read_elsewhere(&mut self, others: &[Snapshot], cancelled: &dyn Fn() -> bool) -> bool {
+        let is_read = self.inner.read_elsewhere(others, cancelled);
+        if is_read && !others.is_empty() {
+            self.work.lock().unwrap_or_else(PoisonError::into_inner).readings += 1;
+        }
+        is_read
     }
 
     fn reset(&mut self) {

@@ -32,8 +32,11 @@ pub struct Scripted {
     pause: Option<(usize, Duration)>,
     calls: Arc<AtomicUsize>,
     finished: Arc<AtomicUsize>,
-    read: Arc<Mutex<Vec<String>>>,
+    read: Arc<Mutex<Vec<Reading>>>,
 }
+
+/// How many answers were finished when other documents were read, and the uris of these.
+pub type Reading = (usize, Vec<String>);
 
 impl Scripted {
     /// Writes what `script` returns for what is asked; its panics and errors are the completer's.
@@ -75,8 +78,8 @@ impl Scripted {
         false
     }
 
-    /// The uris of the other documents that it was given last.
-    pub fn read(&self) -> Arc<Mutex<Vec<String>>> {
+    /// Each time that it was given other documents to read.
+    pub fn read(&self) -> Arc<Mutex<Vec<Reading>>> {
         self.read.clone()
     }
 
@@ -133,9 +136,11 @@ impl Completer for Scripted {
         })
     }
 
-    fn read_elsewhere(&mut self, others: &[Snapshot], _cancelled: &dyn Fn() -> bool) {
+    fn read_elsewhere(&mut self, others: &[Snapshot], _cancelled: &dyn Fn() -> bool) -> bool {
         let uris = others.iter().map(|other| other.uri.clone()).collect();
-        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = uris;
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).push((self.finished.load(Ordering::SeqCst), uris));
+        assert!(others.iter().all(|other| other.text != "panic"), "a document that cannot be read");
+        true
     }
 
     fn reset(&mut self) {}

@@ -81,6 +81,9 @@ pub trait Sequence {
     /// What guesses cost and are worth.
     fn pace(&mut self) -> &mut Pace;
 
+    /// Says which ids are wanted besides those that stand in the text, where not all of the vocabulary is computed.
+    fn want(&mut self, _ids: Vec<u32>) {}
+
     /// Other texts, from which tokens are guessed too.
     fn elsewhere(&self) -> Option<&Elsewhere> {
         None
@@ -145,6 +148,7 @@ pub fn generate(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Generated> {
     let language = sequence.config().language_index(language);
+    sequence.want(withdrawn(tokenizer, &prompt.heal));
     let (cached_tokens, mut logits) = prefill(sequence, &prompt.ids, language, cancelled)?;
     let mut out = Generated {
         bytes: Vec::new(),
@@ -216,6 +220,12 @@ pub fn prefill(
         logits = sequence.next(chunk, language, cancelled)?;
     }
     Ok((kept, logits))
+}
+
+/// The token that was taken from the end of a text, to be written again: it stands there although the sequence does not have it.
+fn withdrawn(tokenizer: &Tokenizer, heal: &[u8]) -> Vec<u32> {
+    let ids = if heal.is_empty() { 0..0 } else { 0..tokenizer.vocab_size() as u32 };
+    ids.filter(|&id| tokenizer.bytes_of(id) == heal).collect()
 }
 
 /// The likeliest allowed token and the logarithm of its probability among the allowed.

@@ -70,7 +70,10 @@ impl Served {
     pub fn from_gguf(bytes: FileBytes, origin: &str) -> Result<Served> {
         let (config, tokenizer, info, content) = gguf::read_head((*bytes).as_ref(), origin)?;
         bundle::check_served(&config, &tokenizer, &info)?;
-        let vocabulary = gguf::read_vocabulary(&content, &config, origin)?;
+        let mut vocabulary = gguf::read_vocabulary(&content, &config, origin)?;
+        // Without these an answer could neither end nor be spelled.
+        let always: Vec<u32> = (0..config.vocab_size as u32).filter(|&id| tokenizer.bytes_of(id).len() <= 1).collect();
+        config.languages.iter().for_each(|language| vocabulary.add(language, &always));
         let mut decoder = Decoder::new(&config, Arc::new(GgufWeights::of(bytes, content, origin)?), Simd::best())?;
         decoder.set_vocabulary_filter(&vocabulary);
         Ok(Served { decoder, tokenizer, info })
@@ -167,6 +170,10 @@ impl Sequence for PackedSequence<'_> {
 
     fn pace(&mut self) -> &mut Pace {
         &mut self.computed.pace
+    }
+
+    fn want(&mut self, ids: Vec<u32>) {
+        self.computed.worker.wanted = ids;
     }
 
     fn elsewhere(&self) -> Option<&Elsewhere> {
@@ -289,7 +296,8 @@ mod tests {
         let mut computed = Computed::new(model.config(), 2);
         // Words of other files too, in ids that Lua uses and in those that it does not.
         let other = model.tokenizer.encode("def mul(a, b):\n    return a * b\nfor i in range(10):\n").unwrap();
-        computed.elsewhere = Elsewhere::of([other.as_slice()], model.tokenizer.special().end_of_text);
+        let separator = model.tokenizer.special().end_of_text;
+        computed.elsewhere = Elsewhere::of([other.as_slice()], separator, &|| false).unwrap();
         let (mut n_cached, mut n_given_up, mut n_accepted, mut n_guessed) = (0, 0, 0, 0);
         for step in 0..10_000 {
             editing.edit();

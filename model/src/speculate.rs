@@ -1,8 +1,8 @@
 //! Guesses at the tokens to come, without a model: what followed the longest end of the text where it stood before.
 //!
 //! A suffix automaton over the ids of the prompt and of what was written finds it, and another one over other open files where the text has
-//! nothing to say, as in Hu et al. 2024 (SAM Decoding, arXiv 2411.10666). Guesses are computed in one pass with the token before them and kept as far as greedy decoding agrees, so they change
-//! no answer (Leviathan et al. 2022, arXiv 2211.17192, with probabilities of 0 and 1).
+//! nothing to say, as in Hu et al. 2024 (SAM Decoding, arXiv 2411.10666). Guesses are computed in one pass with the token before them and
+//! kept as far as greedy decoding agrees, so they change no answer (Leviathan et al. 2022, arXiv 2211.17192, with probabilities of 0 and 1).
 
 #![allow(non_snake_case)]
 
@@ -19,26 +19,49 @@ use crate::generate::Sequence;
 /// Tokens that must have stood there before, for what followed them to be guessed: in the text itself, and in other texts, which are less
 /// like it.
 const MIN_MATCH: [u32; 2] = [2, 4];
+/// Tokens of other texts that are taken in before it is asked whether to go on.
+const ASKED_EVERY: usize = 1024;
 /// How fast what was measured changes what is believed.
 const RATE: f32 = 0.05;
 
 /// Other texts, such as the other open files, in which the end of this one may stand.
 #[derive(Default)]
-pub struct Elsewhere(SuffixAutomaton);
+pub struct Elsewhere {
+    automaton: SuffixAutomaton,
+    /// Stands between two texts.
+    separator: u32,
+}
 
 impl Elsewhere {
-    /// Of the ids of each text; `separator` stands in none.
-    pub fn of<'a>(texts: impl IntoIterator<Item = &'a [u32]>, separator: u32) -> Elsewhere {
+    /// Of the ids of each text, the most likely to help last; `separator` stands in none. None where `cancelled`, which is asked now and then.
+    pub fn of<'a>(
+        texts: impl IntoIterator<Item = &'a [u32]>,
+        separator: u32,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Option<Elsewhere> {
         let mut automaton = SuffixAutomaton::default();
         for text in texts {
-            text.iter().chain([&separator]).for_each(|&id| automaton.push(id));
+            for some in text.chunks(ASKED_EVERY) {
+                if cancelled() {
+                    return None;
+                }
+                some.iter().for_each(|&id| automaton.append(id));
+            }
+            automaton.append(separator);
         }
-        Elsewhere(automaton)
+        automaton.finish();
+        Some(Elsewhere { automaton, separator })
+    }
+
+    /// What followed `place`, within its text.
+    fn after(&self, place: Place, n: usize) -> &[u32] {
+        let ids = self.automaton.after(place, n, MIN_MATCH[1]);
+        &ids[..ids.iter().position(|&id| id == self.separator).unwrap_or(ids.len())]
     }
 
     /// Tokens of all texts.
     pub fn n_tokens(&self) -> usize {
-        self.0.n_ids()
+        self.automaton.n_ids()
     }
 }
 
@@ -129,14 +152,14 @@ impl Lookahead {
     }
 
     fn follow(&mut self, id: u32, elsewhere: Option<&Elsewhere>) {
-        self.place = elsewhere.map_or(Place::default(), |of| of.0.follow(self.place, id));
+        self.place = elsewhere.map_or(Place::default(), |of| of.automaton.follow(self.place, id));
     }
 
     /// At most `n` guesses after the text, and none from one on that `logits` rule out: those are not computed for ids that neither the
     /// language uses nor the text has.
     fn guesses(&self, n: usize, logits_V: &[f32], elsewhere: Option<&Elsewhere>) -> Vec<u32> {
         let own = self.automaton.guess(n, MIN_MATCH[0]);
-        let other = elsewhere.map_or(&[][..], |of| of.0.after(self.place, n, MIN_MATCH[1]));
+        let other = elsewhere.map_or(&[][..], |of| of.after(self.place, n));
         let guesses = if own.is_empty() { other } else { own };
         let is_possible = |id: &&u32| logits_V.get(**id as usize).is_some_and(|&logit| logit > f32::NEG_INFINITY);
         guesses.iter().take_while(is_possible).copied().collect()
@@ -194,6 +217,28 @@ impl Lookahead {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_text_itself_is_asked_first_and_what_is_ruled_out_ends_the_guesses() {
+        let logits_V = |ruled_out: &[u32]| {
+            let mut logits_V = [0f32; 20];
+            ruled_out.iter().for_each(|&id| logits_V[id as usize] = f32::NEG_INFINITY);
+            logits_V
+        };
+        let other = Elsewhere::of([&[1, 2, 3, 4, 15, 16, 17][..], &[5, 1, 2, 3, 4]], 0, &|| false).unwrap();
+        let guesses = |text: &[u32], ruled_out: &[u32], elsewhere| {
+            Lookahead::new(text, 8, elsewhere).guesses(3, &logits_V(ruled_out), elsewhere)
+        };
+        assert_eq!(guesses(&[9, 1, 2, 3, 4], &[], None), [0u32; 0]);
+        assert_eq!(guesses(&[9, 1, 2, 3, 4], &[], Some(&other)), [0u32; 0], "the newest place is a text's end");
+        assert_eq!(guesses(&[1, 2, 3, 4, 15], &[], Some(&other)), [16, 17]);
+        assert_eq!(guesses(&[3, 4, 15], &[], Some(&other)), [0u32; 0], "three tokens are no match in another text");
+        assert_eq!(guesses(&[1, 2, 3, 4, 15], &[17], Some(&other)), [16]);
+        assert_eq!(guesses(&[1, 2, 3, 4, 15], &[16], Some(&other)), [0u32; 0]);
+        let both = [4, 15, 7, 8, 1, 2, 3, 4, 15];
+        assert_eq!(guesses(&both, &[], Some(&other)), [7, 8, 1], "two tokens are a match in the text itself");
+        assert!(Elsewhere::of([&[1][..]], 0, &|| true).is_none());
+    }
 
     #[test]
     fn guesses_are_made_where_they_pay_and_tried_again_where_they_did_not() {

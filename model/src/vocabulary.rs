@@ -17,6 +17,14 @@ impl VocabularyFilter {
         self.0.insert(language.to_owned(), ids);
     }
 
+    /// Has `language`, if it uses but a part, use `ids` too.
+    pub fn add(&mut self, language: &str, ids: &[u32]) {
+        if let Some(mut all) = self.0.remove(language) {
+            all.extend(ids);
+            self.insert(language, all);
+        }
+    }
+
     /// Every language that uses but a part, and its ids.
     pub fn languages(&self) -> impl Iterator<Item = (&str, &[u32])> {
         self.0.iter().map(|(language, ids)| (language.as_str(), ids.as_slice()))
@@ -34,11 +42,11 @@ impl VocabularyFilter {
     /// # Errors
     /// Another number of bits, none set, or some beyond the vocabulary.
     pub(crate) fn from_bits(bits: &[u8], vocab_size: usize) -> Result<Vec<u32>> {
-        let is_set = |id: &u32| bits[*id as usize / 8] >> (id % 8) & 1 == 1;
-        let ids: Vec<u32> = (0..8 * bits.len() as u32).filter(is_set).collect();
-        let fits = bits.len() == vocab_size.div_ceil(8) && ids.last().is_some_and(|&id| (id as usize) < vocab_size);
-        if !fits {
-            let found = format!("{} bytes, {} ids, the last {:?}", bits.len(), ids.len(), ids.last());
+        let is_set = |id: &u32| bits.get(*id as usize / 8).is_some_and(|byte| byte >> (id % 8) & 1 == 1);
+        let ids: Vec<u32> = (0..vocab_size as u32).filter(is_set).collect();
+        let n_set: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
+        if bits.len() != vocab_size.div_ceil(8) || ids.is_empty() || ids.len() != n_set as usize {
+            let found = format!("{} bytes, {n_set} bits set", bits.len());
             return Err(Error::Input(format!("{found}: expected a bit for each of {vocab_size} entries, one set")));
         }
         Ok(ids)

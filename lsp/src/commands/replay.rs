@@ -137,7 +137,7 @@ fn text(report: &Report) -> String {
     }
     let work = &report.work;
     text += &format!(
-        "\n{} answers written, {} given up; {} prompt tokens, {} of them read ({:.1} % were in the cache); {} tokens written, {} of them guessed ({} guesses)\n",
+        "\n{} answers written, {} given up; {} prompt tokens, {} of them read ({:.1} % were in the cache); {} tokens written, {} of them guessed ({} guesses); other files read {} times\n",
         work.runs,
         work.cancelled,
         work.prompt_tokens,
@@ -145,7 +145,8 @@ fn text(report: &Report) -> String {
         100.0 * report.cached_share,
         work.written_tokens,
         work.accepted_tokens,
-        work.guessed_tokens
+        work.guessed_tokens,
+        work.readings
     );
     text += &format!("{:.1} s", report.elapsed_s);
     if let Some(cpu_s) = report.cpu_s {

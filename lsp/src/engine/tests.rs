@@ -1,9 +1,7 @@
 //! The engine with a completer that follows a script.
 
 use super::*;
-use crate::config::Settings;
-use crate::documents::Snapshot;
-use crate::scripted::{Gate, Scripted};
+use crate::scripted::{Gate, Reading, Scripted};
 
 fn request_in(document: &str, text: &str) -> Request {
     let snapshot = Snapshot::from_file(document.into(), text);
@@ -47,26 +45,52 @@ async fn documents_and_channels_do_not_disturb_each_other() {
     assert!(c.await.unwrap().is_reused, "the same place was answered a moment ago");
 }
 
+fn others(documents: &[(&str, &str)]) -> Others {
+    let newest_first = documents.iter().map(|(path, text)| Snapshot::from_file((*path).into(), text)).collect();
+    Others { newest_first, settings: Arc::new(Settings::standard()) }
+}
+
+/// Waits until the completer has read `n` times.
+async fn readings(read: &Mutex<Vec<Reading>>, n: usize) -> Vec<Reading> {
+    let all = async {
+        while read.lock().unwrap().len() < n {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), all).await.expect("nothing is asked any more");
+    read.lock().unwrap().clone()
+}
+
 #[tokio::test]
-async fn other_documents_are_read_once_all_is_answered() {
+async fn other_documents_are_read_once_all_is_answered_and_secrets_never() {
     let (scripted, gate) = gated();
     let read = scripted.read();
     let engine = engine(scripted);
-    let pending: Vec<Pending> =
-        ["a.py", "c.py"].map(|of| engine.submit(Channel::Inline, request_in(of, "x = "))).into();
-    engine.open_elsewhere(vec![Snapshot::from_file("/b.py".into(), "y = 1\n")]);
-    assert!(read.lock().unwrap().is_empty(), "the model is at work");
+    let pending = ["a.py", "c.py"].map(|of| engine.submit(Channel::Inline, request_in(of, "x = ")));
+    engine.offer(others(&[("/p/.env", "A=1\n"), ("/b.py", "y = 1\n")]));
     drop(gate);
     for pending in pending {
         pending.await.unwrap();
     }
-    let read_all = async {
-        while read.lock().unwrap().is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(60), read_all).await.expect("nothing is asked any more");
-    assert_eq!(*read.lock().unwrap(), ["file:///b.py"]);
+    assert_eq!(readings(&read, 1).await, [(2, vec!["file:///b.py".to_owned()])]);
+}
+
+#[tokio::test]
+async fn documents_that_cannot_be_read_are_left_alone_from_then_on() {
+    let scripted = Scripted::always("1\n");
+    let read = scripted.read();
+    let engine = engine(scripted);
+    let answer = |document| engine.submit(Channel::Inline, request_in(document, "x = "));
+    engine.offer(others(&[("/d.py", "panic")]));
+    answer("a.py").await.unwrap();
+    readings(&read, 1).await;
+    // When it answers again, the thread is past its reading.
+    answer("b.py").await.unwrap();
+    engine.offer(others(&[("/d.py", "y = 1\n")]));
+    for document in ["c.py", "d.py", "e.py"] {
+        answer(document).await.unwrap();
+    }
+    assert_eq!(read.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -49,13 +49,13 @@ impl Head {
         &self.whole
     }
 
-    /// Logits of each row of `x`, squeezed by `cap` if it is positive: minus infinity for entries that neither `language` uses nor `text`
-    /// has. Shape: `NV`.
+    /// Logits of each row of `x`, squeezed by `cap` if it is positive: minus infinity for entries that neither `language` uses nor one of
+    /// `texts` has. Shape: `NV`.
     pub(super) fn run(
         &self,
         (crew, simd): (&mut Crew, Simd),
         x: &Quantized,
-        (language, text): (u32, &[u32]),
+        (language, texts): (u32, [&[u32]; 2]),
         [y, y_in_text]: [&mut ByTile; 2],
         (cap, logits_NV): (f32, &mut [f32]),
     ) {
@@ -72,7 +72,7 @@ impl Head {
             }
             return;
         };
-        let in_text = used.others(text);
+        let in_text = used.others(texts);
         let own = used.rows.get_or_init(|| self.whole.pick(&used.ids));
         products(crew, x, [own, &self.whole.pick(&in_text)], [y, y_in_text], simd);
         for (row, logits_V) in rows {
@@ -92,9 +92,9 @@ impl Head {
 }
 
 impl Used {
-    /// What stands in `text` and is not used otherwise, ascending.
-    fn others(&self, text: &[u32]) -> Vec<u32> {
-        let mut ids: Vec<u32> = text.iter().copied().filter(|&id| !self.is_used[id as usize]).collect();
+    /// What stands in `texts` and is not used otherwise, ascending.
+    fn others(&self, texts: [&[u32]; 2]) -> Vec<u32> {
+        let mut ids: Vec<u32> = texts.into_iter().flatten().copied().filter(|&id| !self.is_used[id as usize]).collect();
         ids.sort_unstable();
         ids.dedup();
         ids

@@ -357,8 +357,8 @@ impl Decoder {
             return;
         }
         self.norm(&self.norm, self.head.first(), worker);
-        let Worker { crew, quantized, y, y_in_text, logits, .. } = worker;
+        let Worker { crew, quantized, y, y_in_text, wanted, logits, .. } = worker;
         let out = (self.config.logit_softcap, logits.as_mut_slice());
-        self.head.run((crew, self.simd), quantized, text, [y, y_in_text], out);
+        self.head.run((crew, self.simd), quantized, (text.0, [text.1, wanted]), [y, y_in_text], out);
     }
 }

@@ -21,6 +21,8 @@ pub struct Worker {
     pub(super) y: ByTile,
     /// Of the head, for entries that the language does not use.
     pub(super) y_in_text: ByTile,
+    /// Entries of the vocabulary that are computed besides those that the language uses and those that stand in the text.
+    pub wanted: Vec<u32>,
     /// Of the last pass, a row for each of the last tokens that were asked for. Shape: `NV`.
     pub logits: Vec<f32>,
 }
@@ -40,6 +42,7 @@ impl Worker {
             hidden: Hidden::default(),
             y: Vec::new(),
             y_in_text: Vec::new(),
+            wanted: Vec::new(),
             logits: Vec::new(),
         }
     }

@@ -1,6 +1,7 @@
 //! All substrings of a sequence of ids, to find where the end of a text stands in it (Blumer et al. 1985).
 
 const NONE: u32 = u32::MAX;
+
 /// All substrings of a sequence of ids, in states of those that end at the same places.
 pub(super) struct SuffixAutomaton {
     ids: Vec<u32>,
@@ -48,7 +49,32 @@ impl SuffixAutomaton {
         self.ids.len()
     }
 
+    /// Adds an id and knows at once where the end of the sequence stood last.
     pub(super) fn push(&mut self, id: u32) {
+        self.append(id);
+        let n = self.ids.len() as u32;
+        let mut link = self.states[self.last as usize].link;
+        self.repeat = (self.states[link as usize].length, self.states[link as usize].end);
+        // All that the sequence ends with was met here last.
+        while link != NONE {
+            self.states[link as usize].end = n;
+            link = self.states[link as usize].link;
+        }
+    }
+
+    /// Says of all substrings of a sequence that was appended where they stand last.
+    pub(super) fn finish(&mut self) {
+        let mut longest_first: Vec<u32> = (1..self.states.len() as u32).collect();
+        longest_first.sort_unstable_by_key(|&at| std::cmp::Reverse(self.states[at as usize].length));
+        for at in longest_first {
+            let State { link, end, .. } = self.states[at as usize];
+            let shorter = &mut self.states[link as usize].end;
+            *shorter = end.max(*shorter);
+        }
+    }
+
+    /// Adds an id, and where it stands only to the strings that end with it nowhere else.
+    pub(super) fn append(&mut self, id: u32) {
         self.ids.push(id);
         let n = self.ids.len() as u32;
         let new = self.states.len() as u32;
@@ -62,13 +88,6 @@ impl SuffixAutomaton {
             self.states[new as usize].link = link;
         }
         self.last = new;
-        let mut link = self.states[new as usize].link;
-        self.repeat = (self.states[link as usize].length, self.states[link as usize].end);
-        // All that the sequence ends with was met here last.
-        while link != NONE {
-            self.states[link as usize].end = n;
-            link = self.states[link as usize].link;
-        }
     }
 
     /// Adds a transition where there is none; says whether.
@@ -183,7 +202,9 @@ mod tests {
         for seed in 0..40 {
             let draw = |from: u64, n: u64| (from..from + n).map(|n| (mix(seed, n) % (2 + seed % 5)) as u32);
             let (there, text): (Vec<u32>, Vec<u32>) = (draw(0, 60).collect(), draw(1000, 60).collect());
-            let automaton = SuffixAutomaton::of(&there);
+            let mut automaton = SuffixAutomaton::default();
+            there.iter().for_each(|&id| automaton.append(id));
+            automaton.finish();
             let mut place = Place::default();
             for n in 1..=text.len() {
                 place = automaton.follow(place, text[n - 1]);

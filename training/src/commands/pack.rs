@@ -12,7 +12,7 @@ use multicoder_model::{Bundle, CodeLm, Golden, PromptBudget, Served, Tokenizer, 
 
 use super::eval::newest_model;
 use crate::corpus::report::Report;
-use crate::evaluate::sample::{self, SampleOptions};
+use crate::evaluate::sample::{self, LanguageSample, SampleOptions};
 use crate::evaluate::vocabulary_fit::{self, Fitted};
 use crate::evaluate::{Evaluation, copy_fit, progress_bar};
 use crate::report::loss_curve::{self, RunCurves};
@@ -113,9 +113,6 @@ fn pack(dir: &Path, args: &Args) -> Result<()> {
     if let Some(shards) = &args.fit_copy {
         fit_copy(&mut lm, &tokenizer, shards)?;
     }
-    let filter =
-        args.filter_vocabulary.as_deref().map(|shards| filter_vocabulary(&lm, &tokenizer, shards)).transpose()?;
-    let vocabulary = filter.as_ref();
     let stem = args.out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let name = args.name.clone().unwrap_or(stem);
     let quantization = match args.quantize {
@@ -123,16 +120,20 @@ fn pack(dir: &Path, args: &Args) -> Result<()> {
         Format::Q4_0 => Quantization::Q4_0,
         Format::F32 => Quantization::F32,
     };
-    let contents =
-        |goldens| Contents { name: &name, lm: &lm, tokenizer: &tokenizer, quantization, goldens, vocabulary };
+    let contents = |goldens, vocabulary| {
+        let (name, lm, tokenizer) = (&*name, &lm, &tokenizer);
+        Contents { name, lm, tokenizer, quantization, goldens, vocabulary }
+    };
     // The pairs are what the quantized weights answer, so they are recorded from the file's own content.
-    let draft = gguf::to_bytes(&contents(&[]))?;
+    let draft = gguf::to_bytes(&contents(&[], None))?;
     let quantized = Bundle::from_gguf_bytes(&draft, &args.out.display().to_string(), &Device::Cpu)?;
     let goldens = goldens(&quantized)?;
+    let shards = args.filter_vocabulary.as_deref();
+    let filter = shards.map(|shards| filter_vocabulary((&lm, &tokenizer), shards, &goldens)).transpose()?;
     if let Some(folder) = args.out.parent() {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
-    gguf::write(&contents(&goldens), &args.out)?;
+    gguf::write(&contents(&goldens, filter.as_ref()), &args.out)?;
     let packed = Bundle::load(&args.out, &Device::Cpu)?;
     packed.check_goldens().context("verification after writing")?;
     Served::load(&args.out)?.check_goldens().context("verification of what is served")?;
@@ -155,11 +156,7 @@ fn pack(dir: &Path, args: &Args) -> Result<()> {
 }
 
 fn fit_copy(lm: &mut CodeLm, tokenizer: &Tokenizer, shards: &Path) -> Result<()> {
-    let draw = SampleOptions { languages: &[], max_bytes_per_language: COPY_BYTES_PER_LANGUAGE, n_lines: 0, seed: 1 };
-    let mut samples = sample::draw(shards, "valid", &draw)?;
-    // A small corpus has no text to validate on in some of its languages.
-    samples.retain(|sample| lm.config().languages.contains(&sample.language));
-    ensure!(!samples.is_empty(), "{}/valid: expected text in a language of the model", shards.display());
+    let samples = texts(lm, shards, "valid", COPY_BYTES_PER_LANGUAGE)?;
     let bar = progress_bar(samples.iter().map(|sample| sample.texts.len() as u64).sum(), "copy component");
     let copy = copy_fit::fit(lm, tokenizer, &samples, &bar)?;
     bar.finish_and_clear();
@@ -172,27 +169,38 @@ fn fit_copy(lm: &mut CodeLm, tokenizer: &Tokenizer, shards: &Path) -> Result<()>
     Ok(lm.set_copy(Some(copy))?)
 }
 
-fn filter_vocabulary(lm: &CodeLm, tokenizer: &Tokenizer, shards: &Path) -> Result<VocabularyFilter> {
-    let languages = &lm.config().languages;
-    let sample = |split, max_bytes_per_language| {
-        let draw = SampleOptions { languages: &[], max_bytes_per_language, n_lines: 0, seed: 1 };
-        let mut samples = sample::draw(shards, split, &draw)?;
-        samples.retain(|sample| languages.contains(&sample.language));
-        ensure!(!samples.is_empty(), "{}/{split}: expected text in a language of the model", shards.display());
-        Ok(samples)
-    };
-    let (training, held_out) = (sample("train", COUNTED_BYTES)?, sample("valid", COPY_BYTES_PER_LANGUAGE)?);
+/// Text in each of the model's languages that a split has.
+fn texts(lm: &CodeLm, shards: &Path, split: &str, max_bytes_per_language: usize) -> Result<Vec<LanguageSample>> {
+    let draw = SampleOptions { languages: &[], max_bytes_per_language, n_lines: 0, seed: 1 };
+    let mut samples = sample::draw(shards, split, &draw)?;
+    // A small corpus has no text in some of its languages.
+    samples.retain(|sample| lm.config().languages.contains(&sample.language));
+    ensure!(!samples.is_empty(), "{}/{split}: expected text in a language of the model", shards.display());
+    Ok(samples)
+}
+
+/// What each language uses of the vocabulary, with what the golden pairs need.
+fn filter_vocabulary(
+    (lm, tokenizer): (&CodeLm, &Tokenizer),
+    shards: &Path,
+    goldens: &[Golden],
+) -> Result<VocabularyFilter> {
+    let training = texts(lm, shards, "train", COUNTED_BYTES)?;
+    let held_out = texts(lm, shards, "valid", COPY_BYTES_PER_LANGUAGE)?;
     let bar = progress_bar(held_out.iter().map(|sample| sample.texts.len() as u64).sum(), "vocabulary");
-    let (filter, fitted) = vocabulary_fit::fit(lm, tokenizer, &training, &held_out, &bar)?;
+    let (mut filter, fitted) = vocabulary_fit::fit(lm, tokenizer, &training, &held_out, &bar)?;
     bar.finish_and_clear();
     let vocab_size = lm.config().vocab_size;
     for Fitted { language, n_kept, n_tokens, n_other } in &fitted {
         println!("{language}: {n_kept} of {vocab_size} entries, {n_other} of {n_tokens} likeliest tokens are others");
     }
-    let whole: Vec<&str> =
-        languages.iter().map(String::as_str).filter(|of| !fitted.iter().any(|f| f.language == *of)).collect();
+    let is_whole = |language: &&String| !fitted.iter().any(|of| of.language == **language);
+    let whole: Vec<&str> = lm.config().languages.iter().filter(is_whole).map(String::as_str).collect();
     if !whole.is_empty() {
         println!("the whole vocabulary: {}", whole.join(", "));
+    }
+    for Golden { language, next_ids, .. } in goldens {
+        language.iter().for_each(|language| filter.add(language, next_ids));
     }
     Ok(filter)
 }

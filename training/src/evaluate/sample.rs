@@ -78,13 +78,29 @@ pub fn draw(shards: &Path, split: &str, options: &SampleOptions<'_>) -> Result<V
         if wanted && !document.text.trim().is_empty() {
             let key = format!("{}\0{}", document.package, document.path);
             let rank = xxh3_64_with_seed(key.as_bytes(), options.seed);
-            files.entry(document.language.clone()).or_default().push((rank, document));
+            let drawn = files.entry(document.language.clone()).or_default();
+            drawn.push((rank, document));
+            forget(drawn, options.max_bytes_per_language);
         }
     }
     for language in options.languages {
         ensure!(files.contains_key(language), "{}/{split}: no file of language `{language}`", shards.display());
     }
     Ok(files.into_iter().map(|(language, files)| draw_language(language, files, options)).collect())
+}
+
+/// Drops what will not be drawn: what comes last, beyond twice as much text as is wanted.
+fn forget(drawn: &mut Vec<(u64, shard::Document)>, max_bytes: usize) {
+    if !drawn.len().is_power_of_two() {
+        return;
+    }
+    drawn.sort_by_key(|(rank, _)| *rank);
+    let mut n_bytes = 0;
+    let enough = drawn.iter().position(|(_, document)| {
+        n_bytes += line_cut(&document.text, max_bytes.div_ceil(4));
+        n_bytes >= 2 * max_bytes
+    });
+    drawn.truncate(enough.map_or(drawn.len(), |at| at + 1));
 }
 
 fn draw_language(

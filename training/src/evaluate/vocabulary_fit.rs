@@ -42,17 +42,20 @@ pub fn fit(
         let Some(held_out) = held_out.iter().find(|of| of.language == sample.language) else { continue };
         let ranked = ranked(tokenizer, sample)?;
         let needed = needed(lm, tokenizer, held_out, &ranked, bar)?;
-        let enough = |n_kept: usize| {
-            let n_other = needed.iter().filter(|&&rank| rank >= n_kept).count();
-            (n_other as f64 <= (1.0 - SAME) * needed.len() as f64).then_some(n_other)
-        };
-        let kept = ranked.covering.into_iter().find_map(|n_kept| Some((n_kept, enough(n_kept)?)));
-        if let Some((n_kept, n_other)) = kept.filter(|_| !needed.is_empty()) {
+        if let Some((n_kept, n_other)) = enough(ranked.covering, &needed) {
             filter.insert(&sample.language, ranked.ids[..n_kept].to_vec());
             all.push(Fitted { language: sample.language.clone(), n_kept, n_tokens: needed.len(), n_other });
         }
     }
     Ok((filter, all))
+}
+
+/// The first of `tries` that leaves out few enough of the `needed` ranks, and how many it does; none without any.
+fn enough(tries: [usize; COVERED.len()], needed: &[usize]) -> Option<(usize, usize)> {
+    let at_most = ((1.0 - SAME) * needed.len() as f64 + 1e-9) as usize;
+    let n_other = |n_kept: usize| needed.iter().filter(|&&rank| rank >= n_kept).count();
+    let mut tries = tries.into_iter().map(|n_kept| (n_kept, n_other(n_kept))).filter(|_| !needed.is_empty());
+    tries.find(|(_, n_other)| *n_other <= at_most)
 }
 
 /// The vocabulary by how much a language needs it.
@@ -99,7 +102,9 @@ fn needed(
         each_token(lm, tokenizer, (&held_out.language, true), &ids, &mut |at, logits_V| {
             let best = (0..logits_V.len()).max_by(|&a, &b| logits_V[a].total_cmp(&logits_V[b])).unwrap_or(0);
             let before = &ids[at.saturating_sub(lm.config().context_tokens / 2)..at];
-            needed.push(if before.contains(&(best as u32)) { 0 } else { rank_of[best] });
+            // A row beyond the vocabulary is nobody's.
+            let rank = rank_of.get(best).copied().unwrap_or(usize::MAX);
+            needed.push(if before.contains(&(best as u32)) { 0 } else { rank });
         })?;
         bar.inc(1);
     }
@@ -114,7 +119,18 @@ mod tests {
     use multicoder_model::tokenizer::TokenizerOptions;
 
     #[test]
-    fn a_language_keeps_bytes_and_what_it_has_often_and_the_network_says() {
+    fn as_little_is_kept_as_leaves_one_in_a_thousand_out() {
+        let tries = [10, 20, 30, 40, 50, 60];
+        let needed = |n_out: usize| [vec![5; 2000 - n_out], vec![35; n_out]].concat();
+        assert_eq!(enough(tries, &needed(0)), Some((10, 0)));
+        assert_eq!(enough(tries, &needed(2)), Some((10, 2)));
+        assert_eq!(enough(tries, &needed(3)), Some((40, 0)));
+        assert_eq!(enough(tries, &[usize::MAX; 9]), None);
+        assert_eq!(enough(tries, &[]), None);
+    }
+
+    #[test]
+    fn a_language_keeps_bytes_and_what_it_has_often_and_needs_what_the_network_says() {
         let (lua, go) = ("local alpha = beta(gamma)\n".repeat(40), "func delta(epsilon int) {}\n".repeat(40));
         let options = TokenizerOptions {
             vocab_size: 330,
@@ -134,18 +150,27 @@ mod tests {
             texts: vec![text.clone()],
             ..LanguageSample::default()
         };
-        let (both, held_out) = ([sample("lua", &lua), sample("go", &go)], [sample("lua", &lua)]);
-        let (filter, fitted) = fit(&lm, &tokenizer, &both, &held_out, &ProgressBar::hidden()).unwrap();
-        // A network that was never trained says anything: then all that a language lacks may be needed, and it is not filtered.
-        for (language, ids) in filter.languages() {
-            assert_eq!((language, ids.len()), ("lua", fitted[0].n_kept));
-            assert!(fitted[0].n_other * 1000 <= fitted[0].n_tokens);
-        }
+        let both = [sample("lua", &lua), sample("go", &go)];
         let ranked = ranked(&tokenizer, &both[0]).unwrap();
         let kept = |text: &str, n: usize| tokenizer.encode(text).unwrap().iter().all(|id| ranked.ids[..n].contains(id));
         let [most, .., all] = ranked.covering;
         assert!(most <= all && all < tokenizer.vocab_size(), "{:?}", ranked.covering);
         assert!(kept("local alpha = beta(gamma)\n", all) && kept("\u{7}\u{e9}", most));
         assert!(!kept("func delta", all));
+
+        let needed = needed(&lm, &tokenizer, &both[0], &ranked, &ProgressBar::hidden()).unwrap();
+        let ids = tokenizer.encode(&lua).unwrap();
+        assert_eq!(needed.len(), ids.len());
+        each_token(&lm, &tokenizer, ("lua", true), &ids, &mut |at, logits_V| {
+            let stands = |id: u32| ids[at.saturating_sub(32)..at].contains(&id);
+            let best = ranked.ids[needed[at]];
+            let largest = logits_V.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert!(logits_V[best as usize] == largest || needed[at] == 0 && (0..330).any(stands));
+        })
+        .unwrap();
+        let (filter, fitted) = fit(&lm, &tokenizer, &both, &both[..1], &ProgressBar::hidden()).unwrap();
+        let of: Vec<(&str, usize)> = filter.languages().map(|(language, ids)| (language, ids.len())).collect();
+        assert_eq!(of, fitted.iter().map(|of| (of.language.as_str(), of.n_kept)).collect::<Vec<_>>());
+        assert!(of.iter().all(|(language, _)| *language == "lua"), "nothing is held out of the other");
     }
 }

@@ -143,6 +143,12 @@ mod tests {
                 "os.Exit(0) }",
                 "_ = os.Args }",
             ),
+            (
+                "go",
+                "package a\nimport (\"os\"; \"testing\")\nfunc TestA(t *testing.T) {}\n",
+                "func TestMain(m *testing.M) { os.Exit(0) }",
+                "var _ = os.Args",
+            ),
             ("javascript", "", "return;", ";"),
             ("lua", "", "os.exit(0)", "local y"),
             ("perl", "", "__END__", ";"),

@@ -75,9 +75,9 @@ pub fn run(
             Some((answer, _)) => answer.clone(),
             None => {
                 bar.set_message(format!("{}, {}", question.language, question.setting));
-                let before = at.checked_sub(1).map(|before| &questions[before]);
-                if let Some(before) = before.filter(|of| of.id == question.id && kept.contains_key(&identity(of))) {
-                    // `speed` asks what an answer leaves behind for the next one about the same text: an earlier run's is gone.
+                let before = at.checked_sub(1).map(|before| &questions[before]).filter(|of| of.id == question.id);
+                // What is not scored is timed, and what an answer leaves behind for the next one about the same text is gone with its run.
+                if let Some(before) = before.filter(|of| of.truth.is_empty() && kept.contains_key(&identity(of))) {
                     answerer.answer(before, run.max_new_tokens).with_context(|| format!("question `{}`", before.id))?;
                 }
                 answerer.answer(question, run.max_new_tokens).with_context(|| format!("question `{}`", question.id))?
@@ -206,13 +206,19 @@ mod tests {
     fn a_run_that_stopped_between_two_questions_about_one_text_asks_the_first_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("answers.jsonl");
-        let questions: Vec<Question> =
-            ["afresh", "after a key"].map(|setting| question("same", "lua", setting)).to_vec();
+        let questions: Vec<Question> = ["afresh", "after a key"]
+            .map(|setting| Question { truth: String::new(), ..question("same", "lua", setting) })
+            .to_vec();
         let first = Run { suite: &SUITES[0], model: "a", max_new_tokens: 9, answers: Some(&path) };
         run(&first, &questions, &mut Counting { n: 0, fails_at: 2 }, None).unwrap_err();
         let answers = run(&first, &questions, &mut Counting { n: 10, fails_at: 0 }, None).unwrap();
         let texts: Vec<&str> = answers.iter().map(|(answer, _)| answer.text.as_str()).collect();
         assert_eq!(texts, ["1", "12"], "the first answer stays, and was asked for once more");
+        let scored: Vec<Question> = questions.into_iter().map(|of| Question { truth: "1".to_owned(), ..of }).collect();
+        run(&first, &scored, &mut Counting { n: 0, fails_at: 2 }, None).unwrap_err();
+        let mut asked = Counting { n: 0, fails_at: 0 };
+        run(&first, &scored, &mut asked, None).unwrap();
+        assert_eq!(asked.n, 1, "nothing is timed there");
     }
 
     #[test]

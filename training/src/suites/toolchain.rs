@@ -36,7 +36,7 @@ pub static TOOLCHAINS: &[Toolchain] = &[
     row("bash",       "main.sh",   &["bash"],          "bash src/main.sh", "", "exit 1"),
     row("c",          "main.c",    &["cc"],            "cc -o main src/main.c -lm && ./main", "", "#error"),
     row("cpp",        "main.cpp",  &["c++"],           "c++ -std=c++17 -o main src/main.cpp && ./main", "", "#error"),
-    row("go",         "main_test.go", &["go"],         "GO111MODULE=off GOFLAGS=-vet=off GOPATH=/usr/share/gocode GOCACHE=$PWD/cache go test ./src/main_test.go", "", "?"),
+    row("go",         "main_test.go", &["go"],         "GO111MODULE=off GOFLAGS=-vet=off GOPATH=/usr/share/gocode GOCACHE=$PWD/cache go test -v ./src/main_test.go > out && grep -q '^--- PASS' out", "", "?"),
     row("java",       "Main.java", &["javac", "java"], "javac -cp '/usr/share/java/*' -d . src/Main.java && java -ea -XX:+UseSerialGC -cp '.:/usr/share/java/*' $(ls *.class | grep -xm1 -e Main.class -e Problem.class | cut -d. -f1 | grep . || echo Solution)", "", "?"),
     row("javascript", "main.js",   &["node"],          "node src/main.js", "console.assert = (holds) => { if (!holds) process.exit(1); };\n", "process.exit(1)"),
     row("lua",        "main.lua",  &["lua"],           "lua src/main.lua", "", "os.exit(1)"),
@@ -45,7 +45,7 @@ pub static TOOLCHAINS: &[Toolchain] = &[
     row("python",     "main.py",   &["python3"],       "python3 src/main.py", "", "raise SystemExit(1)"),
     row("r",          "main.R",    &["Rscript"],       "Rscript src/main.R", "", "quit(status = 1)"),
     row("ruby",       "main.rb",   &["ruby"],          "ruby src/main.rb", "", "exit 1"),
-    row("rust",       "main.rs",   &["rustc", "cc"],   "rustc --edition 2021 --test -o test src/main.rs && ./test && (! grep -q '^fn main' src/main.rs || (rustc --edition 2021 -o main src/main.rs && ./main))", "", "compile_error!();"),
+    row("rust",       "main.rs",   &["rustc", "cc"],   "rustc --edition 2021 --test -o test src/main.rs && ./test && (! grep -q '^\\(pub \\)\\?fn main *(' src/main.rs || (rustc --edition 2021 -o main src/main.rs && ./main))", "", "compile_error!();"),
     row("tcl",        "main.tcl",  &["tclsh"],         "tclsh src/main.tcl", "", "exit 1"),
 ];
 
