@@ -8,6 +8,9 @@ use crate::prompt::with_newlines;
 /// Of each document, from its beginning, in bytes and up to a line's end.
 const MAX_BYTES: usize = 16_000;
 
+/// Bytes that are made tokens before it is asked whether to go on.
+const PART_BYTES: usize = 1000;
+
 /// Which document, and which state of it.
 type Key = (String, u64);
 
@@ -36,11 +39,8 @@ impl Reader {
         }
         self.texts.retain(|(key, _)| keys.contains(key));
         for (key, other) in keys.iter().zip(others) {
-            if cancelled() {
-                return Err(Error::Cancelled);
-            }
             if !self.texts.iter().any(|(known, _)| known == key) {
-                self.texts.push((key.clone(), tokenizer.encode(&start(other))?));
+                self.texts.push((key.clone(), encode(&start(other), tokenizer, cancelled)?));
             }
         }
         // Of equal matches the last one read counts: that of the document changed last.
@@ -50,6 +50,22 @@ impl Reader {
         self.made_of = keys;
         Ok(Some(elsewhere))
     }
+}
+
+/// A few lines at a time, so that whoever asks for something does not wait for all of a text. Tokens end with lines.
+fn encode(text: &str, tokenizer: &Tokenizer, cancelled: &dyn Fn() -> bool) -> Result<Vec<u32>, Error> {
+    let (mut ids, mut from) = (Vec::new(), 0);
+    for end in text.match_indices('\n').map(|(at, _)| at + 1).chain([text.len()]) {
+        if end == from || end - from < PART_BYTES && end < text.len() {
+            continue;
+        }
+        if cancelled() {
+            return Err(Error::Cancelled);
+        }
+        ids.extend(tokenizer.encode(&text[from..end])?);
+        from = end;
+    }
+    Ok(ids)
 }
 
 /// The beginning of a document, in whole lines.
@@ -90,7 +106,7 @@ mod tests {
         assert_eq!(read(&mut reader, &both, 0), None);
         assert_eq!(read(&mut reader, &both, 1), None);
         assert_eq!(reader.texts.len(), 1, "what was read before it was cancelled is kept");
-        assert_eq!(read(&mut reader, &both, 3), None, "while guesses are prepared");
+        assert_eq!(read(&mut reader, &both, 2), None, "while guesses are prepared");
         assert_eq!(read(&mut reader, &both, 99), Some(Some(n_tokens("local a\n") + n_tokens("b = 2\n"))));
         assert_eq!(read(&mut reader, &both, 99), Some(None));
         let changed = document("b", 3, "b = 2, 3\n");
@@ -99,6 +115,17 @@ mod tests {
         assert_eq!(reader.texts[0].0, ("a".to_owned(), 1), "the newest is read last");
         assert_eq!(read(&mut reader, &[changed, b], 1), None);
         assert_eq!(read(&mut reader, &[], 99), Some(Some(0)), "nothing is guessed from what is closed");
+    }
+
+    #[test]
+    fn a_text_has_the_same_tokens_in_parts() {
+        let text: String = (0..400).map(|i| format!("local v{i} = f({i})\n\n    x = 1\n")).collect();
+        let options = TokenizerOptions { vocab_size: 400, min_frequency: 2, ..TokenizerOptions::default() };
+        let tokenizer = Tokenizer::train(std::iter::once(&text), &options).unwrap();
+        for text in [text.as_str(), &text[..text.len() - 1], "", "no end"] {
+            assert_eq!(encode(text, &tokenizer, &|| false).unwrap(), tokenizer.encode(text).unwrap());
+        }
+        assert!(matches!(encode(&text, &tokenizer, &|| true), Err(Error::Cancelled)));
     }
 
     #[test]
