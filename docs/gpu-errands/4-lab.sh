@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Errand 4: a study of the laboratory whose variants choose experts by language (recipe, scaling). Leaves its record and its page in $OUT.
+# Errand 4: a study of the laboratory whose variants choose experts by language (signals, recipe, scaling). Leaves its record and its page in $OUT.
 #
 # Resumable: a record that is carried (RECORD, a path in the repository) or left in target/gpu-run has the trials that are done, and a call
 # goes on with those that are missing. STUDY, SEEDS (3) and BUDGET (small) may be set. The corpus is that of training/corpora/lab.toml, as
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 . docs/gpu-errands/machine.sh
 deadline=$((SECONDS + 560))
 start multicoder
-study=${STUDY:-recipe} status=0 text=$(data)
+study=${STUDY:-signals} status=0 text=$(data)
 record=$RUN/$study.csv page=$OUT/$study.html
 [ -f "$record" ] || cp "${RECORD:-docs/results/$study.csv}" "$record" 2>/dev/null || true
 mkdir -p "$RUN/lab"
