@@ -1,5 +1,6 @@
 //! How fast a model is read and written with, beside llama.cpp with the same weights: in turn, at rest and beside a busy neighbour.
 
+mod batched;
 mod llama_cpp;
 mod memory;
 mod neighbour;
@@ -19,6 +20,7 @@ use ours::Ours;
 
 use crate::quantile::quantile;
 
+pub use batched::{Together, together};
 pub use neighbour::spin;
 pub use roofline::{Point, Roofline};
 pub use subject::{SHAPES, Shape, Subject, Weights};

@@ -2,10 +2,11 @@
 
 mod commands;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use multicoder_lsp::model_completer::Choice;
 
 use commands::{bench, complete, completions, doctor, replay, serve};
 
@@ -15,9 +16,8 @@ use commands::{bench, complete, completions, doctor, replay, serve};
 #[derive(Debug, Parser)]
 #[command(name = "multicoder-lsp", version)]
 struct Cli {
-    /// Use this model instead of the embedded one: a .gguf file made by `multicoder pack`, or a checkpoint folder.
-    #[arg(long, value_name = "PATH", global = true)]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    choice: Choice,
     /// Taken for granted; editors that pass it may.
     #[arg(long, hide = true)]
     stdio: bool,
@@ -46,11 +46,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr();
     let result = match cli.command {
-        None => serve::run(cli.model),
-        Some(Command::Complete(args)) => complete::run(&args, cli.model.as_deref()),
-        Some(Command::Doctor(args)) => doctor::run(&args, cli.model.as_deref()),
-        Some(Command::Replay(args)) => replay::run(&args, cli.model),
-        Some(Command::Bench(args)) => bench::run(&args, cli.model.as_deref()),
+        None => serve::run(cli.choice),
+        Some(Command::Complete(args)) => complete::run(&args, &cli.choice),
+        Some(Command::Doctor(args)) => doctor::run(&args, &cli.choice),
+        Some(Command::Replay(args)) => replay::run(&args, &cli.choice),
+        Some(Command::Bench(args)) => bench::run(&args, &cli.choice),
         Some(Command::Spin) => {
             multicoder_lsp::bench::spin();
             Ok(ExitCode::SUCCESS)

@@ -1,13 +1,13 @@
 //! The completer that is a model: the prompt, the generator and its cache.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Device;
 use multicoder_model::{
-    Bundle, Computed, Error, Finish as ModelFinish, GenerateOptions, Generated, ModelConfig, Prompt, PromptBudget,
-    Sequence, Served, fim, generate, served,
+    Batching, Bundle, Client, Computed, Error, Finish as ModelFinish, GenerateOptions, Generated, ModelConfig, Prompt,
+    PromptBudget, Sequence, Served, fim, generate, served,
 };
 
 use crate::completer::{Ask, Completer, CompleterError, Finish, Loader, ModelInfo, Written};
@@ -28,10 +28,54 @@ pub const EMBEDDED: &str = "embedded";
 /// Prompts are no longer than this, whatever the model could read: the processor has to read it first.
 const MAX_PROMPT_TOKENS: usize = 2048;
 
+/// Which model computes, and where.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Choice {
+    /// Use this model instead of the embedded one: a .gguf file made by `multicoder pack`, or a checkpoint folder.
+    #[arg(long, value_name = "PATH", global = true)]
+    pub model: Option<PathBuf>,
+    /// Where it computes.
+    #[arg(long, value_enum, default_value_t, global = true)]
+    pub device: DeviceKind,
+}
+
+/// Where a model may compute.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum DeviceKind {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// The first CUDA GPU, in a build with the feature `cuda`.
+    Cuda,
+}
+
+/// What was computed, where it was.
+enum Place {
+    Cpu(Box<Computed>),
+    Gpu(Client),
+}
+
+impl Place {
+    fn sequence<'a>(&'a mut self, model: &'a Served) -> Box<dyn Sequence + 'a> {
+        match self {
+            Place::Cpu(computed) => Box::new(model.sequence(computed)),
+            Place::Gpu(client) => Box::new(client.sequence()),
+        }
+    }
+
+    /// Forgets all that was computed.
+    fn clear(&mut self) {
+        match self {
+            Place::Cpu(computed) => computed.clear(),
+            Place::Gpu(client) => client.clear(),
+        }
+    }
+}
+
 /// A model and what it remembers of the last prompt.
 pub struct ModelCompleter {
     model: Served,
-    computed: Computed,
+    computed: Place,
     reader: Reader,
     info: ModelInfo,
 }
@@ -63,15 +107,31 @@ pub fn load_bundle(path: Option<&Path>) -> Result<Bundle, String> {
 }
 
 /// A loader for [`crate::server::serve`].
-pub fn loader(path: Option<std::path::PathBuf>) -> Loader {
-    Box::new(move || Ok(Box::new(ModelCompleter::new(load_model(path.as_deref())?)) as Box<dyn Completer>))
+pub fn loader(choice: Choice) -> Loader {
+    Box::new(move || Ok(Box::new(ModelCompleter::load(&choice)?) as Box<dyn Completer>))
 }
 
 impl ModelCompleter {
-    /// A completer over a loaded model.
+    /// Loads the model that was chosen to where it is to compute.
+    ///
+    /// # Errors
+    /// As of [`load_model`]; a GPU, its driver or its libraries that are not there, or a model that does not run on one.
+    pub fn load(choice: &Choice) -> Result<ModelCompleter, String> {
+        let path = choice.model.as_deref();
+        let mut completer = ModelCompleter::new(load_model(path)?);
+        if choice.device == DeviceKind::Cuda {
+            let of_gpu = |error: Error| format!("--device cuda: {error}");
+            let batching = Batching::on_gpu(0, &load_bundle(path)?.lm, 1).map_err(of_gpu)?;
+            completer.computed = Place::Gpu(batching.client().map_err(of_gpu)?);
+            completer.info.device = "cuda".to_string();
+        }
+        Ok(completer)
+    }
+
+    /// A completer over a loaded model, on the processor.
     pub fn new(model: Served) -> ModelCompleter {
         let (computed, info) = (Computed::new(model.config(), served::n_threads()), describe(&model));
-        ModelCompleter { model, computed, reader: Reader::default(), info }
+        ModelCompleter { model, computed: Place::Cpu(Box::new(computed)), reader: Reader::default(), info }
     }
 
     /// The loaded model.
@@ -93,8 +153,8 @@ impl ModelCompleter {
             false
         };
         let options = GenerateOptions { max_new_tokens, guesses: false };
-        let mut sequence = self.model.sequence(&mut self.computed);
-        let out = generate(&mut sequence, &self.model.tokenizer, prompt, None, &options, &mut stop, &|| false)?;
+        let mut sequence = self.computed.sequence(&self.model);
+        let out = generate(&mut *sequence, &self.model.tokenizer, prompt, None, &options, &mut stop, &|| false)?;
         let whole_s = start.elapsed().as_secs_f64();
         Ok((out, first_token_s.unwrap_or(whole_s)))
     }
@@ -119,8 +179,8 @@ impl Completer for ModelCompleter {
         let n_healed = prompt.heal.len();
         let mut stop = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| !new.is_empty() && enough(new));
         let options = GenerateOptions { max_new_tokens, guesses: true };
-        let mut sequence = self.model.sequence(&mut self.computed);
-        let out = generate(&mut sequence, tokenizer, &prompt, ask.language, &options, &mut stop, cancelled);
+        let mut sequence = self.computed.sequence(&self.model);
+        let out = generate(&mut *sequence, tokenizer, &prompt, ask.language, &options, &mut stop, cancelled);
         let out = out.map_err(failed)?;
         Ok(Written {
             expert: expert_of(config, ask.language),
@@ -139,11 +199,12 @@ impl Completer for ModelCompleter {
     }
 
     fn read_elsewhere(&mut self, others: &[Snapshot], cancelled: &dyn Fn() -> bool) -> bool {
-        if self.model.sequence(&mut self.computed).max_guesses() == 0 {
+        if self.computed.sequence(&self.model).max_guesses() == 0 {
             return true;
         }
+        let Place::Cpu(computed) = &mut self.computed else { return true };
         match self.reader.read(others, &self.model.tokenizer, cancelled) {
-            Ok(Some(elsewhere)) => self.computed.elsewhere = elsewhere,
+            Ok(Some(elsewhere)) => computed.elsewhere = elsewhere,
             Ok(None) => {}
             Err(Error::Cancelled) => return false,
             Err(error) => tracing::warn!(%error, "other documents are not read"),
@@ -153,7 +214,10 @@ impl Completer for ModelCompleter {
 
     fn reset(&mut self) {
         self.reader = Reader::default();
-        self.computed = Computed::new(self.model.config(), served::n_threads());
+        match &mut self.computed {
+            Place::Cpu(computed) => **computed = Computed::new(self.model.config(), served::n_threads()),
+            Place::Gpu(client) => client.clear(),
+        }
     }
 }
 

@@ -66,12 +66,16 @@ impl BundleInfo {
     }
 }
 
-/// Whether a model and a tokenizer fit each other, and may be served.
+/// Whether a model and a tokenizer fit each other, and the model may be served.
 pub(crate) fn check_served(config: &ModelConfig, tokenizer: &Tokenizer, info: &BundleInfo) -> Result<()> {
     if let Some(moe) = config.moe.as_ref().filter(|moe| !moe.is_causal()) {
         let reason = format!("router {} looks at later tokens and cannot be served", moe.router.name());
         return Err(Error::corrupt(&info.origin, reason));
     }
+    check_fit(config, tokenizer, info)
+}
+
+fn check_fit(config: &ModelConfig, tokenizer: &Tokenizer, info: &BundleInfo) -> Result<()> {
     let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
     if ids > rows {
         let reason = format!("the tokenizer has {ids} ids: expected at most vocab_size = {rows}");
@@ -97,6 +101,19 @@ impl Bundle {
         }
         let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
         Bundle::from_gguf_bytes(&bytes, &path.display().to_string(), device)
+    }
+
+    /// The same to compute probabilities alone: also of a model whose router looks at later tokens, which can write nothing.
+    ///
+    /// # Errors
+    /// As of [`Bundle::load`].
+    pub fn load_to_score(path: &Path, device: &Device) -> Result<Bundle> {
+        if !path.is_dir() {
+            return Bundle::load(path, device);
+        }
+        let (lm, tokenizer, info) = checkpoint::load_parts(path, device)?;
+        check_fit(lm.config(), &tokenizer, &info)?;
+        Ok(Bundle { lm, tokenizer, info })
     }
 
     /// Reads the content of a `.gguf` file of ours. `origin` names it in errors.

@@ -29,10 +29,16 @@ pub fn save_folder(lm: &CodeLm, tokenizer: &Tokenizer, dir: &Path) -> Result<()>
 
 /// Reads a checkpoint folder to serve it.
 pub fn load_folder(dir: &Path, device: &Device) -> Result<Bundle> {
+    let (lm, tokenizer, info) = load_parts(dir, device)?;
+    Bundle::new(lm, tokenizer, info)
+}
+
+/// What a checkpoint folder holds of a bundle.
+pub(crate) fn load_parts(dir: &Path, device: &Device) -> Result<(CodeLm, Tokenizer, BundleInfo)> {
     let lm = load_lm(dir, false, device)?;
     let tokenizer = Tokenizer::from_file(&dir.join("tokenizer.json"))?;
     let info = BundleInfo::new(lm.config(), &dir.display().to_string(), "f32");
-    Bundle::new(lm, tokenizer, info)
+    Ok((lm, tokenizer, info))
 }
 
 /// Reads a checkpoint folder's model; a trainable one keeps what a backward pass needs.

@@ -13,8 +13,7 @@ pub const HAS_CUDA: bool = cfg!(feature = "candle-cuda");
 /// [`Error::Device`]: a program without CUDA code, a machine without a GPU or with a driver that does not serve this program.
 pub fn cuda() -> Result<Device> {
     if !HAS_CUDA {
-        let reason =
-            "this program was built without CUDA; expected a build with --features cuda (our kernels) or candle-cuda";
+        let reason = "this program was built without CUDA; expected a build with --features candle-cuda (to train and to answer also cuda, our kernels)";
         return Err(Error::Device(reason.to_owned()));
     }
     guarded(gpu::open).map_err(Error::Device)

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::batching::Client;
 use crate::cache::KvCache;
 use crate::decoder::{Decoder, Floats, Format, Simd};
 use crate::error::Result;
@@ -13,8 +14,10 @@ use crate::served::{Computed, n_threads};
 pub enum Engine<'a> {
     /// Weights and activations are rounded to eight bits, as in an editor.
     Packed(Box<(Decoder, Computed)>),
-    /// On a GPU.
+    /// On a GPU, by the tensor library.
     Tensors(&'a CodeLm, KvCache),
+    /// On a GPU, by kernels of our own, together with others.
+    Batched(Client),
 }
 
 impl<'a> Engine<'a> {
@@ -36,6 +39,7 @@ impl<'a> Engine<'a> {
                 Box::new(computed.of(decoder))
             }
             Engine::Tensors(lm, cache) => Box::new(TensorSequence { lm, cache }),
+            Engine::Batched(client) => Box::new(client.sequence()),
         }
     }
 }

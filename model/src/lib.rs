@@ -37,6 +37,7 @@ pub mod ops;
 mod params;
 pub mod tape;
 
+pub mod batching;
 pub mod copy;
 pub mod decoder;
 pub mod engine;
@@ -56,6 +57,7 @@ mod vocabulary;
 
 mod error;
 
+pub use batching::{Batching, Client};
 pub use bundle::{Bundle, BundleInfo, Golden};
 pub use cache::KvCache;
 pub use config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE};

@@ -27,12 +27,14 @@ pub(crate) mod tests;
 
 pub use cpu::CpuTape;
 #[cfg(feature = "cuda")]
-pub use cuda::CudaTape;
+pub use cuda::{CudaDecoder, CudaTape};
 pub use device_tape::{DeviceOptimizer, DeviceReport, DeviceRule, DeviceState, DeviceTape};
 pub use op::{BufId, Buffer, Op, ParamId};
 pub use plan::planned_elements;
 pub use profile::Profile;
 pub use record::{TapeOptions, record};
+#[cfg(not(feature = "cuda"))]
+pub(crate) use step::no_gpu_code;
 pub use step::{Ready, StepLoss, TrainTape, n_gpus};
 pub(crate) use step_data::HostPlan;
 pub use step_data::StepData;

@@ -83,3 +83,20 @@ fn a_study_that_cannot_be_run_says_why_before_it_trains() -> Result<()> {
     ensure!(!workshop.path("lab/trials.csv").exists(), "nothing was run");
     Ok(())
 }
+
+#[test]
+fn a_variant_whose_router_looks_ahead_is_measured_without_lines() -> Result<()> {
+    let workshop = Workshop::new()?;
+    write_study(&workshop)?;
+    let more = "[[variant]]\nname = \"expert-choice\"\nabout = \"Sees what it predicts.\"\nunequal = \"the test does not compare\"\n\
+                set = ['model.moe.router={ kind = \"expert_choice\" }']\n";
+    let study = workshop.path("tiny.toml");
+    fs::write(&study, fs::read_to_string(&study)? + more)?;
+    let Finished { stderr, .. } = succeed(&mut lab(&workshop, &["--seeds", "1"])?)?;
+    ensure!(stderr.contains("expert_choice looks at later tokens: its model writes no lines"), "{stderr}");
+    let record = fs::read_to_string(workshop.path("lab/trials.csv"))?;
+    let row = record.lines().find(|line| line.contains(",expert-choice,")).context(record.clone())?;
+    let cells: Vec<&str> = row.split(',').collect();
+    ensure!(cells[7].parse::<f64>()? > 0.0 && cells[9].is_empty() && cells[11].is_empty(), "{row}");
+    Ok(())
+}

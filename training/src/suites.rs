@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use multicoder_model::{CodeLm, Tokenizer};
 
+mod ahead;
 pub mod answer;
 pub mod calibrate;
 pub mod calibration;

@@ -27,24 +27,35 @@ impl Program for Ours {
         if !request.is_cached {
             self.computed.clear();
         }
-        let start = Instant::now();
-        let mut sequence = self.computed.of(&self.decoder);
-        let (kept, mut logits) = prefill(&mut sequence, request.ids, self.language, &|| false)?;
-        let mut ids = vec![likeliest(&logits)];
-        let read = Instant::now();
-        while ids.len() < request.n_new {
-            logits = sequence.next(&ids[ids.len() - 1..], self.language, &|| false)?;
-            ids.push(likeliest(&logits));
-        }
-        Ok(Answer {
-            prompt_tokens: request.ids.len() - kept,
-            prompt_s: (read - start).as_secs_f64(),
-            written_tokens: ids.len(),
-            written_s: read.elapsed().as_secs_f64(),
-            elapsed_s: start.elapsed().as_secs_f64(),
-            ids,
-        })
+        answer(&mut self.computed.of(&self.decoder), self.language, (request.ids, request.n_new), &|| ())
     }
+}
+
+/// Continues the ids greedily by so many tokens, and says when they are read.
+pub(super) fn answer(
+    sequence: &mut dyn Sequence,
+    language: u32,
+    (ids, n_new): (&[u32], usize),
+    is_read: &dyn Fn(),
+) -> Result<Answer> {
+    let start = Instant::now();
+    let (kept, mut logits) = prefill(sequence, ids, language, &|| false)?;
+    let prompt_tokens = ids.len() - kept;
+    let mut ids = vec![likeliest(&logits)];
+    let read = Instant::now();
+    is_read();
+    while ids.len() < n_new {
+        logits = sequence.next(&ids[ids.len() - 1..], language, &|| false)?;
+        ids.push(likeliest(&logits));
+    }
+    Ok(Answer {
+        prompt_tokens,
+        prompt_s: (read - start).as_secs_f64(),
+        written_tokens: ids.len(),
+        written_s: read.elapsed().as_secs_f64(),
+        elapsed_s: start.elapsed().as_secs_f64(),
+        ids,
+    })
 }
 
 /// The id of the largest logit, the first of equal ones. Shape of the logits: `V`.

@@ -117,6 +117,10 @@ impl Subject {
         Ok(Subject { name: bundle.info.name, lm, tokenizer: bundle.tokenizer, language })
     }
 
+    pub(super) fn lm(&self) -> &CodeLm {
+        &self.lm
+    }
+
     pub(super) fn context_tokens(&self) -> usize {
         self.lm.config().context_tokens
     }

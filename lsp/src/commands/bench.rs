@@ -1,12 +1,13 @@
 //! `bench`: tokens a second, read and written, beside llama.cpp with the same weights.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
-use multicoder_lsp::bench::{self, Plan, Report, Row, SHAPES, Subject, Weights};
+use multicoder_lsp::bench::{self, Plan, Report, Row, SHAPES, Subject, Together, Weights};
+use multicoder_lsp::model_completer::{Choice, DeviceKind};
 use multicoder_peers::Peer;
 
 const LLAMA_CPP: Peer = Peer { name: "llama.cpp", module: "xllamacpp", packages: &["xllamacpp"], size: "some 100 MB" };
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// Numbers of threads.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Vec<u16>,
+    /// With --device cuda: numbers of clients that are served at once.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32,128", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    clients: Vec<u16>,
     /// Measure all of it a second time beside another process that keeps one core busy.
     #[arg(long)]
     busy: bool,
@@ -55,7 +59,8 @@ enum Against {
 }
 
 /// Measures and prints.
-pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
+    let model = choice.model.as_deref();
     ensure!(args.shape.is_none() || model.is_none(), "--shape and --model: expected one of them");
     let default = args.against.filter(|_| model.is_none()).map(|_| SHAPES[0].name);
     let shape = args.shape.as_deref().or(default);
@@ -63,6 +68,9 @@ pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode>
         Some(shape) => Subject::random(shape)?,
         None => Subject::load(model, args.language.as_deref())?,
     };
+    if choice.device == DeviceKind::Cuda {
+        return run_together(args, &subject);
+    }
     let plan = Plan {
         weights: args.quantize.clone(),
         threads: args.threads.iter().map(|threads| usize::from(*threads)).collect(),
@@ -77,6 +85,22 @@ pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode>
         std::fs::write(path, roofline.svg()).with_context(|| path.display().to_string())?;
     }
     super::print(&if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { text(&report) })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Many clients of a GPU.
+fn run_together(args: &Args, subject: &Subject) -> anyhow::Result<ExitCode> {
+    let is_alone = args.against.is_none() && !args.busy && args.roofline.is_none();
+    ensure!(is_alone, "--against, --busy, --roofline: expected none of them with --device cuda");
+    let clients: Vec<usize> = args.clients.iter().map(|&n| usize::from(n)).collect();
+    let rows = bench::together(subject, &clients, args.rounds, &mut |line| eprintln!("{line}"))?;
+    let mut text = format!("{}, bfloat16, on a GPU; medians of {} rounds\n\n", subject.name, args.rounds);
+    text += &format!("{:>7}{:>10}{:>11}{:>14}\n", "clients", "read/s", "written/s", "ms from token");
+    for row in &rows {
+        let Together { clients, read_per_s, written_per_s, token_ms } = row;
+        text += &format!("{clients:>7}{read_per_s:>10.0}{written_per_s:>11.0}{token_ms:>14.3}\n");
+    }
+    super::print(&if args.json { serde_json::to_string_pretty(&rows)? + "\n" } else { text })?;
     Ok(ExitCode::SUCCESS)
 }
 

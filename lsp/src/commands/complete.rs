@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use multicoder_lsp::complete::{self, Answer, Request};
 use multicoder_lsp::config::Settings;
 use multicoder_lsp::documents::Snapshot;
-use multicoder_lsp::model_completer::{ModelCompleter, load_model};
+use multicoder_lsp::model_completer::{Choice, ModelCompleter};
 use multicoder_lsp::reason::Silence;
 use multicoder_lsp::trim::Around;
 use serde_json::json;
@@ -59,7 +59,7 @@ impl FromStr for Place {
 }
 
 /// Completes and prints.
-pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
     let text = read_text(&args.place.file)?;
     let snapshot = Snapshot::from_file(std::path::absolute(&args.place.file)?, &text);
     let caret_char = caret(&args.place, &snapshot)?;
@@ -72,8 +72,7 @@ pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode>
     let outcome = complete::request(&snapshot, caret_char, &settings).map(|request| (caret_line(&request), request));
     let (line, outcome) = match outcome {
         Ok((line, request)) => {
-            let loaded = load_model(model).map_err(anyhow::Error::msg)?;
-            let mut completer = ModelCompleter::new(loaded);
+            let mut completer = ModelCompleter::load(choice).map_err(anyhow::Error::msg)?;
             (line, complete::run(&request, &mut completer, &|| false))
         }
         Err(silence) => (CaretLine::default(), Err(silence)),

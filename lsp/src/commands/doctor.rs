@@ -1,6 +1,5 @@
 //! `doctor`: what model, device, languages and speed there are, and what each editor must set.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -8,7 +7,7 @@ use anyhow::Context;
 use multicoder_grammars::LanguageId;
 use multicoder_lsp::completer::{Completer, ModelInfo};
 use multicoder_lsp::config;
-use multicoder_lsp::model_completer::{ModelCompleter, load_model};
+use multicoder_lsp::model_completer::{Choice, ModelCompleter};
 use multicoder_model::Prompt;
 use serde::Serialize;
 
@@ -69,16 +68,15 @@ struct Report {
 }
 
 /// Examines and prints. The exit code is 1 when the model does not answer as it did when it was packed.
-pub(crate) fn run(args: &Args, model: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let report = examine(model)?;
+pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
+    let report = examine(choice)?;
     super::print(&if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report_text(&report) })?;
     Ok(if report.goldens_check == "ok" { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-fn examine(model: Option<&Path>) -> anyhow::Result<Report> {
+fn examine(choice: &Choice) -> anyhow::Result<Report> {
     let start = Instant::now();
-    let loaded = load_model(model).map_err(anyhow::Error::msg)?;
-    let mut completer = ModelCompleter::new(loaded);
+    let mut completer = ModelCompleter::load(choice).map_err(anyhow::Error::msg)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let goldens_check = completer.model().check_goldens().map_or_else(|error| error.to_string(), |()| "ok".to_string());
     let (prefill_tokens_per_s, decode_tokens_per_s) = speed(&mut completer)?;

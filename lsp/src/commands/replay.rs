@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use multicoder_lsp::completer::{Completer, Loader};
-use multicoder_lsp::model_completer::{ModelCompleter, load_model};
+use multicoder_lsp::model_completer::{Choice, ModelCompleter};
 use multicoder_lsp::quantile::quantile;
 use multicoder_lsp::replay::{self, File, Kind, Measured, Work};
 use serde::Serialize;
@@ -60,13 +60,13 @@ struct Row {
 }
 
 /// Replays and prints.
-pub(crate) fn run(args: &Args, model: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
     let files = args.files.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<File>>>()?;
     let (start, cpu_before) = (std::time::Instant::now(), cpu_s());
     let mut all = Vec::new();
     // Before anything is typed: a server without a model would be silent.
-    let loaded = load_model(model.as_deref()).map_err(anyhow::Error::msg)?;
-    let load: Loader = Box::new(move || Ok(Box::new(ModelCompleter::new(loaded)) as Box<dyn Completer>));
+    let loaded = ModelCompleter::load(choice).map_err(anyhow::Error::msg)?;
+    let load: Loader = Box::new(move || Ok(Box::new(loaded) as Box<dyn Completer>));
     let work = replay::replay(&files, (args.requests, args.seed), load, &mut |measured| all.push(measured))?;
     let of_kind = |kind: Kind| -> Vec<&Measured> { all.iter().filter(|measured| measured.kind == kind).collect() };
     let mut kinds: Vec<Row> = Kind::ALL.iter().filter_map(|&kind| row(kind.name(), &of_kind(kind))).collect();

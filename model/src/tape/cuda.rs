@@ -22,8 +22,8 @@ use super::{
 use crate::error::{Error, Result};
 use crate::gradients::Gradients;
 use crate::lm::{Batch, CodeLm, IGNORE_ID};
-use crate::ops;
 
+mod decode;
 mod device;
 mod gemm;
 mod gpu;
@@ -38,6 +38,7 @@ mod run;
 mod tests;
 mod upload;
 
+pub use decode::CudaDecoder;
 use device::{Device, DeviceBuffer};
 pub(super) use gpu::n_gpus;
 use gpu::{Gpu, driver};
@@ -86,12 +87,7 @@ impl CudaTape {
     }
 
     fn with_device(device: Device, lm: &CodeLm, options: TapeOptions, optimizer: &DeviceOptimizer) -> Result<CudaTape> {
-        if !TrainTape::is_for_gpu(lm) {
-            return Err(Error::Input(
-                "a router that reads tokens, layers with unlike numbers of experts, experts that are made of other weights or have dropout, adapters \
-                 or an embedding of languages: expected a router by language, n_experts alone and none of the others, to train on a GPU".into(),
-            ));
-        }
+        check_model(lm)?;
         let layout = Layout::new(lm.parameters().iter().map(|(_, parameter)| parameter.elem_count()));
         let shapes: Vec<Vec<usize>> = lm.parameters().iter().map(|(_, parameter)| parameter.dims().to_vec()).collect();
         let floats = || device.zeros(4 * layout.len);
@@ -149,26 +145,15 @@ impl CudaTape {
     /// Brings a batch to the device and makes room for its tape.
     fn prepare(&mut self, lm: &CodeLm, tape: &Tape, data: &StepData, divisor: f64) -> Result<()> {
         let config = lm.config();
-        let mut experts = Vec::new();
-        for op in &tape.ops {
-            if let Op::ExpertLinear { weights, .. } = op {
-                let ids: Vec<usize> = weights.iter().map(|id| id.0).collect();
-                let starts = ids.iter().map(|&idx| self.layout.unit(idx)).collect();
-                experts.push((ids, starts));
-            }
-        }
-        experts.dedup();
-        let n_experts = config.moe.as_ref().map_or(0, |moe| moe.n_experts);
-        let (vocab_size, bigram_buckets) = (config.vocab_size, config.bigram_buckets);
-        let bounds = Bounds { vocab_size, bigram_buckets, n_experts, experts };
-        let (sections, words) = upload::words(data, (1.0 / divisor) as f32, &bounds);
+        let bounds = Bounds::new(config, tape, &self.layout);
+        let (sections, words) = upload::words(data, (1.0 / divisor) as f32, &bounds, None);
         let by_library = data.plans.iter().map(|plan| run::uses_library(plan, data.b)).collect();
         let (ops, buffers) = (tape.ops.clone(), tape.buffers.clone());
         let key = Key { ops, buffers, sections, rows: (data.b, data.l), by_library };
         let arena = Arena::new(tape);
         let mut moved = self.uploads.send(&self.device, &words)?;
         moved |= self.device.grow(&mut self.arena, arena.n_bytes)?;
-        moved |= self.scratch.fit(&self.device, tape, &key.sections, (data.b, vocab_size))?;
+        moved |= self.scratch.fit(&self.device, tape, &key.sections, (data.b, config.vocab_size))?;
         self.tapes.come(key, arena, moved);
         Ok(())
     }
@@ -209,6 +194,18 @@ impl CudaTape {
             }
         }
         Ok(())
+    }
+}
+
+/// # Errors
+/// [`Error::Input`] for a model that no tape runs on a GPU.
+fn check_model(lm: &CodeLm) -> Result<()> {
+    match TrainTape::is_for_gpu(lm) {
+        true => Ok(()),
+        false => Err(Error::Input(
+            "a router that reads tokens, layers with unlike numbers of experts, experts that are made of other weights or have dropout, adapters \
+             or an embedding of languages: expected a router by language, n_experts alone and none of the others, on a GPU".into(),
+        )),
     }
 }
 
@@ -275,22 +272,8 @@ impl DeviceTape for CudaTape {
     }
 
     fn upload(&mut self, lm: &CodeLm) -> Result<()> {
-        let mut flat = vec![0f32; self.layout.len];
-        for (idx, (_, parameter)) in lm.parameters().iter().enumerate() {
-            let span = self.layout.span(idx);
-            ops::with_values(parameter.as_tensor(), "upload", |values| {
-                flat[span].copy_from_slice(values);
-                Ok(())
-            })?;
-        }
-        self.device.write(&flat, self.weights.at)?;
-        let args = [
-            device::Arg::At(self.weights.at),
-            device::Arg::At(self.halves.at),
-            device::Arg::Long(self.layout.len as u64),
-        ];
-        let blocks = self.layout.len.div_ceil(8 * optimizer::THREADS);
-        self.device.launch(kernels::Kernel::RoundWeights, device::Grid::of(blocks, optimizer::THREADS), &args)
+        let weights = lm.parameters().iter().map(|(_, parameter)| parameter.as_tensor());
+        optimizer::send_weights(&self.device, &self.layout, weights, (self.weights.at, self.halves.at))
     }
 
     fn download(&mut self, lm: &CodeLm) -> Result<()> {

@@ -24,14 +24,21 @@ pub struct TapeOptions {
 /// # Errors
 /// A parameter that the configuration needs and `names` lacks.
 pub fn record(config: &ModelConfig, names: &[&str], data: &StepData, options: TapeOptions) -> Result<Tape> {
-    let params = names.iter().enumerate().map(|(i, name)| (*name, i)).collect();
-    let n = data.b * data.l;
-    let mut recorder = Recorder { config, params, data, n, ops: Vec::new(), buffers: Vec::new(), replays: false };
+    let mut recorder = Recorder::new(config, names, data);
     recorder.step(options)?;
-    let Recorder { ops, mut buffers, .. } = recorder;
-    let ops = slots::without_dead(ops, buffers.len());
-    let slot_len = slots::assign(&ops, &mut buffers);
-    Ok(Tape { ops, buffers, slot_len })
+    recorder.ops = slots::without_dead(recorder.ops, recorder.buffers.len());
+    Ok(recorder.placed())
+}
+
+/// The tape of a forward pass alone, up to what the output projection reads: the buffer that is returned.
+///
+/// # Errors
+/// As of [`record`].
+#[cfg(feature = "cuda")]
+pub(super) fn record_forward(config: &ModelConfig, names: &[&str], data: &StepData) -> Result<(Tape, BufId)> {
+    let mut recorder = Recorder::new(config, names, data);
+    let normed = recorder.forward()?.normed;
+    Ok((recorder.placed(), normed.out))
 }
 
 struct Recorder<'a> {
@@ -43,6 +50,17 @@ struct Recorder<'a> {
     buffers: Vec<Buffer>,
     /// Whether a layer is written a second time: plans are then there.
     replays: bool,
+}
+
+/// What a forward pass leaves for the backward pass.
+struct Forward {
+    table: ParamId,
+    bigrams: Option<ParamId>,
+    languages: Option<ParamId>,
+    layers: Vec<Layer>,
+    /// The residual stream after the last layer, and its norm.
+    x: BufId,
+    normed: Normed,
 }
 
 /// The buffers of a layer's forward pass that its backward pass reads.
@@ -107,8 +125,43 @@ enum Weights {
     },
 }
 
-impl Recorder<'_> {
+impl<'a> Recorder<'a> {
+    fn new(config: &'a ModelConfig, names: &[&'a str], data: &'a StepData) -> Recorder<'a> {
+        let params = names.iter().enumerate().map(|(i, name)| (*name, i)).collect();
+        let n = data.b * data.l;
+        Recorder { config, params, data, n, ops: Vec::new(), buffers: Vec::new(), replays: false }
+    }
+
+    fn placed(self) -> Tape {
+        let Recorder { ops, mut buffers, .. } = self;
+        let slot_len = slots::assign(&ops, &mut buffers);
+        Tape { ops, buffers, slot_len }
+    }
+
     fn step(&mut self, options: TapeOptions) -> Result<()> {
+        let Forward { table, bigrams, languages, layers, x, normed } = self.forward()?;
+        let dx = self.loss(x, normed)?;
+        for (layer, mut recorded) in layers.into_iter().enumerate().rev() {
+            if self.config.adapter.is_some() {
+                self.ops.push(Op::AdaptGrad { layer, dx });
+            }
+            if options.checkpoint_activations {
+                self.replays = true;
+                recorded = self.layer(layer, recorded.x, None)?;
+            }
+            self.layer_grad(&recorded, dx)?;
+            self.ready(&format!("{}.", recorded.name));
+        }
+        self.ready("model.adapters.");
+        if let Some(table) = languages {
+            self.ops.push(Op::AddLanguagesGrad { dx, table });
+        }
+        self.ops.push(Op::EmbedGrad { dout: dx, table, bigrams });
+        self.ready("model.embed");
+        Ok(())
+    }
+
+    fn forward(&mut self) -> Result<Forward> {
         let (n, d) = (self.n, self.config.d_model);
         let table = self.param("model.embed_tokens.weight")?;
         let bigrams = match self.config.bigram_buckets {
@@ -137,25 +190,7 @@ impl Recorder<'_> {
             layers.push(recorded);
         }
         let (x, normed) = self.norm(x, add, "model.norm.weight")?;
-        let dx = self.loss(x, normed)?;
-        for (layer, mut recorded) in layers.into_iter().enumerate().rev() {
-            if self.config.adapter.is_some() {
-                self.ops.push(Op::AdaptGrad { layer, dx });
-            }
-            if options.checkpoint_activations {
-                self.replays = true;
-                recorded = self.layer(layer, recorded.x, None)?;
-            }
-            self.layer_grad(&recorded, dx)?;
-            self.ready(&format!("{}.", recorded.name));
-        }
-        self.ready("model.adapters.");
-        if let Some(table) = languages {
-            self.ops.push(Op::AddLanguagesGrad { dx, table });
-        }
-        self.ops.push(Op::EmbedGrad { dout: dx, table, bigrams });
-        self.ready("model.embed");
-        Ok(())
+        Ok(Forward { table, bigrams, languages, layers, x, normed })
     }
 
     /// The loss and its gradient with respect to the residual stream.

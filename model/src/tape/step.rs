@@ -10,6 +10,7 @@ use super::shards::Shards;
 use super::step_data::HostPlan;
 use super::{CpuTape, DeviceOptimizer, DeviceTape, Profile, StepData, TapeOptions};
 use crate::config::MoeConfig;
+use crate::draw::Draw;
 use crate::error::Result;
 use crate::exchange::ExpertExchange;
 use crate::gradients::Gradients;
@@ -172,7 +173,7 @@ pub fn n_gpus() -> Result<usize> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn no_gpu_code() -> crate::Error {
+pub(crate) fn no_gpu_code() -> crate::Error {
     crate::Error::Device("this build has no GPU code: build with --features cuda".to_owned())
 }
 
@@ -244,24 +245,34 @@ impl Part<'_> {
 /// Everything that the tape needs to know of the batch.
 pub(super) fn step_data(lm: &CodeLm, batch: &Batch, exchange: Option<&dyn ExpertExchange>) -> Result<StepData> {
     let mut data = StepData::new(lm.config(), batch)?;
-    let n = data.id_N.len();
     let draw = batch.draw(&data.id_N, data.l);
+    data.plans = host_plans(lm, (&data.id_N, &batch.language_BL), draw.as_ref(), exchange)?;
+    Ok(data)
+}
+
+/// The plan of each layer with experts: the largest one where its router reads what only the step computes.
+pub(super) fn host_plans(
+    lm: &CodeLm,
+    (id_N, language_N): (&[u32], &[u32]),
+    draw: Option<&Draw>,
+    exchange: Option<&dyn ExpertExchange>,
+) -> Result<Vec<HostPlan>> {
+    let (n, mut plans) = (id_N.len(), Vec::new());
     let x_N0 = candle_core::Tensor::zeros((n, 0), candle_core::DType::F32, lm.device())?;
     for (i, (router, moe)) in lm.routers().zip(lm.config().moe_layers()).enumerate() {
         if moe.reads_tokens() {
-            data.plans.push(HostPlan::largest(&moe, &batch.language_BL));
+            plans.push(HostPlan::largest(&moe, language_N));
             continue;
         }
-        let draw = draw.as_ref().map(|draw| draw.layer(i));
-        let context =
-            RouterContext { id_N: &data.id_N, language_N: &batch.language_BL, draw, exchange, allowed_E: None };
+        let draw = draw.map(|draw| draw.layer(i));
+        let context = RouterContext { id_N, language_N, draw, exchange, allowed_E: None };
         let (mut plan, aux) = router.plan(&x_N0, &context)?;
         if exchange.is_some_and(|exchange| exchange.is_idle()) {
             plan.drop_assignments();
         }
-        data.plans.push(HostPlan::new(&plan, &aux, n, moe.n_experts)?);
+        plans.push(HostPlan::new(&plan, &aux, n, moe.n_experts)?);
     }
-    Ok(data)
+    Ok(plans)
 }
 
 fn by_autograd(

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use candle_core::Device;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use multicoder_model::Bundle;
@@ -13,7 +14,8 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::checkpoint;
 use crate::device::{self, DeviceKind};
 use crate::evaluate::ModelInfo;
-use crate::suites::answer::{Answerer, Local, Truth};
+use crate::run::StepsOn;
+use crate::suites::answer::{Answerer, Answerers, Local, Truth};
 use crate::suites::http::Http;
 use crate::suites::{SUITES, Suite};
 
@@ -32,6 +34,9 @@ const STARTER: (&str, &str) = ("starter", "lsp/model/starter.gguf");
 
 /// What the right answers are called as a model.
 const TRUTH: &str = "truth";
+
+/// Questions that a GPU answers at once.
+const CLIENTS: usize = 32;
 
 /// Arguments of `multicoder eval`.
 #[derive(clap::Args)]
@@ -143,7 +148,7 @@ fn run_packages(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
     args.questions.refuse_any(PACKAGES.0)?;
     let loaded = match asked {
         None => None,
-        Some(Asked::Files(path)) => Some(load(path, args)?),
+        Some(Asked::Files(path)) => Some(load_by(Bundle::load_to_score, path, (args, &device::open(args.device)?))?),
         Some(_) => bail!("--model: the suite packages needs every token's probability; expected a model of ours"),
     };
     packages::run(&args.packages, &args.common, loaded.as_ref().map(|(info, bundle)| (info, bundle)))
@@ -155,7 +160,7 @@ fn run_unseen(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
     let Some(Asked::Files(path)) = asked else {
         bail!("--model: the suite unseen chooses experts; expected a model of ours");
     };
-    let (info, bundle) = load(path, args)?;
+    let (info, bundle) = load_by(Bundle::load, path, (args, &device::open(args.device)?))?;
     let options = unseen::Options {
         bench: &args.questions.bench,
         max_bytes_per_language: args.packages.max_bytes_per_language,
@@ -167,7 +172,7 @@ fn run_unseen(args: &Args, asked: Option<Asked<'_>>) -> Result<()> {
 fn run_questions(suite: &Suite, args: &Args, asked: Asked<'_>) -> Result<()> {
     args.packages.refuse_any(suite.name)?;
     let run = |info: &ModelInfo, answerer: &mut dyn Answerer| {
-        questions::run(suite, &args.questions, &args.common, info, (answerer, None))
+        questions::run(suite, &args.questions, &args.common, info, (Answerers::One(answerer), None))
     };
     match asked {
         Asked::Truth => run(&named(TRUTH, TRUTH), &mut Truth),
@@ -176,8 +181,14 @@ fn run_questions(suite: &Suite, args: &Args, asked: Asked<'_>) -> Result<()> {
             run(&named(&http.model.clone(), address), &mut http)
         }
         Asked::Files(path) => {
-            let (info, bundle) = load(path, args)?;
-            questions::run(suite, &args.questions, &args.common, &info, (&mut Local::new(&bundle)?, Some(&bundle)))
+            let (device, steps_on) = device::for_steps(args.device)?;
+            let (info, bundle) = load_by(Bundle::load, path, (args, &device))?;
+            let mut local = None;
+            let answerers = match steps_on {
+                StepsOn::Gpu => Answerers::Many(Local::on_gpu(&bundle, CLIENTS).context("--device cuda")?),
+                StepsOn::Tensors => Answerers::One(local.insert(Local::new(&bundle)?)),
+            };
+            questions::run(suite, &args.questions, &args.common, &info, (answerers, Some(&bundle)))
         }
     }
 }
@@ -192,10 +203,11 @@ fn named(name: &str, path: &str) -> ModelInfo {
     }
 }
 
-fn load(path: &Path, args: &Args) -> Result<(ModelInfo, Bundle)> {
-    let device = device::open(args.device)?;
+type Loader = fn(&Path, &Device) -> multicoder_model::Result<Bundle>;
+
+fn load_by(loader: Loader, path: &Path, (args, device): (&Args, &Device)) -> Result<(ModelInfo, Bundle)> {
     let path = if path == Path::new(STARTER.0) && !path.exists() { starter()? } else { newest_model(path)? };
-    let mut bundle = Bundle::load(&path, &device)?;
+    let mut bundle = loader(&path, device)?;
     if args.copy == Switch::Off {
         bundle.lm.set_copy(None)?;
     }

@@ -135,8 +135,19 @@ fn trials(args: &Args, name: &str, study: &Study, record: &Path) -> Result<Done>
             eprintln!(", recorded");
             continue;
         }
-        eprintln!();
-        record::add(record, &lab.run(&trial)?)?;
+        let mut rows = record::same_trial(&known, &trial.identity);
+        match rows.first() {
+            Some(row) => eprintln!(", recorded as {} of {}", row.variant, row.study),
+            None => {
+                eprintln!();
+                rows = lab.run(&trial)?;
+            }
+        }
+        for row in &mut rows {
+            (row.study, row.budget) = (name.to_owned(), args.budget.clone());
+            row.variant.clone_from(&variant.name);
+        }
+        record::add(record, &rows)?;
     }
     let of_first_seed = |variant: &&Variant| lab.pictured(&lab.trial(variant, 1)?);
     let pictured: Vec<Option<Pictured>> = variants.iter().map(of_first_seed).collect::<Result<_>>()?;

@@ -50,6 +50,14 @@ impl TrialRow {
     }
 }
 
+/// The rows of a trial that is the same by all that they depend on, whatever study and variant it was for.
+pub fn same_trial(rows: &[TrialRow], identity: &str) -> Vec<TrialRow> {
+    let is_same = |row: &&TrialRow| row.identity == identity;
+    let Some(first) = rows.iter().find(is_same) else { return Vec::new() };
+    let of_first = |row: &&TrialRow| row.is_of(&first.study, &first.budget, &first.variant, first.seed);
+    rows.iter().filter(is_same).filter(of_first).cloned().collect()
+}
+
 /// Adds the rows of one trial, in place of those of an earlier one of the same variant and seed.
 ///
 /// # Errors
@@ -91,5 +99,18 @@ pub(super) mod tests {
         let again = [row("dense", 1, "lua", 1.9)];
         add(&path, &again).unwrap();
         assert_eq!(rows::read::<TrialRow>(&path).unwrap(), [row("dense", 2, "lua", 2.1), again[0].clone()]);
+    }
+
+    #[test]
+    fn a_trial_is_found_by_what_it_is_whatever_its_name() {
+        let named = |variant: &str, identity: &str, language: &str| TrialRow {
+            identity: identity.to_owned(),
+            ..row(variant, 1, language, 2.0)
+        };
+        let mut other_study = named("dense", "aa", "lua");
+        other_study.study = "t".to_owned();
+        let rows = [named("token", "bb", "lua"), named("dense", "aa", "lua"), named("dense", "aa", "r"), other_study];
+        assert_eq!(same_trial(&rows, "aa"), rows[1..3]);
+        assert_eq!(same_trial(&rows, "cc"), []);
     }
 }

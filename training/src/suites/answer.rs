@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use multicoder_model::fim::Snippet;
-use multicoder_model::{Bundle, Engine, GenerateOptions, PromptBudget, Tokenizer, fim, generate};
+use multicoder_model::{Batching, Bundle, Engine, GenerateOptions, PromptBudget, Tokenizer, fim, generate};
 use serde::{Deserialize, Serialize};
 
 use super::question::{Fragment, Question};
@@ -36,11 +36,28 @@ pub struct Local<'a> {
     engine: Engine<'a>,
 }
 
+/// Those who answer.
+pub enum Answerers<'a> {
+    One(&'a mut dyn Answerer),
+    /// At once.
+    Many(Vec<Local<'a>>),
+}
+
 impl Local<'_> {
     /// # Errors
     /// No memory; a device that fails.
     pub fn new(bundle: &Bundle) -> Result<Local<'_>> {
         Ok(Local { tokenizer: &bundle.tokenizer, engine: Engine::of(&bundle.lm)? })
+    }
+
+    /// As many that answer at once, on a GPU, by kernels of our own.
+    ///
+    /// # Errors
+    /// No GPU, or a model that does not run there.
+    pub fn on_gpu(bundle: &Bundle, n: usize) -> Result<Vec<Local<'_>>> {
+        let batching = Batching::on_gpu(0, &bundle.lm, n)?;
+        let client = |_| Ok(Local { tokenizer: &bundle.tokenizer, engine: Engine::Batched(batching.client()?) });
+        (0..n).map(client).collect()
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Suite;
+use super::ahead::Ahead;
 use super::answer::{Answer, Answerer};
 use super::check::Checker;
 use super::question::Question;
@@ -57,6 +58,49 @@ pub fn run(
     run: &Run<'_>,
     questions: &[Question],
     answerer: &mut dyn Answerer,
+    checker: Option<&mut Checker>,
+) -> Result<Vec<(Answer, Score)>> {
+    let mut ask = |kept: &Answers, at: usize| {
+        let question: &Question = &questions[at];
+        let before = at.checked_sub(1).map(|before| &questions[before]).filter(|of| of.id == question.id);
+        // What is not scored is timed, and what an answer leaves behind for the next one about the same text is gone with its run.
+        if let Some(before) = before.filter(|of| of.truth.is_empty() && kept.contains_key(&identity(of))) {
+            answerer.answer(before, run.max_new_tokens).with_context(|| format!("question `{}`", before.id))?;
+        }
+        answerer.answer(question, run.max_new_tokens)
+    };
+    collect(run, questions, &mut ask, checker)
+}
+
+/// The same of several who answer at once: none knows what the others were asked before.
+///
+/// # Errors
+/// As of [`run`].
+pub fn run_together(
+    run: &Run<'_>,
+    questions: &[Question],
+    clients: Vec<impl Answerer + Send>,
+    checker: Option<&mut Checker>,
+) -> Result<Vec<(Answer, Score)>> {
+    std::thread::scope(|scope| {
+        let (mut clients, mut ahead) = (Some(clients), None);
+        let mut ask = |kept: &Answers, at: usize| {
+            let start = || {
+                let unknown =
+                    questions.iter().enumerate().filter(|(_, of)| !kept.contains_key(&identity(of))).collect();
+                Ahead::start(scope, clients.take().unwrap_or_default(), unknown, run.max_new_tokens)
+            };
+            ahead.get_or_insert_with(start).take(at)
+        };
+        collect(run, questions, &mut ask, checker)
+    })
+}
+
+/// Answers of those that are kept, else by `ask`, which is told them and the number of the question.
+fn collect(
+    run: &Run<'_>,
+    questions: &[Question],
+    ask: &mut dyn FnMut(&Answers, usize) -> Result<Answer>,
     mut checker: Option<&mut Checker>,
 ) -> Result<Vec<(Answer, Score)>> {
     let (mut file, kept) = match run.answers {
@@ -75,12 +119,7 @@ pub fn run(
             Some((answer, _)) => answer.clone(),
             None => {
                 bar.set_message(format!("{}, {}", question.language, question.setting));
-                let before = at.checked_sub(1).map(|before| &questions[before]).filter(|of| of.id == question.id);
-                // What is not scored is timed, and what an answer leaves behind for the next one about the same text is gone with its run.
-                if let Some(before) = before.filter(|of| of.truth.is_empty() && kept.contains_key(&identity(of))) {
-                    answerer.answer(before, run.max_new_tokens).with_context(|| format!("question `{}`", before.id))?;
-                }
-                answerer.answer(question, run.max_new_tokens).with_context(|| format!("question `{}`", question.id))?
+                ask(&kept, at).with_context(|| format!("question `{}`", question.id))?
             }
         };
         let mut score = score::score(question, &answer.text, run.suite.is_exact);
@@ -152,6 +191,9 @@ fn write(file: &mut BufWriter<File>, run: &Run<'_>, question: &Question, answer:
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::super::SUITES;
     use super::super::question::tests::question;
     use super::*;
@@ -168,6 +210,39 @@ mod tests {
             anyhow::ensure!(self.n != self.fails_at, "pulled the plug");
             Ok(Answer { text: self.n.to_string(), ..Answer::default() })
         }
+    }
+
+    /// Says what it was asked, after a while that differs.
+    struct Echo(Arc<AtomicUsize>);
+
+    impl Answerer for Echo {
+        fn answer(&mut self, question: &Question, _: usize) -> Result<Answer> {
+            let n = self.0.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(std::time::Duration::from_millis(if n.is_multiple_of(3) { 8 } else { 1 }));
+            anyhow::ensure!(question.id != "17", "pulled the plug");
+            Ok(Answer { text: question.id.clone(), ..Answer::default() })
+        }
+    }
+
+    #[test]
+    fn several_who_answer_at_once_have_their_answers_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("answers.jsonl");
+        let run = Run { suite: &SUITES[0], model: "echo", max_new_tokens: 8, answers: Some(&path) };
+        let of =
+            |n: usize| (0..n).map(|i| Question { id: i.to_string(), ..question("", "lua", "a") }).collect::<Vec<_>>();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let clients = || (0..4).map(|_| Echo(asked.clone())).collect::<Vec<Echo>>();
+        let error = format!("{:#}", run_together(&run, &of(40), clients(), None).unwrap_err());
+        assert!(error.contains("question `17`") && error.contains("pulled the plug"), "{error}");
+        let n_asked = asked.load(Ordering::Relaxed);
+        assert!((18..40).contains(&n_asked), "all stop after one has failed: {n_asked}");
+        let kept = fs::read_to_string(&path).unwrap().lines().count();
+        assert_eq!(kept, 17, "those before it are kept");
+        let answers = run_together(&run, &of(17), clients(), None).unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), n_asked, "and not asked again");
+        let texts: Vec<&str> = answers.iter().map(|(answer, _)| answer.text.as_str()).collect();
+        assert_eq!(texts, (0..17).map(|i| i.to_string()).collect::<Vec<_>>());
     }
 
     #[test]

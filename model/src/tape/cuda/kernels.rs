@@ -54,6 +54,7 @@ kernels! {
     "attention.cu", attention = true: Attention "attention";
     "attention_grad.cu", attention = true: AttentionAlong "attention_along", AttentionGradQ "attention_grad_q",
         AttentionGradKv "attention_grad_kv";
+    "kept.cu", attention = true: Keep "keep", AttendKept "attend_kept";
 }
 
 /// Widths of heads that attention has kernels for.

@@ -171,14 +171,14 @@ pub(super) fn check_sizes(config: &ModelConfig) -> Result<()> {
         ("moe.d_ff_shared", moe.map_or(8, |moe| moe.d_ff_shared)),
     ];
     if let Some((name, width)) = widths.into_iter().find(|(_, width)| width % 8 != 0) {
-        return Err(Error::Device(format!("{name} = {width}: expected a multiple of 8 to train on a GPU")));
+        return Err(Error::Device(format!("{name} = {width}: expected a multiple of 8 on a GPU")));
     }
     if config.d_model > 8192 {
-        return Err(Error::Device(format!("d_model = {}: expected at most 8192 to train on a GPU", config.d_model)));
+        return Err(Error::Device(format!("d_model = {}: expected at most 8192 on a GPU", config.d_model)));
     }
     match super::kernels::HEADS.contains(&config.d_head) {
         true => Ok(()),
-        false => Err(Error::Device(format!("d_head = {}: expected 32, 64 or 128 to train on a GPU", config.d_head))),
+        false => Err(Error::Device(format!("d_head = {}: expected 32, 64 or 128 on a GPU", config.d_head))),
     }
 }
 

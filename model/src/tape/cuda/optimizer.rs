@@ -3,12 +3,15 @@
 //! Which parameter goes by which rule is the caller's choice. The factor of clipping never leaves the device, and where loss or gradients
 //! are not finite, no kernel writes: the host hears of it with the report.
 
+use candle_core::Tensor;
+
 use super::super::{DeviceOptimizer, DeviceReport, DeviceRule};
 use super::device::{Arg, Device, DeviceBuffer, Grid, Number};
 use super::kernels::Kernel;
 use super::layout::Layout;
 use super::muon::MuonGroup;
 use crate::error::{Error, Result};
+use crate::ops;
 
 /// Threads of a block.
 pub(super) const THREADS: usize = 256;
@@ -53,6 +56,25 @@ pub(super) struct Flat {
     pub(super) second: u64,
     pub(super) report: u64,
     pub(super) len: usize,
+}
+
+/// Queues the copy of a model's weights to `floats`, and of their bfloat16 copy to `halves`.
+pub(super) fn send_weights<'a>(
+    device: &Device,
+    layout: &Layout,
+    weights: impl Iterator<Item = &'a Tensor>,
+    (floats, halves): (u64, u64),
+) -> Result<()> {
+    let mut flat = vec![0f32; layout.len];
+    for (idx, weight) in weights.enumerate() {
+        ops::with_values(weight, "weights", |values| {
+            flat[layout.span(idx)].copy_from_slice(values);
+            Ok(())
+        })?;
+    }
+    device.write(&flat, floats)?;
+    let args = [Arg::At(floats), Arg::At(halves), Arg::Long(layout.len as u64)];
+    device.launch(Kernel::RoundWeights, Grid::of(layout.len.div_ceil(8 * THREADS), THREADS), &args)
 }
 
 /// The rules of all parameters, and their counts of steps.

@@ -159,7 +159,7 @@ impl Run<'_> {
     }
 
     /// The address of a buffer's bfloat16 numbers.
-    fn half(&self, id: BufId) -> Result<u64> {
+    pub(super) fn half(&self, id: BufId) -> Result<u64> {
         let offset = self.arena.0.place(id).half_offset;
         let offset = offset.ok_or_else(|| Error::Device(format!("buffer {}: it has no bfloat16 numbers", id.0)))?;
         Ok(self.arena.1 + offset as u64)
@@ -177,12 +177,12 @@ impl Run<'_> {
         self.gradients + 4 * self.layout.span(id.0).start as u64
     }
 
-    fn section(&self, section: Section) -> Arg {
+    pub(super) fn section(&self, section: Section) -> Arg {
         Arg::At(self.uploads.at(section))
     }
 
     /// A launch with a warp for each of `rows`.
-    fn by_row(&self, kernel: Kernel, rows: usize, args: &[Arg]) -> Result<()> {
+    pub(super) fn by_row(&self, kernel: Kernel, rows: usize, args: &[Arg]) -> Result<()> {
         self.device.launch(kernel, Grid::of(rows.div_ceil(WARPS), WARP_THREADS), args)
     }
 
@@ -265,11 +265,16 @@ impl Run<'_> {
 
     fn ropes(&self, op: &Op) -> Result<()> {
         let (l, k, table) = (self.data.l, self.config.d_head, Arg::At(self.rope));
+        let position = self.sections.kept.map_or(Arg::At(0), |kept| self.section(kept.position));
         match *op {
             Op::Rope { x, backwards } => {
                 let ((n, width), sign) = (self.shape(x), if backwards { -1.0 } else { 1.0 });
                 let (h, x) = (width / k, Arg::At(self.half(x)?));
-                self.by_row(Kernel::Rope, n * h, &[x, table, int(n * h), int(h), int(k), int(l), Arg::Float(sign)])
+                self.by_row(
+                    Kernel::Rope,
+                    n * h,
+                    &[x, table, position, int(n * h), int(h), int(k), int(l), Arg::Float(sign)],
+                )
             }
             Op::HeadNormRope { x, weight, out, inverse } => {
                 let (n, h) = self.shape(inverse);
@@ -279,7 +284,7 @@ impl Run<'_> {
                 self.by_row(
                     Kernel::HeadNormRope,
                     n * h,
-                    &[[x, weight, table, out, inverse].as_slice(), &numbers].concat(),
+                    &[[x, weight, table, position, out, inverse].as_slice(), &numbers].concat(),
                 )
             }
             Op::HeadNormRopeGrad { x, inverse, weight, dout } => {

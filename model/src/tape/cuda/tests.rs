@@ -16,6 +16,7 @@ use crate::experts::ExpertParam;
 use crate::gradients::Gradients;
 use crate::lm::{Batch, CodeLm};
 
+mod decode;
 mod host;
 mod updates;
 

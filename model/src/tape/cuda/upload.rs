@@ -6,10 +6,13 @@ use std::collections::HashMap;
 
 use cudarc::driver::{CudaEvent, PinnedHostSlice};
 
-use super::super::StepData;
+use super::super::op::Op;
 use super::super::step_data::HostPlan;
+use super::super::{StepData, Tape};
 use super::device::{Device, DeviceBuffer};
 use super::gpu::{Gpu, driver};
+use super::layout::Layout;
+use crate::config::ModelConfig;
 use crate::error::Result;
 
 /// Rows of one id that a warp adds up: more of them are shared out.
@@ -69,6 +72,23 @@ pub(super) struct Sections {
     pub(super) plans: Vec<PlanSections>,
     /// Where the weights of a list of experts begin.
     pub(super) experts: HashMap<Vec<usize>, Section>,
+    /// Of rows that go on with sequences whose keys and values are kept.
+    pub(super) kept: Option<KeptSections>,
+}
+
+/// Where rows belong, and which of them are asked for their logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KeptSections {
+    pub(super) sequence: Section,
+    pub(super) position: Section,
+    pub(super) wanted: Section,
+}
+
+/// The same on the host.
+pub(super) struct KeptRows {
+    pub(super) sequence_N: Vec<u32>,
+    pub(super) position_N: Vec<u32>,
+    pub(super) wanted: Vec<u32>,
 }
 
 /// Words and where they go.
@@ -180,9 +200,30 @@ pub(super) struct Bounds {
     pub(super) experts: Vec<(Vec<usize>, Vec<u32>)>,
 }
 
-/// The words of a batch.
-pub(super) fn words(data: &StepData, scale: f32, bounds: &Bounds) -> (Sections, Vec<u32>) {
+impl Bounds {
+    pub(super) fn new(config: &ModelConfig, tape: &Tape, layout: &Layout) -> Bounds {
+        let mut experts = Vec::new();
+        for op in &tape.ops {
+            if let Op::ExpertLinear { weights, .. } = op {
+                let ids: Vec<usize> = weights.iter().map(|id| id.0).collect();
+                let starts = ids.iter().map(|&idx| layout.unit(idx)).collect();
+                experts.push((ids, starts));
+            }
+        }
+        experts.dedup();
+        let n_experts = config.moe.as_ref().map_or(0, |moe| moe.n_experts);
+        Bounds { vocab_size: config.vocab_size, bigram_buckets: config.bigram_buckets, n_experts, experts }
+    }
+}
+
+/// The words of a batch; without those of gradients for rows of `kept`.
+pub(super) fn words(data: &StepData, scale: f32, bounds: &Bounds, kept: Option<&KeptRows>) -> (Sections, Vec<u32>) {
     let mut writer = Writer::default();
+    let is_trained = kept.is_none();
+    let pieces = |writer: &mut Writer, ids: &[u32], n_rows| match is_trained {
+        true => writer.pieces(ids, n_rows),
+        false => Pieces::default(),
+    };
     let n = data.id_N.len();
     let starts = data.start_N.as_ref().map(|start_N| {
         let blocks = start_N.chunks(data.l.max(1)).flat_map(|starts| starts.chunks(QUERIES));
@@ -195,10 +236,15 @@ pub(super) fn words(data: &StepData, scale: f32, bounds: &Bounds) -> (Sections, 
         buckets: writer.all(&data.bucket_N),
         targets: writer.all(&data.target_N),
         starts,
-        by_id: writer.pieces(&data.id_N, bounds.vocab_size),
-        by_bucket: writer.pieces(&data.bucket_N, bounds.bigram_buckets),
+        by_id: pieces(&mut writer, &data.id_N, bounds.vocab_size),
+        by_bucket: pieces(&mut writer, &data.bucket_N, bounds.bigram_buckets),
         plans: data.plans.iter().map(|plan| writer.plan(plan, (data.b, n), bounds.n_experts)).collect(),
         experts: bounds.experts.iter().map(|(ids, starts)| (ids.clone(), writer.all(starts))).collect(),
+        kept: kept.map(|kept| KeptSections {
+            sequence: writer.all(&kept.sequence_N),
+            position: writer.all(&kept.position_N),
+            wanted: writer.all(&kept.wanted),
+        }),
     };
     (sections, writer.words)
 }
@@ -322,7 +368,8 @@ mod tests {
             ..StepData::default()
         };
         let bounds = Bounds { vocab_size: 50, bigram_buckets: 0, n_experts: 0, experts: vec![(vec![3], vec![9])] };
-        let ((first, words_1), (second, words_2)) = (words(&data(3), 0.5, &bounds), words(&data(10), 0.5, &bounds));
+        let ((first, words_1), (second, words_2)) =
+            (words(&data(3), 0.5, &bounds, None), words(&data(10), 0.5, &bounds, None));
         assert_eq!((&first, words_1.len()), (&second, words_2.len()));
         let low = first.starts.unwrap().1;
         // Of each sequence's 64 and 36 queries.

@@ -71,7 +71,12 @@ impl Args {
 pub(super) fn run(args: &Args, common: &Common, model: Option<(&ModelInfo, &Bundle)>) -> Result<()> {
     let shards =
         common.shards.as_ref().context("--shards DIR: the suite packages needs a corpus (multicoder corpus build)")?;
-    let options = options(args, common, shards);
+    let mut options = options(args, common, shards);
+    let moe = model.and_then(|(_, bundle)| bundle.lm.config().moe.as_ref());
+    if let Some(moe) = moe.filter(|moe| !moe.is_causal()) {
+        eprintln!("router {} looks at later tokens: its model writes no lines", moe.router.name());
+        options.n_lines = 0;
+    }
     let evaluation = match (model, &args.tokenizer) {
         (Some((info, bundle)), _) => {
             let candidate = Candidate { lm: &bundle.lm, info };

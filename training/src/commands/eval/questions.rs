@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use multicoder_model::Bundle;
 use serde::Serialize;
 
@@ -11,14 +11,14 @@ use super::{Common, Switch, print_model};
 use crate::evaluate::ModelInfo;
 use crate::report::table::{self, Cells};
 use crate::report::{rows, suite_page};
-use crate::suites::answer::Answerer;
+use crate::suites::answer::{Answer, Answerers};
 use crate::suites::calibrate::{self, COVERAGES, Calibration};
 use crate::suites::check::Checker;
 use crate::suites::codexglue::TokenAccuracy;
 use crate::suites::question::Question;
 use crate::suites::record::{self, Record};
-use crate::suites::run::{Run, run as ask};
-use crate::suites::score::{self, Row, TextScores};
+use crate::suites::run::{Run, run as ask, run_together as ask_together};
+use crate::suites::score::{self, Row, Score, TextScores};
 use crate::suites::{Draw, Suite};
 
 /// Arguments of these suites alone.
@@ -83,7 +83,7 @@ pub(super) fn run(
     args: &Args,
     common: &Common,
     info: &ModelInfo,
-    (answerer, bundle): (&mut dyn Answerer, Option<&Bundle>),
+    (answerers, bundle): (Answerers<'_>, Option<&Bundle>),
 ) -> Result<()> {
     let started = Instant::now();
     ensure!(args.limit != Some(0), "--limit 0: expected at least one question of each language");
@@ -102,7 +102,7 @@ pub(super) fn run(
     let mut checker = checker(args, &questions);
     let questions = without_unanswerable(questions, checker.as_mut())?;
     let token_accuracies = bundle.map_or(Ok(Vec::new()), |bundle| tokens(suite, args, common, bundle))?;
-    let answers = ask(&asking, &questions, answerer, checker.as_mut())?;
+    let answers = ask_all(&asking, &questions, answerers, checker.as_mut())?;
     let (rows, calibrations) = (score::rows(&questions, &answers), calibrate::calibrations(&questions, &answers));
     print_model(info);
     println!("{}: {} questions, {}\n", suite.name, questions.len(), suite.about);
@@ -131,6 +131,25 @@ pub(super) fn run(
         calibrations: &calibrations,
         token_accuracies: &token_accuracies,
     })
+}
+
+fn ask_all(
+    asking: &Run<'_>,
+    questions: &[Question],
+    answerers: Answerers<'_>,
+    checker: Option<&mut Checker>,
+) -> Result<Vec<(Answer, Score)>> {
+    // Who is timed is asked alone.
+    let is_timed = questions.iter().any(|question| question.truth.is_empty() && question.tests.is_none());
+    match answerers {
+        Answerers::One(answerer) => ask(asking, questions, answerer, checker),
+        Answerers::Many(mut clients) if is_timed => {
+            clients.truncate(1);
+            let only = clients.first_mut().context("nobody who answers")?;
+            ask(asking, questions, only, checker)
+        }
+        Answerers::Many(clients) => ask_together(asking, questions, clients, checker),
+    }
 }
 
 /// The share of tokens that a model of ours says right, in a suite that has text too.

@@ -3,6 +3,7 @@
 #include "../kernels/attention_tile.cuh"
 #include "../kernels/attention.cu"
 #include "../kernels/attention_grad.cu"
+#include "../kernels/kept.cu"
 
 struct Case {
     int b, l, h, g, document;
@@ -50,6 +51,33 @@ static Reference reference(const Case& c, const vector<bf16>& q, const vector<bf
     return r;
 }
 
+// The same rows one by one, in any order, over keys and values that are kept.
+static void check_kept(const Case& c, const vector<bf16>& q, const vector<bf16>& k, const vector<bf16>& v, const vector<double>& expected) {
+    int rows = c.b * c.l, width = c.g * HEAD, capacity = c.l + 3;
+    auto keys = poisoned_bf16((size_t)c.b * capacity * width), values = keys, out = poisoned_bf16(q.size());
+    auto mixed_q = q, mixed_k = k, mixed_v = v;
+    vector<u32> sequence(rows), position(rows);
+    vector<double> mixed(q.size());
+    for (int n = 0; n < rows; n++) {
+        int from = rows - 1 - n;
+        sequence[n] = c.b - 1 - from / c.l;
+        position[n] = from % c.l;
+        for (int i = 0; i < c.h * HEAD; i++) {
+            mixed_q[n * c.h * HEAD + i] = q[from * c.h * HEAD + i];
+            mixed[n * c.h * HEAD + i] = expected[from * c.h * HEAD + i];
+        }
+        for (int i = 0; i < width; i++) {
+            mixed_k[n * width + i] = k[from * width + i];
+            mixed_v[n * width + i] = v[from * width + i];
+        }
+    }
+    launch(Dim{(unsigned)(rows + WARPS - 1) / WARPS}, THREADS, keep, mixed_k.data(), mixed_v.data(), sequence.data(), position.data(), keys.data(), values.data(), rows, width, capacity);
+    launch(Dim{(unsigned)c.h, (unsigned)rows}, KEPT_THREADS, attend_kept, mixed_q.data(), keys.data(), values.data(), sequence.data(), position.data(), out.data(), c.h, c.g, capacity);
+    char what[128];
+    std::snprintf(what, sizeof what, "head %d, B %d L %d H %d G %d: kept", HEAD, c.b, c.l, c.h, c.g);
+    expect_close(what, out, mixed, 6e-3);
+}
+
 static void check(const Case& c) {
     size_t n_q = (size_t)c.b * c.l * c.h * HEAD, n_kv = (size_t)c.b * c.l * c.g * HEAD, n = (size_t)c.b * c.l;
     auto q = random_bf16(n_q, 2.0f), k = random_bf16(n_kv, 2.0f), v = random_bf16(n_kv), dout = random_bf16(n_q);
@@ -78,6 +106,7 @@ static void check(const Case& c) {
     };
     expect_close(name("out"), out, r.out, 6e-3);
     expect_close(name("log_sum"), log_sum, r.log_sum, 1e-5);
+    if (c.document == 0) check_kept(c, q, k, v, r.out);
     int rows = (int)n * c.h;
     launch(Dim{(unsigned)(rows + WARPS - 1) / WARPS}, THREADS, attention_along, out.data(), dout.data(), along.data(), rows);
     launch(grid, THREADS, attention_grad_q, q.data(), k.data(), v.data(), dout.data(), log_sum.data(), along.data(), starts, lows, dq.data(), c.l, c.h, c.g);

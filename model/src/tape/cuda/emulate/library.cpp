@@ -7,6 +7,7 @@ namespace attentions {
 #include "../kernels/attention_tile.cuh"
 #include "../kernels/attention.cu"
 #include "../kernels/attention_grad.cu"
+#include "../kernels/kept.cu"
 #undef WARPS
 #undef THREADS
 #undef ROWS
@@ -49,6 +50,7 @@ extern "C" int emulate_launch(const char* name, unsigned x, unsigned y, unsigned
     TRY(updates, squares) TRY(updates, judge) TRY(updates, adamw) TRY(updates, round_weights)
     TRY(updates, muon_direction) TRY(updates, muon_normalize) TRY(updates, muon_apply)
     TRY(attentions, attention) TRY(attentions, attention_along) TRY(attentions, attention_grad_q) TRY(attentions, attention_grad_kv)
+    TRY(attentions, keep) TRY(attentions, attend_kept)
     return 2;
 }
 

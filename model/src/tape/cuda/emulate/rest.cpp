@@ -83,17 +83,24 @@ static void check_heads(int n, int h, int k, int l) {
     auto inverse = poisoned_float(heads);
     unsigned blocks = 2;
     auto partial = poisoned_float((size_t)blocks * k);
-    launch(Dim{ceil_div(heads, 4)}, 128, norms::head_norm_rope, x.data(), weight.data(), table.data(), out.data(), inverse.data(), heads, h, k, l, 1e-6f);
+    launch(Dim{ceil_div(heads, 4)}, 128, norms::head_norm_rope, x.data(), weight.data(), table.data(), (const u32*)nullptr, out.data(), inverse.data(), heads, h, k, l, 1e-6f);
     launch(Dim{blocks}, 128, norms::head_norm_rope_grad, x.data(), inverse.data(), weight.data(), table.data(), dout.data(), partial.data(), heads, h, k, l);
     launch(Dim{ceil_div(k, 32)}, 256, norms::add_columns, partial.data(), dweight.data(), blocks, k);
     expect_close("head norm: out", out, outs, 4e-3);
     expect_close("head norm: dx", dout, dxs, 5e-3);
     expect_close("head norm: dweight", dweight, dweights, 1e-5);
     auto there = x;
-    launch(Dim{ceil_div(heads, 4)}, 128, norms::rope, there.data(), table.data(), heads, h, k, l, 1.0f);
+    launch(Dim{ceil_div(heads, 4)}, 128, norms::rope, there.data(), table.data(), (const u32*)nullptr, heads, h, k, l, 1.0f);
     expect_close("rope", there, turned, 4e-3);
-    launch(Dim{ceil_div(heads, 4)}, 128, norms::rope, there.data(), table.data(), heads, h, k, l, -1.0f);
+    launch(Dim{ceil_div(heads, 4)}, 128, norms::rope, there.data(), table.data(), (const u32*)nullptr, heads, h, k, l, -1.0f);
     expect_close("rope back", there, doubles(x), 6e-3);
+    vector<u32> position(heads / h);
+    for (size_t n = 0; n < position.size(); n++) position[n] = n % l;
+    auto by_position = x, of_positions = poisoned_bf16(x.size());
+    launch(Dim{ceil_div(heads, 4)}, 128, norms::rope, by_position.data(), table.data(), position.data(), heads, h, k, 1, 1.0f);
+    expect_close("rope at positions", by_position, turned, 4e-3);
+    launch(Dim{ceil_div(heads, 4)}, 128, norms::head_norm_rope, x.data(), weight.data(), table.data(), position.data(), of_positions.data(), inverse.data(), heads, h, k, 1, 1e-6f);
+    expect_close("head norm at positions", of_positions, outs, 4e-3);
 }
 
 static void check_elements(size_t n) {

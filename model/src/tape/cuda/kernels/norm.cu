@@ -117,13 +117,16 @@ DEVICE void rotate(float& a, float& b, float cosine, float sine) {
     a = rotated;
 }
 
+// The position of row n: of N sequences of L, unless the rows say theirs.
+DEVICE int position_of(const u32* position, int n, int l) { return position ? (int)position[n] : n % l; }
+
 // In place; table: for each position K/2 cosines, then as many sines. A warp for each of the N·H heads.
 KERNEL __launch_bounds__(WARPS* WARP)
-    rope(bf16* x, const float* table, int heads, int h, int k, int l, float sign) {
+    rope(bf16* x, const float* table, const u32* position, int heads, int h, int k, int l, float sign) {
     int i = blockIdx.x * WARPS + threadIdx.x / WARP, half = k / 2;
     if (i >= heads) return;
     bf16* head = x + (u64)i * k;
-    const float* angles = table + (u64)(i / h % l) * k;
+    const float* angles = table + (u64)position_of(position, i / h, l) * k;
     for (int j = threadIdx.x % WARP; j < half; j += WARP) {
         float a = to_float(head[j]), b = to_float(head[j + half]);
         rotate(a, b, angles[j], sign * angles[j + half]);
@@ -134,12 +137,12 @@ KERNEL __launch_bounds__(WARPS* WARP)
 
 // out = rotated(x / rms(x) · weight_K) of each head; inverse = 1 / rms, `NH`.
 KERNEL __launch_bounds__(WARPS* WARP)
-    head_norm_rope(const bf16* x, const float* weight, const float* table, bf16* out, float* inverse, int heads, int h,
-                   int k, int l, float eps) {
+    head_norm_rope(const bf16* x, const float* weight, const float* table, const u32* position, bf16* out,
+                   float* inverse, int heads, int h, int k, int l, float eps) {
     int i = blockIdx.x * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP, half = k / 2;
     if (i >= heads) return;
     const bf16* head = x + (u64)i * k;
-    const float* angles = table + (u64)(i / h % l) * k;
+    const float* angles = table + (u64)position_of(position, i / h, l) * k;
     float squares = 0.0f;
     for (int j = lane; j < k; j += WARP) squares += to_float(head[j]) * to_float(head[j]);
     float r = rsqrtf(warp_sum(squares) / k + eps);

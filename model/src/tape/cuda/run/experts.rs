@@ -5,7 +5,7 @@ use super::super::super::step_data::{HostPlan, StepData};
 use super::super::device::{Arg, Grid};
 use super::super::gemm::Shape;
 use super::super::kernels::Kernel;
-use super::super::upload::PlanSections;
+use super::super::upload::{PlanSections, Section};
 use super::{Run, int, not_here};
 use crate::error::{Error, Result};
 
@@ -138,6 +138,18 @@ impl Run<'_> {
         let (rows, d) = self.shape(out);
         let (x, out) = (Arg::At(self.half(x)?), Arg::At(self.half(out)?));
         self.by_row(Kernel::TakeRows, rows, &[x, token, weight, out, int(rows), int(d)])
+    }
+
+    /// Copies the rows of `x` that a section numbers, of width `d`, to `out`.
+    pub(in super::super) fn take_rows(
+        &self,
+        x: u64,
+        numbers: Section,
+        out: u64,
+        (rows, d): (usize, usize),
+    ) -> Result<()> {
+        let args = [Arg::At(x), self.section(numbers), Arg::At(0), Arg::At(out), int(rows), int(d)];
+        self.by_row(Kernel::TakeRows, rows, &args)
     }
 
     fn collect(&self, x: BufId, plan: &PlanSections, weight: Arg, (out, adds): (BufId, bool)) -> Result<()> {
