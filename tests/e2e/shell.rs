@@ -251,7 +251,8 @@ fn help_is_there_and_wrong_arguments_are_refused() -> Result<()> {
 fn a_gpu_that_is_not_there_is_missed_in_one_sentence() -> Result<()> {
     let place = format!("{}:93:17", sample("go.go").display());
     for arguments in [&["complete", place.as_str()][..], &["doctor"], &["bench", "--rounds", "1"]] {
-        let finished = run(Command::new(binary("multicoder-lsp")?).args(arguments).args(["--device", "cuda"]), DEADLINE)?;
+        let finished =
+            run(Command::new(binary("multicoder-lsp")?).args(arguments).args(["--device", "cuda"]), DEADLINE)?;
         check_refused(&finished, &["--device cuda: ", "build with --features cuda"])?;
     }
     Ok(())
