@@ -1,3 +1,5 @@
+//! Many clients beside each alone, and what of them goes into a pass.
+
 use std::sync::Arc;
 
 use candle_core::Device;

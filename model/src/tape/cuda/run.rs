@@ -2,7 +2,7 @@
 
 use super::super::op::{BufId, Op, ParamId};
 use super::super::{StepData, Tape};
-use super::device::{Arg, Device, DeviceBuffer, Grid};
+use super::device::{Arg, Device, Grid};
 use super::gemm::{Product, Shape};
 use super::kernels::Kernel;
 use super::layout::{Arena, Layout};
@@ -12,8 +12,10 @@ use crate::error::{Error, Result};
 
 mod experts;
 mod loss;
+mod scratch;
 
 pub(super) use experts::{follows_stretches, uses_library};
+pub(super) use scratch::Scratch;
 
 /// Warps of a block of most kernels, each with a row.
 const WARPS: usize = 4;
@@ -22,21 +24,6 @@ const WARP_THREADS: usize = 32 * WARPS;
 const THREADS: usize = 256;
 /// Blocks whose sums over rows are added up afterwards. A number of its own, so that sums do not depend on the device.
 const PARTIALS: usize = 512;
-
-/// Memory beside the arena that operations use while they run.
-pub(super) struct Scratch {
-    /// Sums over stretches of rows.
-    partial: DeviceBuffer,
-    /// Sums over pieces of a table's rows.
-    pieces: DeviceBuffer,
-    /// What attention's gradient keeps of each row and head.
-    along: DeviceBuffer,
-    /// A block of rows of logits.
-    logits: DeviceBuffer,
-    /// The loss of each row, and of each sequence in float64.
-    nll: DeviceBuffer,
-    sequences: DeviceBuffer,
-}
 
 /// All that a tape's operations read and write.
 #[derive(Clone, Copy)]
@@ -58,66 +45,6 @@ pub(super) struct Run<'a> {
     pub(super) uploads: &'a Uploads,
     pub(super) sections: &'a Sections,
     pub(super) data: &'a StepData,
-}
-
-impl Scratch {
-    pub(super) fn new(device: &Device) -> Result<Scratch> {
-        let empty = || device.zeros(0);
-        let (partial, pieces, along, logits) = (empty()?, empty()?, empty()?, empty()?);
-        Ok(Scratch { partial, pieces, along, logits, nll: empty()?, sequences: empty()? })
-    }
-
-    /// Makes room for the operations of `tape` over `b` sequences; says whether anything has moved.
-    pub(super) fn fit(
-        &mut self,
-        device: &Device,
-        tape: &Tape,
-        sections: &Sections,
-        (b, vocab): (usize, usize),
-    ) -> Result<bool> {
-        let (mut partial, mut pieces, mut along, mut rows) = (0, 0, 0, 0);
-        for op in &tape.ops {
-            match *op {
-                Op::NormGrad { dout, .. }
-                | Op::HeadNormRopeGrad { dout, .. }
-                | Op::LinearGradWeight { dout, bias: Some(_), .. } => {
-                    partial = partial.max(PARTIALS * tape.buffers[dout.0].cols);
-                }
-                Op::EmbedGrad { dout, .. } => {
-                    let most = sections.by_id.most_pieces.max(sections.by_bucket.most_pieces);
-                    pieces = pieces.max(most * tape.buffers[dout.0].cols);
-                }
-                Op::AddRowsGrad { dx, .. } => {
-                    pieces = pieces.max(sections.by_id.most_pieces * tape.buffers[dx.0].cols);
-                }
-                Op::AttentionGrad { log_sum, .. } => along = along.max(tape.buffers[log_sum.0].len()),
-                Op::LinearCrossEntropy { x, .. } => rows = tape.buffers[x.0].rows,
-                _ => (),
-            }
-        }
-        let chunk = loss::chunk_rows(rows, vocab);
-        let sizes = [
-            (&mut self.partial, 4 * partial),
-            (&mut self.pieces, 4 * pieces),
-            (&mut self.along, 4 * along),
-            (&mut self.logits, 2 * chunk * loss::pitch(vocab)),
-            (&mut self.nll, 4 * rows),
-            (&mut self.sequences, 8 * b),
-        ];
-        let moved: Vec<bool> =
-            sizes.into_iter().map(|(buffer, n_bytes)| device.grow(buffer, n_bytes)).collect::<Result<_>>()?;
-        Ok(moved.contains(&true))
-    }
-
-    pub(super) fn n_bytes(&self) -> usize {
-        let buffers = [&self.partial, &self.pieces, &self.along, &self.logits, &self.nll, &self.sequences];
-        buffers.map(|buffer| buffer.n_bytes).iter().sum()
-    }
-
-    /// Where the last tape left the loss of each sequence.
-    pub(super) fn sequence_losses(&self) -> u64 {
-        self.sequences.at
-    }
 }
 
 impl Run<'_> {
