@@ -3,7 +3,7 @@
 #
 #   docs/gpu-errands/pack.sh                              programs only
 #   SHARDS=DIR TOKENIZER=FILE docs/gpu-errands/pack.sh    with the data of errands 3 and 4
-#   DECODE=1 docs/gpu-errands/pack.sh                     with the server of errand 5, in which the starter is: no room for data then
+#   DECODE=1 docs/gpu-errands/pack.sh                     with the server of errand 5
 #   CANDLE=0 docs/gpu-errands/pack.sh                     without the programs of candle's CUDA, whose first build takes 20 minutes
 #
 # Candle's CUDA needs nvcc of CUDA 13.0 in PATH, or fetches one (toolkit.sh). What was built is kept in target/cuda.
@@ -32,7 +32,14 @@ pack() {
 # Our own kernels.
 pack multicoder bin multicoder build -p multicoder-training --features cuda --bin multicoder
 pack tape-tests lib multicoder_model test --no-run -p multicoder-model --features cuda --lib
-[ "${DECODE:-0}" = 0 ] || pack multicoder-lsp bin multicoder-lsp build -p multicoder-lsp --features cuda --bin multicoder-lsp
+if [ "${DECODE:-0}" = 1 ]; then
+    # Without the starter inside: it travels with the working tree.
+    starter=lsp/model/starter.gguf
+    trap '[ ! -f "$OUT_DIR/starter" ] || mv "$OUT_DIR/starter" "$starter"' EXIT
+    mv "$starter" "$OUT_DIR/starter"
+    pack multicoder-lsp bin multicoder-lsp build -p multicoder-lsp --features cuda --bin multicoder-lsp
+    mv "$OUT_DIR/starter" "$starter"
+fi
 
 # The tensor library's. A folder of its own: the two cannot share what links CUDA.
 if [ "${CANDLE:-1}" = 1 ]; then

@@ -89,12 +89,12 @@ pub(super) struct Exported {
 }
 
 impl Subject {
-    /// Random weights; the tokenizer is the one of the model in this program, whose entries are as good as any.
+    /// Random weights; the tokenizer is that of a model, or of the one in this program, whose entries are as good as any.
     ///
     /// # Errors
-    /// No memory; a program without a model.
-    pub fn random(shape: &Shape) -> Result<Subject> {
-        let tokenizer = load_bundle(None).map_err(anyhow::Error::msg)?.tokenizer;
+    /// No memory; a file that is no model; a program without one.
+    pub fn random(shape: &Shape, model: Option<&Path>) -> Result<Subject> {
+        let tokenizer = load_bundle(model).map_err(anyhow::Error::msg)?.tokenizer;
         let config: ModelConfig = serde_json::from_str(shape.config).context(shape.name)?;
         let lm = CodeLm::init(&config, 1, &Device::Cpu)?;
         let name = format!("random weights, {} ({})", shape.name, shape.about);

@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// Also measure this program with the same weights, in turn with ours.
     #[arg(long, value_name = "PEER")]
     against: Option<Against>,
-    /// Random weights of this shape, in place of a model; with --against it is the default, for the starter is none that llama.cpp can run.
+    /// Random weights of this shape, in place of a model, of which the tokenizer is taken; with --against it is the default, for the starter is none that llama.cpp can run.
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(SHAPES.iter().map(|shape| shape.name)))]
     shape: Option<String>,
     /// The language whose experts are used.
@@ -61,11 +61,10 @@ enum Against {
 /// Measures and prints.
 pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
     let model = choice.model.as_deref();
-    ensure!(args.shape.is_none() || model.is_none(), "--shape and --model: expected one of them");
     let default = args.against.filter(|_| model.is_none()).map(|_| SHAPES[0].name);
     let shape = args.shape.as_deref().or(default);
     let subject = match SHAPES.iter().find(|known| Some(known.name) == shape) {
-        Some(shape) => Subject::random(shape)?,
+        Some(shape) => Subject::random(shape, model)?,
         None => Subject::load(model, args.language.as_deref())?,
     };
     if choice.device == DeviceKind::Cuda {

@@ -59,6 +59,8 @@ struct Memory {
 #[derive(PartialEq)]
 struct Key {
     n_rows: usize,
+    /// Rows of logits.
+    n_wanted: usize,
     sections: Sections,
     /// Of each plan, whether rows stay in place, and whether its products go by the library.
     plans: Vec<(bool, bool)>,
@@ -126,9 +128,9 @@ impl CudaDecoder {
     }
 
     /// Makes the pass of these rows the newest one.
-    fn come(&mut self, data: &StepData, sections: Sections, moved: bool) -> Result<()> {
+    fn come(&mut self, data: &StepData, n_wanted: usize, sections: Sections, moved: bool) -> Result<()> {
         let plans = data.plans.iter().map(|plan| (plan.is_plain(), run::uses_library(plan, data.b))).collect();
-        let key = Key { n_rows: data.b, sections, plans };
+        let key = Key { n_rows: data.b, n_wanted, sections, plans };
         let pass = match self.passes.iter().position(|pass| pass.key == key) {
             Some(known) => self.passes.remove(known),
             None => {
@@ -184,16 +186,16 @@ impl RowDecoder for CudaDecoder {
         let kept = kept_rows(&padded);
         let (sections, words) = words(&data, 1.0, &self.memory.bounds, Some(&kept));
         let moved = self.memory.uploads.send(&self.memory.device, &words)?;
-        self.come(&data, sections, moved)?;
+        self.come(&data, kept.wanted.len(), sections, moved)?;
         let Some(pass) = self.passes.last_mut() else { return Ok(Vec::new()) };
-        self.memory.run(pass, &data, kept.wanted.len())?;
+        self.memory.run(pass, &data)?;
         self.memory.logits(rows.iter().filter(|row| row.is_wanted).count())
     }
 }
 
 impl Memory {
     /// Queues a pass: its launches the first time, a graph from then on.
-    fn run(&self, pass: &mut Pass, data: &StepData, n_wanted: usize) -> Result<()> {
+    fn run(&self, pass: &mut Pass, data: &StepData) -> Result<()> {
         let Pass { key, tape, out, arena, was_run, graph } = pass;
         let run = Run {
             device: &self.device,
@@ -212,7 +214,7 @@ impl Memory {
             data,
         };
         let Some(kept) = &key.sections.kept else { return Ok(()) };
-        let mut queue = || self.queue(&run, kept, (*out, n_wanted));
+        let mut queue = || self.queue(&run, kept, (*out, key.n_wanted));
         // Algorithms are looked for the first time. Products of one expert's rows each follow the languages: no graph can hold them.
         if !std::mem::replace(was_run, true) || key.plans.iter().any(|(_, by_library)| *by_library) {
             return queue();

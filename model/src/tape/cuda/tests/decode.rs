@@ -95,6 +95,31 @@ fn passes_on_a_gpu_equal_the_model_for_every_option() {
     passes_equal_the_model_for_every_option("passes_on_a_gpu_equal_the_model_for_every_option", Place::Gpu);
 }
 
+/// A graph that was made for one row of logits served passes of as many rows that ask for more, and read rows that nobody had written.
+fn a_pass_that_asks_for_more_logits_has_a_graph_of_its_own(test: &str, place: Place) {
+    let Some(device) = device(test, place, 32) else { return };
+    let lm = rounded(cpu::model(&sized(&crate::config::tests::tiny(None))));
+    let mut decoder = CudaDecoder::with_device(device, lm.materialized().unwrap(), 1).unwrap();
+    let mut texts = Texts::new(1, 60);
+    for (all, n_graphs) in [(false, 0), (false, 1), (true, 1), (true, 2), (false, 2)] {
+        let rows = texts.rows(0, 4, all);
+        assert_same_logits(&format!("{place:?}, all {all}"), &mut decoder, &lm, &texts, &rows);
+        assert_eq!(decoder.n_graphs(), n_graphs, "{place:?}, all {all}");
+    }
+}
+
+#[test]
+fn an_emulated_pass_that_asks_for_more_logits_has_a_graph_of_its_own() {
+    let test = "an_emulated_pass_that_asks_for_more_logits_has_a_graph_of_its_own";
+    a_pass_that_asks_for_more_logits_has_a_graph_of_its_own(test, Place::Host);
+}
+
+#[test]
+fn a_pass_on_a_gpu_that_asks_for_more_logits_has_a_graph_of_its_own() {
+    let test = "a_pass_on_a_gpu_that_asks_for_more_logits_has_a_graph_of_its_own";
+    a_pass_that_asks_for_more_logits_has_a_graph_of_its_own(test, Place::Gpu);
+}
+
 #[test]
 fn wide_heads_are_kept_too() {
     for head in [64, 128] {
