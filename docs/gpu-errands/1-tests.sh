@@ -61,7 +61,8 @@ start multicoder
 suite kernels 280 bash -euo pipefail -c kernels
 start tape-tests
 # Those that need the GPU, by what their names have in common, and the compilation of every kernel: others read this source tree's emulator.
-suite tapes 110 "$RUN/tape-tests" on_a_gpu every_kernel_compiles --nocapture
+# One at a time: cuBLASLt fails in one thread while another captures a graph (LAB.md, 2026-11-27).
+suite tapes 110 "$RUN/tape-tests" on_a_gpu every_kernel_compiles --nocapture --test-threads 1
 if [ -f target/gpu/cuda-tests.xz ]; then
     start cuda-tests
     suite candle 90 "$RUN/cuda-tests" --show-output

@@ -57,12 +57,23 @@ struct Shared {
     config: ModelConfig,
     max_rows: usize,
     free: Mutex<Vec<usize>>,
+    /// Until it is dropped.
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Shared {
+    /// Waits until the decoder is gone: a device that is given back while the program ends fails.
+    fn drop(&mut self) {
+        self.jobs = None;
+        // Who waits for a panic's answer was told so.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 /// A decoder on a thread of its own, for many clients. The thread ends with the last of them and this.
 pub struct Batching {
     shared: Arc<Shared>,
-    jobs: Sender<Job>,
 }
 
 impl Batching {
@@ -76,15 +87,16 @@ impl Batching {
         let run = move || match make() {
             Err(error) => drop(ready.send(Err(error))),
             Ok(mut decoder) => {
-                let free = Mutex::new((0..decoder.n_sequences()).rev().collect());
-                let shared = Shared { config: decoder.config().clone(), max_rows: decoder.max_rows(), free };
-                drop(ready.send(Ok(Arc::new(shared))));
+                drop(ready.send(Ok((decoder.config().clone(), decoder.max_rows(), decoder.n_sequences()))));
                 serve(&mut decoder, &waiting);
             }
         };
-        let started: std::io::Result<JoinHandle<()>> = std::thread::Builder::new().name("batching".into()).spawn(run);
-        started.map_err(|error| Error::Device(format!("a thread cannot be started: {error}")))?;
-        Ok(Batching { shared: made.recv().unwrap_or_else(|_| Err(gone()))?, jobs })
+        let thread = std::thread::Builder::new().name("batching".into()).spawn(run);
+        let thread = thread.map_err(|error| Error::Device(format!("a thread cannot be started: {error}")))?;
+        let (config, max_rows, n_sequences) = made.recv().unwrap_or_else(|_| Err(gone()))?;
+        let free = Mutex::new((0..n_sequences).rev().collect());
+        let shared = Shared { config, max_rows, free, jobs: Some(jobs), thread: Some(thread) };
+        Ok(Batching { shared: Arc::new(shared) })
     }
 
     /// `lm`, a model on the CPU, on the GPU of that number, with room for `n_sequences`.
@@ -112,8 +124,7 @@ impl Batching {
     pub fn client(&self) -> Result<Client> {
         let free = self.shared.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let number = free.ok_or_else(|| Error::Device("all sequences of the decoder are in use".to_owned()))?;
-        let (shared, jobs) = (self.shared.clone(), self.jobs.clone());
-        Ok(Client { shared, jobs, number, held: Held::default(), pace: Pace::default() })
+        Ok(Client { shared: self.shared.clone(), number, held: Held::default(), pace: Pace::default() })
     }
 }
 
@@ -148,7 +159,6 @@ fn serve(decoder: &mut impl RowDecoder, jobs: &Receiver<Job>) {
 /// What one client has computed.
 pub struct Client {
     shared: Arc<Shared>,
-    jobs: Sender<Job>,
     number: usize,
     held: Held,
     pace: Pace,
@@ -203,7 +213,8 @@ impl Client {
                 return Err(Error::Cancelled);
             }
             let (reply, answer) = sync_channel(1);
-            self.jobs.send(Job { rows: rows.to_vec(), reply }).map_err(|_| gone())?;
+            let jobs = self.shared.jobs.as_ref().ok_or_else(gone)?;
+            jobs.send(Job { rows: rows.to_vec(), reply }).map_err(|_| gone())?;
             logits.extend(answer.recv().unwrap_or_else(|_| Err(gone()))?);
         }
         self.held.extend(ids);

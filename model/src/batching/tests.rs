@@ -1,6 +1,7 @@
 //! Many clients beside each alone, and what of them goes into a pass.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
 
@@ -162,4 +163,45 @@ fn what_does_not_fit_is_refused_before_others_hear_of_it() {
 fn a_decoder_that_cannot_be_made_says_why() {
     let made = Batching::new(|| Err::<OneByOne, _>(Error::Device("no such thing".to_owned())));
     assert_eq!(made.err().unwrap().to_string(), Error::Device("no such thing".to_owned()).to_string());
+}
+
+/// Takes its time to go, as a device that is given back.
+struct Slow(OneByOne, Arc<AtomicBool>);
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        self.1.store(true, Ordering::SeqCst);
+    }
+}
+
+impl RowDecoder for Slow {
+    fn config(&self) -> &ModelConfig {
+        self.0.config()
+    }
+
+    fn n_sequences(&self) -> usize {
+        self.0.n_sequences()
+    }
+
+    fn max_rows(&self) -> usize {
+        self.0.max_rows()
+    }
+
+    fn decode(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>> {
+        self.0.decode(rows)
+    }
+}
+
+/// A program ended while its decoder was giving back the GPU, and crashed.
+#[test]
+fn the_decoder_is_gone_when_its_last_client_is() {
+    let (is_gone, tokenizer) = (Arc::new(AtomicBool::new(false)), toy());
+    let (decoder, flag) = (decoder(&tokenizer), is_gone.clone());
+    let batching = Batching::new(move || Ok(Slow(OneByOne::new(decoder, 2, 8), flag))).unwrap();
+    let client = batching.client().unwrap();
+    drop(batching);
+    assert!(!is_gone.load(Ordering::SeqCst), "a client is left");
+    drop(client);
+    assert!(is_gone.load(Ordering::SeqCst));
 }

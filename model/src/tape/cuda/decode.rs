@@ -6,6 +6,7 @@
 use super::super::op::{BufId, Op};
 use super::super::record::record_forward;
 use super::super::step::host_plans;
+use super::super::step_data::HostPlan;
 use super::super::{StepData, Tape};
 use super::device::{Arg, Device, DeviceBuffer, Graph, Grid};
 use super::gemm::{Product, Shape};
@@ -62,8 +63,9 @@ struct Key {
     /// Rows of logits.
     n_wanted: usize,
     sections: Sections,
-    /// Of each plan, whether rows stay in place, and whether its products go by the library.
-    plans: Vec<(bool, bool)>,
+    /// Of each plan its assignments, whether rows stay in place, and whether its products go by the library. Tokens without an expert make
+    /// no assignments: there can be fewer of them where sections are the same, whose sizes are rounded.
+    plans: Vec<(usize, bool, bool)>,
 }
 
 /// A pass over so many rows.
@@ -129,7 +131,8 @@ impl CudaDecoder {
 
     /// Makes the pass of these rows the newest one.
     fn come(&mut self, data: &StepData, n_wanted: usize, sections: Sections, moved: bool) -> Result<()> {
-        let plans = data.plans.iter().map(|plan| (plan.is_plain(), run::uses_library(plan, data.b))).collect();
+        let of = |plan: &HostPlan| (plan.token_A.len(), plan.is_plain(), run::uses_library(plan, data.b));
+        let plans = data.plans.iter().map(of).collect();
         let key = Key { n_rows: data.b, n_wanted, sections, plans };
         let pass = match self.passes.iter().position(|pass| pass.key == key) {
             Some(known) => self.passes.remove(known),
@@ -187,6 +190,8 @@ impl RowDecoder for CudaDecoder {
         let (sections, words) = words(&data, 1.0, &self.memory.bounds, Some(&kept));
         let moved = self.memory.uploads.send(&self.memory.device, &words)?;
         self.come(&data, kept.wanted.len(), sections, moved)?;
+        #[cfg(test)]
+        self.memory.poison()?;
         let Some(pass) = self.passes.last_mut() else { return Ok(Vec::new()) };
         self.memory.run(pass, &data)?;
         self.memory.logits(rows.iter().filter(|row| row.is_wanted).count())
@@ -194,6 +199,15 @@ impl RowDecoder for CudaDecoder {
 }
 
 impl Memory {
+    /// Fills all that a pass writes before it reads with numbers that are none.
+    #[cfg(test)]
+    fn poison(&self) -> Result<()> {
+        for buffer in [&self.arena, &self.wanted, &self.logits] {
+            self.device.write(&vec![0xffu8; buffer.n_bytes], buffer.at)?;
+        }
+        Ok(())
+    }
+
     /// Queues a pass: its launches the first time, a graph from then on.
     fn run(&self, pass: &mut Pass, data: &StepData) -> Result<()> {
         let Pass { key, tape, out, arena, was_run, graph } = pass;
@@ -216,7 +230,7 @@ impl Memory {
         let Some(kept) = &key.sections.kept else { return Ok(()) };
         let mut queue = || self.queue(&run, kept, (*out, key.n_wanted));
         // Algorithms are looked for the first time. Products of one expert's rows each follow the languages: no graph can hold them.
-        if !std::mem::replace(was_run, true) || key.plans.iter().any(|(_, by_library)| *by_library) {
+        if !std::mem::replace(was_run, true) || key.plans.iter().any(|(.., by_library)| *by_library) {
             return queue();
         }
         if graph.is_none() {
