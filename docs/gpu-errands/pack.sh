@@ -34,11 +34,11 @@ pack multicoder bin multicoder build -p multicoder-training --features cuda --bi
 pack tape-tests lib multicoder_model test --no-run -p multicoder-model --features cuda --lib
 if [ "${DECODE:-0}" = 1 ]; then
     # Without the starter inside: it travels with the working tree.
-    starter=lsp/model/starter.gguf
-    trap '[ ! -f "$OUT_DIR/starter" ] || mv "$OUT_DIR/starter" "$starter"' EXIT
-    mv "$starter" "$OUT_DIR/starter"
+    starter=lsp/model/starter.gguf aside=target/starter.gguf
+    trap '[ ! -f "$aside" ] || mv "$aside" "$starter"' EXIT
+    [ ! -f "$starter" ] || mv "$starter" "$aside"
     pack multicoder-lsp bin multicoder-lsp build -p multicoder-lsp --features cuda --bin multicoder-lsp
-    mv "$OUT_DIR/starter" "$starter"
+    mv "$aside" "$starter"
 fi
 
 # The tensor library's. A folder of its own: the two cannot share what links CUDA.
