@@ -1,6 +1,6 @@
 //! Threads that help: one thread works through a stage's parts, and others take some of them if their cores are free.
 //!
-//! Nobody waits for a helper to begin: parts are taken from a counter, and only one that a helper has taken and not finished is waited for.
+//! Nobody waits for a helper to begin: parts are taken from counters, and only one that a helper has taken and not finished is waited for.
 //! A helper that was stopped in the middle, because another program has its core, costs that wait once; then the work is done without
 //! helpers for a while, for longer each time. Helpers look for the next stage for some microseconds and then sleep.
 
@@ -26,7 +26,8 @@ struct Shared {
     /// Of the open stage: written only while it is closed, when no helper reads it.
     part: UnsafeCell<Option<Part<'static>>>,
     n_parts: AtomicUsize,
-    next: AtomicUsize,
+    /// Of each thread's share of the parts, the caller's first, how many are taken.
+    taken: Vec<AtomicUsize>,
     /// Helpers that may read `part`.
     n_inside: AtomicUsize,
     panicked: AtomicBool,
@@ -59,7 +60,7 @@ impl Crew {
             stage: AtomicUsize::new(0),
             part: UnsafeCell::new(None),
             n_parts: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            taken: (0..=n_helpers).map(|_| AtomicUsize::new(0)).collect(),
             n_inside: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             asleep: (0..n_helpers).map(|_| AtomicBool::new(false)).collect(),
@@ -91,12 +92,12 @@ impl Crew {
         // SAFETY: the stage is closed: a helper that is inside by now does not read it.
         unsafe { *shared.part.get() = Some(lasting) };
         shared.n_parts.store(n_parts, Ordering::SeqCst);
-        shared.next.store(0, Ordering::SeqCst);
+        shared.taken.iter().for_each(|taken| taken.store(0, Ordering::SeqCst));
         shared.panicked.store(false, Ordering::SeqCst);
         shared.stage.fetch_add(1, Ordering::SeqCst);
         self.wake();
         let closes = Close(self, Instant::now());
-        closes.0.shared.take_parts(part, n_parts);
+        closes.0.shared.take_parts(0, part, n_parts);
         drop(closes);
         assert!(!self.shared.panicked.load(Ordering::SeqCst), "a helper of the decoder panicked");
     }
@@ -149,13 +150,19 @@ impl Drop for Close<'_> {
 }
 
 impl Shared {
-    fn take_parts(&self, part: Part, n_parts: usize) {
-        loop {
-            let i = self.next.fetch_add(1, Ordering::SeqCst);
-            if i >= n_parts {
-                return;
+    /// Takes the parts of the share `own`, one after the other, and then what is left of the others' shares: parts that lie side by side are
+    /// done by one thread, whose core then asks for what it needs itself when it reads ahead.
+    fn take_parts(&self, own: usize, part: Part, n_parts: usize) {
+        let n_shares = self.taken.len();
+        let start = |share: usize| n_parts * share / n_shares;
+        for share in (own..n_shares).chain(0..own) {
+            loop {
+                let i = start(share) + self.taken[share].fetch_add(1, Ordering::SeqCst);
+                if i >= start(share + 1) {
+                    break;
+                }
+                part(i);
             }
-            part(i);
         }
     }
 
@@ -175,7 +182,7 @@ impl Shared {
             let part = if is_open { unsafe { *self.part.get() } } else { None };
             if let Some(part) = part {
                 let n_parts = self.n_parts.load(Ordering::SeqCst);
-                let work = std::panic::AssertUnwindSafe(|| self.take_parts(part, n_parts));
+                let work = std::panic::AssertUnwindSafe(|| self.take_parts(idx + 1, part, n_parts));
                 if std::panic::catch_unwind(work).is_err() {
                     self.panicked.store(true, Ordering::SeqCst);
                 }

@@ -64,15 +64,28 @@ impl Simd {
     }
 }
 
-/// One tile of weights and some rows of activations.
+/// Tiles of weights side by side.
 #[derive(Clone, Copy)]
-struct Tile<'a> {
+struct Tiles<'a> {
     format: Format,
     n_blocks: usize,
-    /// `n_blocks · block_bytes`.
-    blocks: &'a [u8],
-    /// `n_blocks · scales · ROWS` numbers of 16 bits.
-    scales: &'a [u8],
+    /// A tile: `n_blocks · block_bytes`, then `n_blocks · scales · ROWS` numbers of 16 bits.
+    bytes: &'a [u8],
+    /// Bytes of a tile.
+    stride: usize,
+    /// How far ahead weights are asked for, in bytes; zero for those that were here just now.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    ahead: usize,
+}
+
+impl<'a> Tiles<'a> {
+    fn blocks(self, tile: usize) -> &'a [u8] {
+        &self.bytes[tile * self.stride..][..self.n_blocks * self.format.block_bytes()]
+    }
+
+    fn scales(self, tile: usize) -> &'a [u8] {
+        &self.bytes[tile * self.stride + self.n_blocks * self.format.block_bytes()..(tile + 1) * self.stride]
+    }
 }
 
 /// Rows of activations from one on.
@@ -84,19 +97,29 @@ struct Rows<'a> {
     sums: &'a [i32],
 }
 
-/// How far ahead weights are asked for, in bytes.
+/// How far ahead the second level of the cache asks for weights at least, in bytes.
+const AHEAD: usize = 32 << 10;
+/// How far ahead the first level does.
 #[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 8192;
+const NEAR: usize = 8 << 10;
 
-/// Asks for the `N` bytes that lie `AHEAD` after `at`: the processor's own guesses fall behind where several rows of activations make the loop
-/// slow.
+/// Asks the second level of the cache for the `N` bytes that lie `ahead` after `at`, and the first for those that lie [`NEAR`] after it; for
+/// nothing if `ahead` is zero.
+///
+/// The first level can await some two dozen lines, which is less than what keeps memory busy.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn prefetch<const N: usize>(at: *const u8) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+fn prefetch<const N: usize>(at: *const u8, ahead: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+    if ahead == 0 {
+        return;
+    }
     for line in (0..N).step_by(64) {
-        // SAFETY: a hint, which reads nothing; beyond the weights it does nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + line).cast()) };
+        // SAFETY: hints, which read nothing; beyond the weights they do nothing.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(ahead + line).cast());
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(NEAR + line).cast());
+        }
     }
 }
 
@@ -116,43 +139,81 @@ pub fn multiply(w: &Packed, x: &Quantized, tiles: Range<usize>, y: &mut [f32], s
         w.format.scales() > 0 || x.x.len() == x.q.len(),
         "activations that are rounded, for weights that are floats"
     );
-    for (tile, y) in tiles.zip(y.chunks_exact_mut(n * ROWS)) {
-        let (blocks, scales) = w.tile(tile);
-        let tile = Tile { format: w.format, n_blocks: w.n_blocks, blocks, scales };
-        let mut row = 0;
-        while row < n {
-            let from = row * w.n_blocks;
-            let rows = Rows {
-                x: x.x.get(from * COLS..).unwrap_or_default(),
-                q: &x.q[from * COLS..],
-                scales: &x.scales[from..],
-                sums: &x.sums[from..],
-            };
-            row += some_rows(tile, rows, n - row, &mut y[row * ROWS..], simd);
-        }
+    let (mut tiles, mut y) = (tiles, y);
+    while !tiles.is_empty() {
+        let m = tiles_at_once(n, simd).min(1 << tiles.len().ilog2());
+        let (now, later) = y.split_at_mut(m * n * ROWS);
+        some_tiles(w, x, tiles.start..tiles.start + m, now, simd);
+        (tiles, y) = (tiles.start + m..tiles.end, later);
     }
 }
 
-/// Multiplies a tile by as many of the `n` first rows as one kernel takes, and returns how many that is.
-fn some_rows(tile: Tile, rows: Rows, n: usize, y: &mut [f32], simd: Simd) -> usize {
-    // SAFETY: `simd` is an instruction set that the machine has; slices hold as many rows as the kernel is told.
+/// How many tiles a kernel takes at a time for `n` rows of activations: as many as have room for their sums. They share what is loaded of
+/// the activations.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+fn tiles_at_once(n: usize, simd: Simd) -> usize {
+    match (simd, n) {
+        #[cfg(target_arch = "x86_64")]
+        (Simd::Avx512, ..4) => 4,
+        #[cfg(target_arch = "x86_64")]
+        (Simd::Avx512, 4..8) => 2,
+        _ => 1,
+    }
+}
+
+/// Multiplies tiles of which a kernel takes as many at a time.
+fn some_tiles(w: &Packed, x: &Quantized, tiles: Range<usize>, y: &mut [f32], simd: Simd) {
+    let (m, n) = (tiles.len(), x.n_rows());
+    let bytes = w.tiles(tiles);
+    let stride = bytes.len() / m;
+    // The same place in a later step.
+    let ahead = AHEAD.next_multiple_of(bytes.len());
+    let mut tiles = Tiles { format: w.format, n_blocks: w.n_blocks, bytes, stride, ahead };
+    let mut row = 0;
+    while row < n {
+        let from = row * w.n_blocks;
+        let rows = Rows {
+            x: x.x.get(from * COLS..).unwrap_or_default(),
+            q: &x.q[from * COLS..],
+            scales: &x.scales[from..],
+            sums: &x.sums[from..],
+        };
+        row += some_rows(tiles, rows, (m, n - row), &mut y[row * ROWS..], n * ROWS, simd);
+        tiles.ahead = 0;
+    }
+}
+
+/// Multiplies `m` tiles by as many of the `n` first rows as one kernel takes, and returns how many that is. A tile's outputs begin `stride`
+/// after those of the one before.
+fn some_rows(tiles: Tiles, rows: Rows, (m, n): (usize, usize), y: &mut [f32], stride: usize, simd: Simd) -> usize {
+    // SAFETY: `simd` is an instruction set that the machine has; slices hold as many tiles and rows as the kernel is told.
     unsafe {
-        match (simd, n) {
+        match (simd, m, n) {
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx512, 8..) => avx512::multiply::<8>(tile, rows, y),
+            (Simd::Avx512, 4, 2..) => avx512::multiply::<2, 4>(tiles, rows, y, stride),
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx512, 4..) => avx512::multiply::<4>(tile, rows, y),
+            (Simd::Avx512, 4, _) => avx512::multiply::<1, 4>(tiles, rows, y, stride),
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx512, 2..) => avx512::multiply::<2>(tile, rows, y),
+            (Simd::Avx512, 2, 4..) => avx512::multiply::<4, 2>(tiles, rows, y, stride),
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx512, _) => avx512::multiply::<1>(tile, rows, y),
+            (Simd::Avx512, 2, 2..) => avx512::multiply::<2, 2>(tiles, rows, y, stride),
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx2, 2..) => avx2::multiply::<2>(tile, rows, y),
+            (Simd::Avx512, 2, _) => avx512::multiply::<1, 2>(tiles, rows, y, stride),
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx2, _) => avx2::multiply::<1>(tile, rows, y),
+            (Simd::Avx512, _, 8..) => avx512::multiply::<8, 1>(tiles, rows, y, stride),
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx512, _, 4..) => avx512::multiply::<4, 1>(tiles, rows, y, stride),
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx512, _, 2..) => avx512::multiply::<2, 1>(tiles, rows, y, stride),
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx512, ..) => avx512::multiply::<1, 1>(tiles, rows, y, stride),
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx2, _, 2..) => avx2::multiply::<2>(tiles, rows, y),
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx2, ..) => avx2::multiply::<1>(tiles, rows, y),
             #[cfg(target_arch = "aarch64")]
-            (Simd::Neon, _) => neon::multiply(tile, rows, y),
-            (Simd::Scalar, _) => scalar::multiply(tile, rows, y),
+            (Simd::Neon, ..) => neon::multiply(tiles, rows, y),
+            (Simd::Scalar, ..) => scalar::multiply(tiles, rows, y),
         }
     }
 }

@@ -171,12 +171,16 @@ impl Packed {
         size_of::<Line>() * self.lines.len()
     }
 
-    /// The blocks of a tile, and their scales.
-    pub(super) fn tile(&self, tile: usize) -> (&[u8], &[u8]) {
-        let lines = &self.lines[tile * self.tile_lines..(tile + 1) * self.tile_lines];
+    /// Tiles as they lie: of each the blocks, then their scales.
+    pub(super) fn tiles(&self, tiles: std::ops::Range<usize>) -> &[u8] {
+        let lines = &self.lines[tiles.start * self.tile_lines..tiles.end * self.tile_lines];
         // SAFETY: a line is 64 bytes and nothing else.
-        let bytes = unsafe { std::slice::from_raw_parts(lines.as_ptr().cast::<u8>(), size_of_val(lines)) };
-        bytes.split_at(self.n_blocks * self.format.block_bytes())
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast::<u8>(), size_of_val(lines)) }
+    }
+
+    /// The blocks of a tile, and their scales.
+    fn tile(&self, tile: usize) -> (&[u8], &[u8]) {
+        self.tiles(tile..tile + 1).split_at(self.n_blocks * self.format.block_bytes())
     }
 
     fn tile_mut(&mut self, tile: usize) -> &mut [u8] {

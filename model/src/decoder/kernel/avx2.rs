@@ -3,26 +3,26 @@
 use std::arch::x86_64::*;
 
 use super::super::packed::{COLS, Format, ROWS};
-use super::{Rows, Tile, prefetch};
+use super::{Rows, Tiles, prefetch};
 
 /// Lanes of a register.
 const LANES: usize = 8;
 
-/// `T` rows of activations; returns `T`.
+/// One tile and `T` rows of activations; returns `T`.
 ///
 /// # Safety
 /// The processor has AVX2, FMA and F16C; `rows` and `y` hold `T` rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn multiply<const T: usize>(tile: Tile, rows: Rows, y: &mut [f32]) -> usize {
-    debug_assert!(rows.q.len() >= T * tile.n_blocks * COLS && y.len() >= T * ROWS);
+pub(super) unsafe fn multiply<const T: usize>(tiles: Tiles, rows: Rows, y: &mut [f32]) -> usize {
+    debug_assert!(rows.q.len() >= T * tiles.n_blocks * COLS && y.len() >= T * ROWS);
     // SAFETY: the caller's promise.
     let sums = unsafe {
-        match tile.format {
-            Format::Q8 => integers::<T, 8, false>(tile, rows),
-            Format::Q4 => integers::<T, 4, false>(tile, rows),
-            Format::Q4Least => integers::<T, 4, true>(tile, rows),
-            Format::F16 => floats::<T, true>(tile, rows),
-            Format::F32 => floats::<T, false>(tile, rows),
+        match tiles.format {
+            Format::Q8 => integers::<T, 8, false>(tiles, rows),
+            Format::Q4 => integers::<T, 4, false>(tiles, rows),
+            Format::Q4Least => integers::<T, 4, true>(tiles, rows),
+            Format::F16 => floats::<T, true>(tiles, rows),
+            Format::F32 => floats::<T, false>(tiles, rows),
         }
     };
     for (sums, y) in sums.into_iter().zip(y.chunks_exact_mut(ROWS)) {
@@ -36,40 +36,41 @@ pub(super) unsafe fn multiply<const T: usize>(tile: Tile, rows: Rows, y: &mut [f
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn integers<const T: usize, const BITS: usize, const LEAST: bool>(tile: Tile, rows: Rows) -> [[__m256; 2]; T] {
+unsafe fn integers<const T: usize, const BITS: usize, const LEAST: bool>(tiles: Tiles, rows: Rows) -> [[__m256; 2]; T] {
     let n_scales = if LEAST { 2 } else { 1 };
     let offset = if BITS == 4 && !LEAST { -8 } else { 0 };
+    let (blocks, scales) = (tiles.blocks(0), tiles.scales(0));
     let mut out = [[_mm256_setzero_ps(); 2]; T];
-    for block in 0..tile.n_blocks {
+    for block in 0..tiles.n_blocks {
         // SAFETY: a block has `64 · BITS` bytes, each of `T` rows 32 integers there.
         unsafe {
-            let w = tile.blocks.as_ptr().add(block * ROWS * COLS * BITS / 8);
+            let w = blocks.as_ptr().add(block * ROWS * COLS * BITS / 8);
             match BITS {
-                8 => prefetch::<{ ROWS * COLS }>(w),
-                _ => prefetch::<{ ROWS * COLS / 2 }>(w),
+                8 => prefetch::<{ ROWS * COLS }>(w, tiles.ahead),
+                _ => prefetch::<{ ROWS * COLS / 2 }>(w, tiles.ahead),
             }
             let mut products = [[_mm256_setzero_si256(); 2]; T];
             for (t, products) in products.iter_mut().enumerate() {
-                *products = [_mm256_set1_epi32(offset * *rows.sums.get_unchecked(t * tile.n_blocks + block)); 2];
+                *products = [_mm256_set1_epi32(offset * *rows.sums.get_unchecked(t * tiles.n_blocks + block)); 2];
             }
             for k in 0..8 {
                 for half in 0..2 {
                     let w = weights::<BITS>(w, k, half);
                     for (t, products) in products.iter_mut().enumerate() {
-                        let q = rows.q.as_ptr().add((t * tile.n_blocks + block) * COLS + 4 * k);
+                        let q = rows.q.as_ptr().add((t * tiles.n_blocks + block) * COLS + 4 * k);
                         let q = _mm256_set1_epi32(q.cast::<i32>().read_unaligned());
                         products[half] = _mm256_add_epi32(products[half], dot::<BITS>(w, q));
                     }
                 }
             }
             for (t, (out, products)) in out.iter_mut().zip(products).enumerate() {
-                let at = t * tile.n_blocks + block;
+                let at = t * tiles.n_blocks + block;
                 let x_scale = _mm256_set1_ps(*rows.scales.get_unchecked(at));
                 for half in 0..2 {
-                    let scale = _mm256_mul_ps(halves(tile.scales, 2 * n_scales * block + half), x_scale);
+                    let scale = _mm256_mul_ps(halves(scales, 2 * n_scales * block + half), x_scale);
                     out[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products[half]), scale, out[half]);
                     if LEAST {
-                        let least = _mm256_mul_ps(halves(tile.scales, 2 * (n_scales * block + 1) + half), x_scale);
+                        let least = _mm256_mul_ps(halves(scales, 2 * (n_scales * block + 1) + half), x_scale);
                         let sum = _mm256_set1_ps(*rows.sums.get_unchecked(at) as f32);
                         out[half] = _mm256_fnmadd_ps(least, sum, out[half]);
                     }
@@ -110,8 +111,8 @@ fn dot<const BITS: usize>(w: __m256i, q: __m256i) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn floats<const T: usize, const HALF: bool>(tile: Tile, rows: Rows) -> [[__m256; 2]; T] {
-    let n = tile.n_blocks * COLS;
+unsafe fn floats<const T: usize, const HALF: bool>(tiles: Tiles, rows: Rows) -> [[__m256; 2]; T] {
+    let (n, blocks) = (tiles.n_blocks * COLS, tiles.blocks(0));
     let mut out = [[_mm256_setzero_ps(); 2]; T];
     // One half of the rows after the other: their sums fill the registers.
     for half in 0..2 {
@@ -121,8 +122,8 @@ unsafe fn floats<const T: usize, const HALF: bool>(tile: Tile, rows: Rows) -> [[
                 // SAFETY: a column of a tile is 16 numbers; each of `T` rows has `n`.
                 unsafe {
                     let w = match HALF {
-                        true => halves(tile.blocks, 2 * (k + i) + half),
-                        false => _mm256_loadu_ps(tile.blocks.as_ptr().cast::<f32>().add((k + i) * ROWS + LANES * half)),
+                        true => halves(blocks, 2 * (k + i) + half),
+                        false => _mm256_loadu_ps(blocks.as_ptr().cast::<f32>().add((k + i) * ROWS + LANES * half)),
                     };
                     for (t, sums) in sums.iter_mut().enumerate() {
                         sums[i] = _mm256_fmadd_ps(w, _mm256_set1_ps(*rows.x.get_unchecked(t * n + k + i)), sums[i]);

@@ -1,61 +1,81 @@
 //! AVX-512 with VNNI: the 16 rows of a tile are the lanes of one register.
 
 use std::arch::x86_64::*;
+use std::array::from_fn;
 
 use super::super::packed::{COLS, Format, ROWS};
-use super::{Rows, Tile, prefetch};
+use super::{Rows, Tiles, prefetch};
 
-/// `T` rows of activations; returns `T`.
+/// Sums of `M` tiles for `T` rows of activations.
+type Sums<const T: usize, const M: usize> = [[__m512; T]; M];
+
+/// `M` tiles and `T` rows of activations; returns `T`. The outputs of a tile begin `stride` after those of the one before.
 ///
 /// # Safety
-/// The processor has AVX-512 F, BW and VNNI; `rows` and `y` hold `T` rows.
+/// The processor has AVX-512 F, BW and VNNI; `tiles` has `M`, `rows` has `T`, and `y` has room for `T` rows in each stride.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn multiply<const T: usize>(tile: Tile, rows: Rows, y: &mut [f32]) -> usize {
-    debug_assert!(rows.q.len() >= T * tile.n_blocks * COLS && y.len() >= T * ROWS);
+pub(super) unsafe fn multiply<const T: usize, const M: usize>(
+    tiles: Tiles,
+    rows: Rows,
+    y: &mut [f32],
+    stride: usize,
+) -> usize {
+    debug_assert!(rows.q.len() >= T * tiles.n_blocks * COLS && y.len() >= (M - 1) * stride + T * ROWS);
     // SAFETY: the caller's promise.
     let sums = unsafe {
-        match tile.format {
-            Format::Q8 => q8::<T>(tile, rows),
-            Format::Q4 => q4::<T, false>(tile, rows),
-            Format::Q4Least => q4::<T, true>(tile, rows),
-            Format::F16 => floats::<T, true>(tile, rows),
-            Format::F32 => floats::<T, false>(tile, rows),
+        match tiles.format {
+            Format::Q8 => q8::<T, M>(tiles, rows),
+            Format::Q4 => q4::<T, M, false>(tiles, rows),
+            Format::Q4Least => q4::<T, M, true>(tiles, rows),
+            Format::F16 => floats::<T, M, true>(tiles, rows),
+            Format::F32 => floats::<T, M, false>(tiles, rows),
         }
     };
-    for (sum, y) in sums.into_iter().zip(y.chunks_exact_mut(ROWS)) {
-        // SAFETY: a row of outputs has as many numbers as a register.
-        unsafe { _mm512_storeu_ps(y.as_mut_ptr(), sum) };
+    for (m, sums) in sums.into_iter().enumerate() {
+        for (sum, y) in sums.into_iter().zip(y[m * stride..].chunks_exact_mut(ROWS)) {
+            // SAFETY: a row of outputs has as many numbers as a register.
+            unsafe { _mm512_storeu_ps(y.as_mut_ptr(), sum) };
+        }
     }
     T
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn q8<const T: usize>(tile: Tile, rows: Rows) -> [__m512; T] {
-    let mut out = [_mm512_setzero_ps(); T];
-    for block in 0..tile.n_blocks {
+unsafe fn q8<const T: usize, const M: usize>(tiles: Tiles, rows: Rows) -> Sums<T, M> {
+    let scales: [&[u8]; M] = from_fn(|m| tiles.scales(m));
+    let mut out = [[_mm512_setzero_ps(); T]; M];
+    for block in 0..tiles.n_blocks {
         // SAFETY: a block has 512 bytes, each of `T` rows 32 integers there.
         unsafe {
-            let w = tile.blocks.as_ptr().add(block * ROWS * COLS);
-            let mut even = [_mm512_setzero_si512(); T];
-            let mut odd = [_mm512_setzero_si512(); T];
-            for (t, even) in even.iter_mut().enumerate() {
-                *even = _mm512_set1_epi32(-128 * *rows.sums.get_unchecked(t * tile.n_blocks + block));
+            let w: [*const u8; M] = from_fn(|m| tiles.bytes.as_ptr().add(m * tiles.stride + block * ROWS * COLS));
+            for w in w {
+                prefetch::<{ ROWS * COLS }>(w, tiles.ahead);
             }
-            prefetch::<{ ROWS * COLS }>(w);
-            for k in 0..4 {
-                let (first, second) = (load(w.add(128 * k)), load(w.add(128 * k + 64)));
-                for t in 0..T {
-                    let q = rows.q.as_ptr().add((t * tile.n_blocks + block) * COLS + 8 * k);
-                    even[t] = _mm512_dpbusd_epi32(even[t], first, four(q));
-                    odd[t] = _mm512_dpbusd_epi32(odd[t], second, four(q.add(4)));
+            let mut even = [[_mm512_setzero_si512(); T]; M];
+            let mut odd = [[_mm512_setzero_si512(); T]; M];
+            for even in &mut even {
+                for (t, even) in even.iter_mut().enumerate() {
+                    *even = _mm512_set1_epi32(-128 * *rows.sums.get_unchecked(t * tiles.n_blocks + block));
                 }
             }
-            let scale = halves(tile.scales, block);
-            for t in 0..T {
-                let x_scale = _mm512_set1_ps(*rows.scales.get_unchecked(t * tile.n_blocks + block));
-                let product = _mm512_cvtepi32_ps(_mm512_add_epi32(even[t], odd[t]));
-                out[t] = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, x_scale), out[t]);
+            for k in 0..4 {
+                for m in 0..M {
+                    let (first, second) = (load(w[m].add(128 * k)), load(w[m].add(128 * k + 64)));
+                    for t in 0..T {
+                        let q = rows.q.as_ptr().add((t * tiles.n_blocks + block) * COLS + 8 * k);
+                        even[m][t] = _mm512_dpbusd_epi32(even[m][t], first, four(q));
+                        odd[m][t] = _mm512_dpbusd_epi32(odd[m][t], second, four(q.add(4)));
+                    }
+                }
+            }
+            for m in 0..M {
+                let scale = halves(scales[m], block);
+                for t in 0..T {
+                    let x_scale = _mm512_set1_ps(*rows.scales.get_unchecked(t * tiles.n_blocks + block));
+                    let product = _mm512_cvtepi32_ps(_mm512_add_epi32(even[m][t], odd[m][t]));
+                    out[m][t] = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, x_scale), out[m][t]);
+                }
             }
         }
     }
@@ -64,40 +84,49 @@ unsafe fn q8<const T: usize>(tile: Tile, rows: Rows) -> [__m512; T] {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn q4<const T: usize, const LEAST: bool>(tile: Tile, rows: Rows) -> [__m512; T] {
+unsafe fn q4<const T: usize, const M: usize, const LEAST: bool>(tiles: Tiles, rows: Rows) -> Sums<T, M> {
     let low = _mm512_set1_epi8(15);
     let (offset, n_scales) = if LEAST { (0, 2) } else { (-8, 1) };
-    let mut out = [_mm512_setzero_ps(); T];
-    for block in 0..tile.n_blocks {
+    let scales: [&[u8]; M] = from_fn(|m| tiles.scales(m));
+    let mut out = [[_mm512_setzero_ps(); T]; M];
+    for block in 0..tiles.n_blocks {
         // SAFETY: a block has 256 bytes, each of `T` rows 32 integers there.
         unsafe {
-            let w = tile.blocks.as_ptr().add(block * ROWS * COLS / 2);
-            let mut even = [_mm512_setzero_si512(); T];
-            let mut odd = [_mm512_setzero_si512(); T];
-            for (t, even) in even.iter_mut().enumerate() {
-                *even = _mm512_set1_epi32(offset * *rows.sums.get_unchecked(t * tile.n_blocks + block));
+            let w: [*const u8; M] = from_fn(|m| tiles.bytes.as_ptr().add(m * tiles.stride + block * ROWS * COLS / 2));
+            for w in w {
+                prefetch::<{ ROWS * COLS / 2 }>(w, tiles.ahead);
             }
-            prefetch::<{ ROWS * COLS / 2 }>(w);
-            for k in 0..4 {
-                let both = load(w.add(64 * k));
-                let first = _mm512_and_si512(both, low);
-                let second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-                for t in 0..T {
-                    let q = rows.q.as_ptr().add((t * tile.n_blocks + block) * COLS + 8 * k);
-                    even[t] = _mm512_dpbusd_epi32(even[t], first, four(q));
-                    odd[t] = _mm512_dpbusd_epi32(odd[t], second, four(q.add(4)));
+            let mut even = [[_mm512_setzero_si512(); T]; M];
+            let mut odd = [[_mm512_setzero_si512(); T]; M];
+            for even in &mut even {
+                for (t, even) in even.iter_mut().enumerate() {
+                    *even = _mm512_set1_epi32(offset * *rows.sums.get_unchecked(t * tiles.n_blocks + block));
                 }
             }
-            let scale = halves(tile.scales, n_scales * block);
-            for t in 0..T {
-                let at = t * tile.n_blocks + block;
-                let x_scale = _mm512_set1_ps(*rows.scales.get_unchecked(at));
-                let product = _mm512_cvtepi32_ps(_mm512_add_epi32(even[t], odd[t]));
-                out[t] = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, x_scale), out[t]);
-                if LEAST {
-                    let least = _mm512_mul_ps(halves(tile.scales, n_scales * block + 1), x_scale);
-                    let sum = _mm512_set1_ps(*rows.sums.get_unchecked(at) as f32);
-                    out[t] = _mm512_fnmadd_ps(least, sum, out[t]);
+            for k in 0..4 {
+                for m in 0..M {
+                    let both = load(w[m].add(64 * k));
+                    let first = _mm512_and_si512(both, low);
+                    let second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+                    for t in 0..T {
+                        let q = rows.q.as_ptr().add((t * tiles.n_blocks + block) * COLS + 8 * k);
+                        even[m][t] = _mm512_dpbusd_epi32(even[m][t], first, four(q));
+                        odd[m][t] = _mm512_dpbusd_epi32(odd[m][t], second, four(q.add(4)));
+                    }
+                }
+            }
+            for m in 0..M {
+                let scale = halves(scales[m], n_scales * block);
+                for t in 0..T {
+                    let at = t * tiles.n_blocks + block;
+                    let x_scale = _mm512_set1_ps(*rows.scales.get_unchecked(at));
+                    let product = _mm512_cvtepi32_ps(_mm512_add_epi32(even[m][t], odd[m][t]));
+                    out[m][t] = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, x_scale), out[m][t]);
+                    if LEAST {
+                        let least = _mm512_mul_ps(halves(scales[m], n_scales * block + 1), x_scale);
+                        let sum = _mm512_set1_ps(*rows.sums.get_unchecked(at) as f32);
+                        out[m][t] = _mm512_fnmadd_ps(least, sum, out[m][t]);
+                    }
                 }
             }
         }
@@ -107,24 +136,32 @@ unsafe fn q4<const T: usize, const LEAST: bool>(tile: Tile, rows: Rows) -> [__m5
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn floats<const T: usize, const HALF: bool>(tile: Tile, rows: Rows) -> [__m512; T] {
-    let n = tile.n_blocks * COLS;
-    let mut sums = [[_mm512_setzero_ps(); 4]; T];
-    for k in (0..n).step_by(4) {
-        for i in 0..4 {
-            // SAFETY: a column of a tile is 16 numbers; each of `T` rows has `n`.
-            unsafe {
-                let w = match HALF {
-                    true => halves(tile.blocks, k + i),
-                    false => _mm512_loadu_ps(tile.blocks.as_ptr().cast::<f32>().add((k + i) * ROWS)),
-                };
-                for (t, sums) in sums.iter_mut().enumerate() {
-                    sums[i] = _mm512_fmadd_ps(w, _mm512_set1_ps(*rows.x.get_unchecked(t * n + k + i)), sums[i]);
+unsafe fn floats<const T: usize, const M: usize, const HALF: bool>(tiles: Tiles, rows: Rows) -> Sums<T, M> {
+    let n = tiles.n_blocks * COLS;
+    let mut out = [[_mm512_setzero_ps(); T]; M];
+    // One tile after the other: the sums of one fill the registers.
+    for (m, out) in out.iter_mut().enumerate() {
+        let blocks = tiles.blocks(m);
+        let mut sums = [[_mm512_setzero_ps(); 4]; T];
+        for k in (0..n).step_by(4) {
+            for i in 0..4 {
+                // SAFETY: a column of a tile is 16 numbers; each of `T` rows has `n`.
+                unsafe {
+                    let w = match HALF {
+                        true => halves(blocks, k + i),
+                        false => _mm512_loadu_ps(blocks.as_ptr().cast::<f32>().add((k + i) * ROWS)),
+                    };
+                    for (t, sums) in sums.iter_mut().enumerate() {
+                        sums[i] = _mm512_fmadd_ps(w, _mm512_set1_ps(*rows.x.get_unchecked(t * n + k + i)), sums[i]);
+                    }
                 }
             }
         }
+        for (out, [a, b, c, d]) in out.iter_mut().zip(sums) {
+            *out = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+        }
     }
-    sums.map(|[a, b, c, d]| _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)))
+    out
 }
 
 #[inline]

@@ -5,22 +5,22 @@ use std::arch::aarch64::*;
 use half::f16;
 
 use super::super::packed::{COLS, Format, ROWS};
-use super::{Rows, Tile};
+use super::{Rows, Tiles};
 
 /// Lanes of a register.
 const LANES: usize = 4;
 
-/// One row of activations; always 1.
+/// One tile and one row of activations; always 1.
 ///
 /// # Safety
 /// `rows` and `y` hold a row.
-pub(super) unsafe fn multiply(tile: Tile, rows: Rows, y: &mut [f32]) -> usize {
-    debug_assert!(rows.q.len() >= tile.n_blocks * COLS && y.len() >= ROWS);
+pub(super) unsafe fn multiply(tiles: Tiles, rows: Rows, y: &mut [f32]) -> usize {
+    debug_assert!(rows.q.len() >= tiles.n_blocks * COLS && y.len() >= ROWS);
     // SAFETY: the caller's promise; every processor of this architecture has NEON.
     let sums = unsafe {
-        match tile.format {
-            Format::Q8 | Format::Q4 | Format::Q4Least => integers(tile, rows),
-            Format::F16 | Format::F32 => floats(tile, rows),
+        match tiles.format {
+            Format::Q8 | Format::Q4 | Format::Q4Least => integers(tiles, rows),
+            Format::F16 | Format::F32 => floats(tiles, rows),
         }
     };
     for (sum, y) in sums.into_iter().zip(y.chunks_exact_mut(LANES)) {
@@ -30,28 +30,28 @@ pub(super) unsafe fn multiply(tile: Tile, rows: Rows, y: &mut [f32]) -> usize {
     1
 }
 
-unsafe fn integers(tile: Tile, rows: Rows) -> [float32x4_t; 4] {
-    let (size, n_scales) = (tile.format.block_bytes(), tile.format.scales());
-    let offset = if tile.format == Format::Q4 { -8 } else { 0 };
+unsafe fn integers(tiles: Tiles, rows: Rows) -> [float32x4_t; 4] {
+    let (size, n_scales) = (tiles.format.block_bytes(), tiles.format.scales());
+    let offset = if tiles.format == Format::Q4 { -8 } else { 0 };
     // SAFETY: a block has `size` bytes, a row 32 integers there.
     unsafe {
         let mut out = [vdupq_n_f32(0.0); 4];
-        for block in 0..tile.n_blocks {
-            let w = tile.blocks.as_ptr().add(block * size);
+        for block in 0..tiles.n_blocks {
+            let w = tiles.blocks(0).as_ptr().add(block * size);
             let (x_scale, sum) = (rows.scales[block], rows.sums[block]);
             let mut products = [vdupq_n_s32(offset * sum); 4];
             for k in 0..8 {
                 let q = rows.q.as_ptr().add(block * COLS + 4 * k).cast::<i32>().read_unaligned();
                 let q = vreinterpretq_s8_s32(vdupq_n_s32(q));
                 for (quarter, product) in products.iter_mut().enumerate() {
-                    *product = vaddq_s32(*product, dot(weights(tile.format, w, k, quarter), q));
+                    *product = vaddq_s32(*product, dot(weights(tiles.format, w, k, quarter), q));
                 }
             }
             for (quarter, (out, product)) in out.iter_mut().zip(products).enumerate() {
-                let scale = halves(tile.scales, n_scales * block, quarter);
+                let scale = halves(tiles.scales(0), n_scales * block, quarter);
                 *out = vfmaq_f32(*out, vcvtq_f32_s32(product), vmulq_n_f32(scale, x_scale));
-                if tile.format == Format::Q4Least {
-                    let least = vmulq_n_f32(halves(tile.scales, n_scales * block + 1, quarter), x_scale);
+                if tiles.format == Format::Q4Least {
+                    let least = vmulq_n_f32(halves(tiles.scales(0), n_scales * block + 1, quarter), x_scale);
                     *out = vfmsq_f32(*out, least, vdupq_n_f32(sum as f32));
                 }
             }
@@ -83,15 +83,15 @@ unsafe fn dot(w: int8x16_t, q: int8x16_t) -> int32x4_t {
     }
 }
 
-unsafe fn floats(tile: Tile, rows: Rows) -> [float32x4_t; 4] {
+unsafe fn floats(tiles: Tiles, rows: Rows) -> [float32x4_t; 4] {
     // SAFETY: a column of a tile is 16 numbers; a row has one for each column.
     unsafe {
         let mut sums = [[vdupq_n_f32(0.0); 4]; 4];
-        for (k, x) in rows.x[..tile.n_blocks * COLS].iter().enumerate() {
+        for (k, x) in rows.x[..tiles.n_blocks * COLS].iter().enumerate() {
             for (quarter, sums) in sums.iter_mut().enumerate() {
-                let w = match tile.format {
-                    Format::F16 => halves(tile.blocks, k, quarter),
-                    _ => vld1q_f32(tile.blocks.as_ptr().cast::<f32>().add(k * ROWS + LANES * quarter)),
+                let w = match tiles.format {
+                    Format::F16 => halves(tiles.blocks(0), k, quarter),
+                    _ => vld1q_f32(tiles.blocks(0).as_ptr().cast::<f32>().add(k * ROWS + LANES * quarter)),
                 };
                 sums[k % 4] = vfmaq_n_f32(sums[k % 4], w, *x);
             }

@@ -3,32 +3,32 @@
 use half::f16;
 
 use super::super::packed::{COLS, Format, ROWS};
-use super::{Rows, Tile};
+use super::{Rows, Tiles};
 
-/// One row of activations; always 1.
-pub(super) fn multiply(tile: Tile, rows: Rows, y: &mut [f32]) -> usize {
-    match tile.format {
-        Format::F16 | Format::F32 => floats(tile, rows.x, y),
-        _ => integers(tile, rows, y),
+/// One tile and one row of activations; always 1.
+pub(super) fn multiply(tiles: Tiles, rows: Rows, y: &mut [f32]) -> usize {
+    match tiles.format {
+        Format::F16 | Format::F32 => floats(tiles, rows.x, y),
+        _ => integers(tiles, rows, y),
     }
     1
 }
 
-fn integers(tile: Tile, rows: Rows, y: &mut [f32]) {
-    let size = tile.format.block_bytes();
-    let n_scales = tile.format.scales();
+fn integers(tiles: Tiles, rows: Rows, y: &mut [f32]) {
+    let size = tiles.format.block_bytes();
+    let n_scales = tiles.format.scales();
     for (r, y) in y[..ROWS].iter_mut().enumerate() {
         *y = 0.0;
-        for block in 0..tile.n_blocks {
-            let bytes = &tile.blocks[block * size..][..size];
-            let scale = |i: usize| half(tile.scales, (n_scales * block + i) * ROWS + r);
+        for block in 0..tiles.n_blocks {
+            let bytes = &tiles.blocks(0)[block * size..][..size];
+            let scale = |i: usize| half(tiles.scales(0), (n_scales * block + i) * ROWS + r);
             let q = &rows.q[block * COLS..][..COLS];
             let (x_scale, sum) = (rows.scales[block], rows.sums[block]);
-            let weight = |k: usize| match tile.format {
+            let weight = |k: usize| match tiles.format {
                 Format::Q8 => bytes[k / 4 * 4 * ROWS + 4 * r + k % 4],
                 _ => bytes[k / 8 * 4 * ROWS + 4 * r + k % 4] >> (k % 8 / 4 * 4) & 15,
             };
-            let offset = match tile.format {
+            let offset = match tiles.format {
                 Format::Q8 => 128,
                 Format::Q4 => 8,
                 _ => 0,
@@ -36,7 +36,7 @@ fn integers(tile: Tile, rows: Rows, y: &mut [f32]) {
             let start = -offset * sum;
             let product = (0..COLS).fold(start, |sum, k| sum + i32::from(weight(k)) * i32::from(q[k]));
             *y = (product as f32).mul_add(scale(0) * x_scale, *y);
-            if tile.format == Format::Q4Least {
+            if tiles.format == Format::Q4Least {
                 *y = (-(scale(1) * x_scale)).mul_add(sum as f32, *y);
             }
         }
@@ -44,14 +44,14 @@ fn integers(tile: Tile, rows: Rows, y: &mut [f32]) {
 }
 
 /// Four sums, of every fourth column.
-fn floats(tile: Tile, x: &[f32], y: &mut [f32]) {
+fn floats(tiles: Tiles, x: &[f32], y: &mut [f32]) {
     for (r, y) in y[..ROWS].iter_mut().enumerate() {
         let mut sums = [0f32; 4];
-        for (k, x) in x[..tile.n_blocks * COLS].iter().enumerate() {
+        for (k, x) in x[..tiles.n_blocks * COLS].iter().enumerate() {
             let at = k * ROWS + r;
-            let w = match tile.format {
-                Format::F16 => half(tile.blocks, at),
-                _ => f32::from_le_bytes(std::array::from_fn(|i| tile.blocks[4 * at + i])),
+            let w = match tiles.format {
+                Format::F16 => half(tiles.blocks(0), at),
+                _ => f32::from_le_bytes(std::array::from_fn(|i| tiles.blocks(0)[4 * at + i])),
             };
             sums[k % 4] = w.mul_add(*x, sums[k % 4]);
         }
