@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::packed::{COLS, Format, ROWS};
-use super::{Rows, Tiles, prefetch};
+use super::{AHEAD, Rows, Tiles, prefetch};
 
 /// Lanes of a register.
 const LANES: usize = 8;
@@ -158,6 +158,9 @@ pub(super) unsafe fn scores<const M: usize>(q: &[&[f32]; M], k: &[u16], y: &mut 
         for half in [0, LANES] {
             let mut sums = [[_mm256_setzero_ps(); 4]; M];
             for i in (0..d).step_by(4) {
+                if M == 1 && half == 0 {
+                    prefetch::<{ 4 * 2 * ROWS }>(k.as_ptr().wrapping_add(i * ROWS).cast(), AHEAD);
+                }
                 for j in 0..4.min(d - i) {
                     // SAFETY: a tile has 16 numbers for each of a query.
                     let k = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(k.as_ptr().add((i + j) * ROWS + half).cast())) };
@@ -184,32 +187,59 @@ pub(super) unsafe fn scores<const M: usize>(q: &[&[f32]; M], k: &[u16], y: &mut 
 /// rows as the longest of these.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn weighted<const M: usize>(p: &[&[f32]; M], v: &[u16], y: &mut [f32], stride: usize) {
+    let (mut at, n) = (0, stride / LANES);
+    while at < n {
+        // SAFETY: the caller's promise; so many columns are left.
+        at += unsafe {
+            match n - at {
+                4.. if M == 1 => columns::<M, 4>(p, v, y, stride, at),
+                _ => columns::<M, 1>(p, v, y, stride, at),
+            }
+        };
+    }
+}
+
+/// The `N` times eight columns of [`weighted`] from the `at`-th eight on; returns `N`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn columns<const M: usize, const N: usize>(
+    p: &[&[f32]; M],
+    v: &[u16],
+    y: &mut [f32],
+    stride: usize,
+    at: usize,
+) -> usize {
     // SAFETY: as above.
-    let row = |n: usize, i: usize| unsafe { _mm_loadu_si128(v.as_ptr().add(n * stride + i * LANES).cast()) };
+    let row = |n: usize, i: usize| unsafe { _mm_loadu_si128(v.as_ptr().add(n * stride + (at + i) * LANES).cast()) };
     let in_common = p.iter().map(|p| p.len()).min().unwrap_or(0) / 2 * 2;
-    for i in 0..stride / LANES {
-        let mut sums = [[_mm256_setzero_ps(); 2]; M];
-        for n in (0..in_common).step_by(2) {
-            for j in 0..2 {
+    // Of even and of odd positions.
+    let mut sums = [[[_mm256_setzero_ps(); N]; 2]; M];
+    for n in (0..in_common).step_by(2) {
+        for j in 0..2 {
+            if N == 4 {
+                prefetch::<{ 4 * 2 * LANES }>(v.as_ptr().wrapping_add((n + j) * stride + at * LANES).cast(), AHEAD);
+            }
+            for i in 0..N {
                 let v = _mm256_cvtph_ps(row(n + j, i));
                 for (p, sums) in p.iter().zip(&mut sums) {
                     // SAFETY: so many numbers they all have.
                     let p = _mm256_set1_ps(unsafe { *p.as_ptr().add(n + j) });
-                    sums[j] = _mm256_fmadd_ps(v, p, sums[j]);
+                    sums[j][i] = _mm256_fmadd_ps(v, p, sums[j][i]);
                 }
             }
         }
-        for (m, (p, [mut even, mut odd])) in p.iter().zip(sums).enumerate() {
-            for (n, p) in p.iter().enumerate().skip(in_common) {
-                let (v, p) = (_mm256_cvtph_ps(row(n, i)), _mm256_set1_ps(*p));
-                match n % 2 {
-                    0 => even = _mm256_fmadd_ps(v, p, even),
-                    _ => odd = _mm256_fmadd_ps(v, p, odd),
-                }
+    }
+    for (m, (p, mut sums)) in p.iter().zip(sums).enumerate() {
+        for (n, p) in p.iter().enumerate().skip(in_common) {
+            for i in 0..N {
+                sums[n % 2][i] = _mm256_fmadd_ps(_mm256_cvtph_ps(row(n, i)), _mm256_set1_ps(*p), sums[n % 2][i]);
             }
-            let y = &mut y[m * stride + i * LANES..][..LANES];
+        }
+        let [even, odd] = sums;
+        for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+            let y = &mut y[m * stride + (at + i) * LANES..][..LANES];
             // SAFETY: 8 numbers.
             unsafe { _mm256_storeu_ps(y.as_mut_ptr(), _mm256_add_ps(even, odd)) };
         }
     }
+    N
 }
