@@ -23,6 +23,9 @@ pub enum Simd {
     Avx512,
     #[cfg(target_arch = "aarch64")]
     Neon,
+    /// With the instruction for four products at once.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Simd {
@@ -47,7 +50,12 @@ impl Simd {
             }
         }
         #[cfg(target_arch = "aarch64")]
-        all.push(Simd::Neon);
+        {
+            all.push(Simd::Neon);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                all.push(Simd::NeonDot);
+            }
+        }
         all
     }
 
@@ -185,6 +193,7 @@ fn some_tiles(w: &Packed, x: &Quantized, tiles: Range<usize>, y: &mut [f32], sim
 
 /// Multiplies `m` tiles by as many of the `n` first rows as one kernel takes, and returns how many that is. A tile's outputs begin `stride`
 /// after those of the one before.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 fn some_rows(tiles: Tiles, rows: Rows, (m, n): (usize, usize), y: &mut [f32], stride: usize, simd: Simd) -> usize {
     // SAFETY: `simd` is an instruction set that the machine has; slices hold as many tiles and rows as the kernel is told.
     unsafe {
@@ -212,7 +221,15 @@ fn some_rows(tiles: Tiles, rows: Rows, (m, n): (usize, usize), y: &mut [f32], st
             #[cfg(target_arch = "x86_64")]
             (Simd::Avx2, ..) => avx2::multiply::<1>(tiles, rows, y),
             #[cfg(target_arch = "aarch64")]
-            (Simd::Neon, ..) => neon::multiply(tiles, rows, y),
+            (Simd::NeonDot, _, 4..) => neon::multiply::<4, true>(tiles, rows, y),
+            #[cfg(target_arch = "aarch64")]
+            (Simd::NeonDot, _, 2..) => neon::multiply::<2, true>(tiles, rows, y),
+            #[cfg(target_arch = "aarch64")]
+            (Simd::NeonDot, ..) => neon::multiply::<1, true>(tiles, rows, y),
+            #[cfg(target_arch = "aarch64")]
+            (Simd::Neon, _, 2..) => neon::multiply::<2, false>(tiles, rows, y),
+            #[cfg(target_arch = "aarch64")]
+            (Simd::Neon, ..) => neon::multiply::<1, false>(tiles, rows, y),
             (Simd::Scalar, ..) => scalar::multiply(tiles, rows, y),
         }
     }
@@ -240,6 +257,10 @@ pub(super) fn scores(q: &[&[f32]], k: &[u16], y: &mut [f32], simd: Simd) {
                 (Simd::Avx2, &[a, b]) => avx2::scores(&[a, b], k, y, stride),
                 #[cfg(target_arch = "x86_64")]
                 (Simd::Avx2, &[a]) => avx2::scores(&[a], k, y, stride),
+                #[cfg(target_arch = "aarch64")]
+                (Simd::Neon | Simd::NeonDot, &[a, b]) => neon::scores(&[a, b], k, y, stride),
+                #[cfg(target_arch = "aarch64")]
+                (Simd::Neon | Simd::NeonDot, &[a]) => neon::scores(&[a], k, y, stride),
                 _ => scalar::scores(q[0], k, y),
             }
         }
@@ -270,6 +291,10 @@ pub(super) fn weighted(p: &[&[f32]], v: &[u16], y: &mut [f32], simd: Simd) {
                 (Simd::Avx2, &[a, b]) => avx2::weighted(&[a, b], v, y, stride),
                 #[cfg(target_arch = "x86_64")]
                 (Simd::Avx2, &[a]) => avx2::weighted(&[a], v, y, stride),
+                #[cfg(target_arch = "aarch64")]
+                (Simd::Neon | Simd::NeonDot, &[a, b]) => neon::weighted(&[a, b], v, y, stride),
+                #[cfg(target_arch = "aarch64")]
+                (Simd::Neon | Simd::NeonDot, &[a]) => neon::weighted(&[a], v, y, stride),
                 _ => scalar::weighted(p[0], v, &mut y[..stride]),
             }
         }
@@ -285,7 +310,9 @@ fn at_once(n: usize, simd: Simd, most_avx2: usize) -> usize {
         Simd::Avx512 => 4,
         #[cfg(target_arch = "x86_64")]
         Simd::Avx2 => most_avx2,
-        _ => 1,
+        #[cfg(target_arch = "aarch64")]
+        Simd::Neon | Simd::NeonDot => 2,
+        Simd::Scalar => 1,
     };
     1 << n.min(most).ilog2()
 }

@@ -21,6 +21,7 @@ mod avx512;
 /// Rows of one task of [`Right::multiply`] are multiples of this.
 const TASK_ROWS: usize = 48;
 /// Rows of the left factor below which packing costs more than it gains.
+#[cfg(target_arch = "x86_64")]
 const MIN_ROWS: usize = 32;
 
 static BF16: AtomicBool = AtomicBool::new(false);
@@ -119,6 +120,7 @@ pub(super) struct Part {
 
 impl<'a> Right<'a> {
     /// For left factors of `m` rows.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     pub(super) fn new(mat: Mat<'a>, (m, n, k): (usize, usize, usize)) -> Right<'a> {
         debug_assert!((k - 1) * mat.row + (n - 1) * mat.col < mat.data.len());
         Right {

@@ -237,15 +237,18 @@ impl Rows {
         Shared::new(data).rows(0, stride, size)
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn n_rows(&self) -> usize {
         self.rows
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn width(&self) -> usize {
         self.width
     }
 
     /// Some columns of the same rows.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn columns(&self, first: usize, width: usize) -> Rows {
         assert!(first + width <= self.width, "columns out of bounds");
         // SAFETY: in bounds by the assertion.

@@ -269,8 +269,8 @@ unsafe fn columns<const M: usize, const N: usize>(
     }
     for (m, (p, mut sums)) in p.iter().zip(sums).enumerate() {
         for (n, p) in p.iter().enumerate().skip(in_common) {
-            for i in 0..N {
-                sums[n % 2][i] = _mm512_fmadd_ps(_mm512_cvtph_ps(row(n, i)), _mm512_set1_ps(*p), sums[n % 2][i]);
+            for (i, sum) in sums[n % 2].iter_mut().enumerate() {
+                *sum = _mm512_fmadd_ps(_mm512_cvtph_ps(row(n, i)), _mm512_set1_ps(*p), *sum);
             }
         }
         let [even, odd] = sums;
