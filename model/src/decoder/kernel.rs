@@ -118,15 +118,18 @@ const NEAR: usize = 8 << 10;
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn prefetch<const N: usize>(at: *const u8, ahead: usize) {
-    use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+    use std::arch::x86_64::_mm_prefetch;
+    // As the instruction numbers them: its hints T0 and T1.
+    const FIRST_LEVEL: i32 = 3;
+    const SECOND_LEVEL: i32 = 2;
     if ahead == 0 {
         return;
     }
     for line in (0..N).step_by(64) {
         // SAFETY: hints, which read nothing; beyond the weights they do nothing.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(ahead + line).cast());
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(NEAR + line).cast());
+            _mm_prefetch::<SECOND_LEVEL>(at.wrapping_add(ahead + line).cast());
+            _mm_prefetch::<FIRST_LEVEL>(at.wrapping_add(NEAR + line).cast());
         }
     }
 }
