@@ -16,7 +16,7 @@ pub(super) struct Heads {
     pub(super) start: usize,
 }
 
-/// Queries that see the same keys and values, computed together: as many as kernels take at once.
+/// Queries that see the same keys and values, computed together: as many as the widest kernels take at once.
 const TOGETHER: usize = 4;
 
 /// Memory of the stage.

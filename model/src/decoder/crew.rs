@@ -20,14 +20,18 @@ const REST: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 /// What a stage does to its `i`-th part.
 type Part<'a> = &'a (dyn Fn(usize) + Sync);
 
+/// A counter in lines of the cache of its own.
+#[repr(align(128))]
+struct Taken(AtomicUsize);
+
 struct Shared {
     /// Odd while a stage is open; closed for good at `usize::MAX - 1`.
     stage: AtomicUsize,
     /// Of the open stage: written only while it is closed, when no helper reads it.
     part: UnsafeCell<Option<Part<'static>>>,
     n_parts: AtomicUsize,
-    /// Of each thread's share of the parts, the caller's first, how many are taken.
-    taken: Vec<AtomicUsize>,
+    /// Of each thread's share of the parts, the caller's first, how many are taken; more than there are when somebody tried in vain.
+    taken: Vec<Taken>,
     /// Helpers that may read `part`.
     n_inside: AtomicUsize,
     panicked: AtomicBool,
@@ -60,7 +64,7 @@ impl Crew {
             stage: AtomicUsize::new(0),
             part: UnsafeCell::new(None),
             n_parts: AtomicUsize::new(0),
-            taken: (0..=n_helpers).map(|_| AtomicUsize::new(0)).collect(),
+            taken: (0..=n_helpers).map(|_| Taken(AtomicUsize::new(0))).collect(),
             n_inside: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             asleep: (0..n_helpers).map(|_| AtomicBool::new(false)).collect(),
@@ -92,7 +96,7 @@ impl Crew {
         // SAFETY: the stage is closed: a helper that is inside by now does not read it.
         unsafe { *shared.part.get() = Some(lasting) };
         shared.n_parts.store(n_parts, Ordering::SeqCst);
-        shared.taken.iter().for_each(|taken| taken.store(0, Ordering::SeqCst));
+        shared.taken.iter().for_each(|Taken(taken)| taken.store(0, Ordering::SeqCst));
         shared.panicked.store(false, Ordering::SeqCst);
         shared.stage.fetch_add(1, Ordering::SeqCst);
         self.wake();
@@ -154,14 +158,14 @@ impl Shared {
     /// done by one thread, whose core then asks for what it needs itself when it reads ahead.
     fn take_parts(&self, own: usize, part: Part, n_parts: usize) {
         let n_shares = self.taken.len();
-        let start = |share: usize| n_parts * share / n_shares;
         for share in (own..n_shares).chain(0..own) {
-            loop {
-                let i = start(share) + self.taken[share].fetch_add(1, Ordering::SeqCst);
-                if i >= start(share + 1) {
-                    break;
+            let (start, end) = (n_parts * share / n_shares, n_parts * (share + 1) / n_shares);
+            let Taken(taken) = &self.taken[share];
+            while taken.load(Ordering::SeqCst) < end - start {
+                let i = start + taken.fetch_add(1, Ordering::SeqCst);
+                if i < end {
+                    part(i);
                 }
-                part(i);
             }
         }
     }

@@ -77,7 +77,7 @@ impl Simd {
 struct Tiles<'a> {
     format: Format,
     n_blocks: usize,
-    /// A tile: `n_blocks · block_bytes`, then `n_blocks · scales · ROWS` numbers of 16 bits.
+    /// A tile: `n_blocks · block_bytes`, then `n_blocks · scales · ROWS` numbers of 16 bits, filled up to a line of the cache.
     bytes: &'a [u8],
     /// Bytes of a tile.
     stride: usize,
@@ -105,33 +105,50 @@ struct Rows<'a> {
     sums: &'a [i32],
 }
 
-/// How far ahead the second level of the cache asks for weights at least, in bytes.
+/// How far ahead the second level of the cache asks for weights, keys and values at least, in bytes.
 const AHEAD: usize = 32 << 10;
+/// Bytes of tiles that are taken at a time at most.
+#[cfg(target_arch = "x86_64")]
+const MOST_AT_ONCE: usize = 384 << 10;
 /// How far ahead the first level does.
 #[cfg(target_arch = "x86_64")]
 const NEAR: usize = 8 << 10;
 
-/// Asks the second level of the cache for the `N` bytes that lie `ahead` after `at`, and the first for those that lie [`NEAR`] after it; for
-/// nothing if `ahead` is zero.
-///
-/// The first level can await some two dozen lines, which is less than what keeps memory busy.
+/// Numbers of the levels as the function below has them: its hints T0 and T1.
+#[cfg(target_arch = "x86_64")]
+const FIRST_LEVEL: i32 = 3;
+#[cfg(target_arch = "x86_64")]
+const SECOND_LEVEL: i32 = 2;
+
+/// Asks a level of the cache for the `N` bytes from `at` on.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn prefetch<const N: usize>(at: *const u8, ahead: usize) {
-    use std::arch::x86_64::_mm_prefetch;
-    // As the instruction numbers them: its hints T0 and T1.
-    const FIRST_LEVEL: i32 = 3;
-    const SECOND_LEVEL: i32 = 2;
-    if ahead == 0 {
-        return;
-    }
+fn prefetch<const N: usize, const LEVEL: i32>(at: *const u8) {
     for line in (0..N).step_by(64) {
-        // SAFETY: hints, which read nothing; beyond the weights they do nothing.
-        unsafe {
-            _mm_prefetch::<SECOND_LEVEL>(at.wrapping_add(ahead + line).cast());
-            _mm_prefetch::<FIRST_LEVEL>(at.wrapping_add(NEAR + line).cast());
-        }
+        // SAFETY: a hint, which never faults, whatever it points to.
+        unsafe { std::arch::x86_64::_mm_prefetch::<LEVEL>(at.wrapping_add(line).cast()) };
     }
+}
+
+/// Asks for a block of `N` bytes, its scales and what is nearer, unless that was here just now.
+///
+/// The first level can await some two dozen lines, which is less than what keeps memory busy: so the second level is asked long before.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn prefetch_block<const N: usize>(block: *const u8, scales: *const u8, ahead: usize) {
+    if ahead > 0 {
+        prefetch::<N, SECOND_LEVEL>(block.wrapping_add(ahead));
+        prefetch::<64, SECOND_LEVEL>(scales.wrapping_add(ahead));
+        prefetch::<N, FIRST_LEVEL>(block.wrapping_add(NEAR));
+    }
+}
+
+/// Asks for `N` bytes of keys or values, and for what is nearer.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn prefetch_kept<const N: usize>(at: *const u16) {
+    prefetch::<N, SECOND_LEVEL>(at.cast::<u8>().wrapping_add(AHEAD));
+    prefetch::<N, FIRST_LEVEL>(at.cast::<u8>().wrapping_add(NEAR));
 }
 
 /// Products of each row of `x` and the rows of `w` in `tiles`. Shape of `y`: `[tile][row of x][ROWS]`.
@@ -152,22 +169,23 @@ pub fn multiply(w: &Packed, x: &Quantized, tiles: Range<usize>, y: &mut [f32], s
     );
     let (mut tiles, mut y) = (tiles, y);
     while !tiles.is_empty() {
-        let m = tiles_at_once(n, simd).min(1 << tiles.len().ilog2());
+        let m = tiles_at_once(w, n, simd).min(1 << tiles.len().ilog2());
         let (now, later) = y.split_at_mut(m * n * ROWS);
         some_tiles(w, x, tiles.start..tiles.start + m, now, simd);
         (tiles, y) = (tiles.start + m..tiles.end, later);
     }
 }
 
-/// How many tiles a kernel takes at a time for `n` rows of activations: as many as have room for their sums. They share what is loaded of
-/// the activations.
+/// How many tiles a kernel takes at a time for `n` rows of activations: as many as have room for their sums, if the second level of the cache
+/// has room for them and for as many that it awaits. They share what is loaded of the activations.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
-fn tiles_at_once(n: usize, simd: Simd) -> usize {
+fn tiles_at_once(w: &Packed, n: usize, simd: Simd) -> usize {
     match (simd, n) {
         #[cfg(target_arch = "x86_64")]
-        (Simd::Avx512, ..4) => 4,
-        #[cfg(target_arch = "x86_64")]
-        (Simd::Avx512, 4..8) => 2,
+        (Simd::Avx512, ..8) if w.format.scales() > 0 => {
+            let most = if n < 4 { 4 } else { 2 };
+            if most * w.n_bytes() / w.n_tiles() <= MOST_AT_ONCE { most } else { 1 }
+        }
         _ => 1,
     }
 }
@@ -177,7 +195,7 @@ fn some_tiles(w: &Packed, x: &Quantized, tiles: Range<usize>, y: &mut [f32], sim
     let (m, n) = (tiles.len(), x.n_rows());
     let bytes = w.tiles(tiles);
     let stride = bytes.len() / m;
-    // The same place in a later step.
+    // The same place in a later step of as many tiles.
     let ahead = AHEAD.next_multiple_of(bytes.len());
     let mut tiles = Tiles { format: w.format, n_blocks: w.n_blocks, bytes, stride, ahead };
     let mut row = 0;

@@ -45,7 +45,10 @@ fn activations(n: usize, cols: usize, seed: u32, w: &Packed) -> (Vec<f32>, Quant
 fn product(w: &Packed, x: &Quantized, n_outputs: usize, simd: Simd) -> Vec<f32> {
     let (n, tiles) = (x.n_rows(), w.n_tiles());
     let mut by_tile = vec![f32::NAN; tiles * n * ROWS];
-    multiply(w, x, 0..tiles, &mut by_tile, simd);
+    // In two parts, as threads take them.
+    let (first, second) = by_tile.split_at_mut(tiles / 3 * n * ROWS);
+    multiply(w, x, 0..tiles / 3, first, simd);
+    multiply(w, x, tiles / 3..tiles, second, simd);
     let output = |i: usize| by_tile[(i % n_outputs / ROWS * n + i / n_outputs) * ROWS + i % n_outputs % ROWS];
     (0..n * n_outputs).map(output).collect()
 }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::packed::{COLS, Format, ROWS};
-use super::{AHEAD, Rows, Tiles, prefetch};
+use super::{Rows, Tiles, prefetch_block, prefetch_kept};
 
 /// Lanes of a register.
 const LANES: usize = 8;
@@ -45,9 +45,10 @@ unsafe fn integers<const T: usize, const BITS: usize, const LEAST: bool>(tiles: 
         // SAFETY: a block has `64 · BITS` bytes, each of `T` rows 32 integers there.
         unsafe {
             let w = blocks.as_ptr().add(block * ROWS * COLS * BITS / 8);
+            let scales_at = scales.as_ptr().wrapping_add(2 * ROWS * n_scales * block);
             match BITS {
-                8 => prefetch::<{ ROWS * COLS }>(w, tiles.ahead),
-                _ => prefetch::<{ ROWS * COLS / 2 }>(w, tiles.ahead),
+                8 => prefetch_block::<{ ROWS * COLS }>(w, scales_at, tiles.ahead),
+                _ => prefetch_block::<{ ROWS * COLS / 2 }>(w, scales_at, tiles.ahead),
             }
             let mut products = [[_mm256_setzero_si256(); 2]; T];
             for (t, products) in products.iter_mut().enumerate() {
@@ -158,8 +159,9 @@ pub(super) unsafe fn scores<const M: usize>(q: &[&[f32]; M], k: &[u16], y: &mut 
         for half in [0, LANES] {
             let mut sums = [[_mm256_setzero_ps(); 4]; M];
             for i in (0..d).step_by(4) {
+                // Several queries share what they read, and take longer over it than memory does.
                 if M == 1 && half == 0 {
-                    prefetch::<{ 4 * 2 * ROWS }>(k.as_ptr().wrapping_add(i * ROWS).cast(), AHEAD);
+                    prefetch_kept::<{ 4 * 2 * ROWS }>(k.as_ptr().wrapping_add(i * ROWS));
                 }
                 for j in 0..4.min(d - i) {
                     // SAFETY: a tile has 16 numbers for each of a query.
@@ -200,6 +202,9 @@ pub(super) unsafe fn weighted<const M: usize>(p: &[&[f32]; M], v: &[u16], y: &mu
 }
 
 /// The `N` times eight columns of [`weighted`] from the `at`-th eight on; returns `N`.
+///
+/// # Safety
+/// As [`weighted`], and so many columns are there.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn columns<const M: usize, const N: usize>(
     p: &[&[f32]; M],
@@ -208,7 +213,7 @@ unsafe fn columns<const M: usize, const N: usize>(
     stride: usize,
     at: usize,
 ) -> usize {
-    // SAFETY: as above.
+    // SAFETY: the caller's promise.
     let row = |n: usize, i: usize| unsafe { _mm_loadu_si128(v.as_ptr().add(n * stride + (at + i) * LANES).cast()) };
     let in_common = p.iter().map(|p| p.len()).min().unwrap_or(0) / 2 * 2;
     // Of even and of odd positions.
@@ -216,7 +221,7 @@ unsafe fn columns<const M: usize, const N: usize>(
     for n in (0..in_common).step_by(2) {
         for j in 0..2 {
             if N == 4 {
-                prefetch::<{ 4 * 2 * LANES }>(v.as_ptr().wrapping_add((n + j) * stride + at * LANES).cast(), AHEAD);
+                prefetch_kept::<{ 4 * 2 * LANES }>(v.as_ptr().wrapping_add((n + j) * stride + at * LANES));
             }
             for i in 0..N {
                 let v = _mm256_cvtph_ps(row(n + j, i));

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::array::from_fn;
 
 use super::super::packed::{COLS, Format, ROWS};
-use super::{AHEAD, Rows, Tiles, prefetch};
+use super::{Rows, Tiles, prefetch_block, prefetch_kept};
 
 /// Sums of `M` tiles for `T` rows of activations.
 type Sums<const T: usize, const M: usize> = [[__m512; T]; M];
@@ -27,8 +27,9 @@ pub(super) unsafe fn multiply<const T: usize, const M: usize>(
             Format::Q8 => q8::<T, M>(tiles, rows),
             Format::Q4 => q4::<T, M, false>(tiles, rows),
             Format::Q4Least => q4::<T, M, true>(tiles, rows),
-            Format::F16 => floats::<T, M, true>(tiles, rows),
-            Format::F32 => floats::<T, M, false>(tiles, rows),
+            // These are taken one at a time.
+            Format::F16 => [floats::<T, true>(tiles, rows); M],
+            Format::F32 => [floats::<T, false>(tiles, rows); M],
         }
     };
     for (m, sums) in sums.into_iter().enumerate() {
@@ -43,14 +44,14 @@ pub(super) unsafe fn multiply<const T: usize, const M: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn q8<const T: usize, const M: usize>(tiles: Tiles, rows: Rows) -> Sums<T, M> {
-    let scales: [&[u8]; M] = from_fn(|m| tiles.scales(m));
+    let (blocks, scales): ([&[u8]; M], [&[u8]; M]) = (from_fn(|m| tiles.blocks(m)), from_fn(|m| tiles.scales(m)));
     let mut out = [[_mm512_setzero_ps(); T]; M];
     for block in 0..tiles.n_blocks {
-        // SAFETY: a block has 512 bytes, each of `T` rows 32 integers there.
+        // SAFETY: a block of a tile has 512 bytes, each of `T` rows 32 integers there.
         unsafe {
-            let w: [*const u8; M] = from_fn(|m| tiles.bytes.as_ptr().add(m * tiles.stride + block * ROWS * COLS));
-            for w in w {
-                prefetch::<{ ROWS * COLS }>(w, tiles.ahead);
+            let w: [*const u8; M] = from_fn(|m| blocks[m].as_ptr().add(block * ROWS * COLS));
+            for (w, scales) in w.into_iter().zip(scales) {
+                prefetch_block::<{ ROWS * COLS }>(w, scales.as_ptr().wrapping_add(2 * ROWS * block), tiles.ahead);
             }
             let mut even = [[_mm512_setzero_si512(); T]; M];
             let mut odd = [[_mm512_setzero_si512(); T]; M];
@@ -87,14 +88,18 @@ unsafe fn q8<const T: usize, const M: usize>(tiles: Tiles, rows: Rows) -> Sums<T
 unsafe fn q4<const T: usize, const M: usize, const LEAST: bool>(tiles: Tiles, rows: Rows) -> Sums<T, M> {
     let low = _mm512_set1_epi8(15);
     let (offset, n_scales) = if LEAST { (0, 2) } else { (-8, 1) };
-    let scales: [&[u8]; M] = from_fn(|m| tiles.scales(m));
+    let (blocks, scales): ([&[u8]; M], [&[u8]; M]) = (from_fn(|m| tiles.blocks(m)), from_fn(|m| tiles.scales(m)));
     let mut out = [[_mm512_setzero_ps(); T]; M];
     for block in 0..tiles.n_blocks {
-        // SAFETY: a block has 256 bytes, each of `T` rows 32 integers there.
+        // SAFETY: a block of a tile has 256 bytes, each of `T` rows 32 integers there.
         unsafe {
-            let w: [*const u8; M] = from_fn(|m| tiles.bytes.as_ptr().add(m * tiles.stride + block * ROWS * COLS / 2));
-            for w in w {
-                prefetch::<{ ROWS * COLS / 2 }>(w, tiles.ahead);
+            let w: [*const u8; M] = from_fn(|m| blocks[m].as_ptr().add(block * ROWS * COLS / 2));
+            for (w, scales) in w.into_iter().zip(scales) {
+                prefetch_block::<{ ROWS * COLS / 2 }>(
+                    w,
+                    scales.as_ptr().wrapping_add(2 * ROWS * n_scales * block),
+                    tiles.ahead,
+                );
             }
             let mut even = [[_mm512_setzero_si512(); T]; M];
             let mut odd = [[_mm512_setzero_si512(); T]; M];
@@ -134,34 +139,27 @@ unsafe fn q4<const T: usize, const M: usize, const LEAST: bool>(tiles: Tiles, ro
     out
 }
 
+/// Of the first tile alone.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn floats<const T: usize, const M: usize, const HALF: bool>(tiles: Tiles, rows: Rows) -> Sums<T, M> {
-    let n = tiles.n_blocks * COLS;
-    let mut out = [[_mm512_setzero_ps(); T]; M];
-    // One tile after the other: the sums of one fill the registers.
-    for (m, out) in out.iter_mut().enumerate() {
-        let blocks = tiles.blocks(m);
-        let mut sums = [[_mm512_setzero_ps(); 4]; T];
-        for k in (0..n).step_by(4) {
-            for i in 0..4 {
-                // SAFETY: a column of a tile is 16 numbers; each of `T` rows has `n`.
-                unsafe {
-                    let w = match HALF {
-                        true => halves(blocks, k + i),
-                        false => _mm512_loadu_ps(blocks.as_ptr().cast::<f32>().add((k + i) * ROWS)),
-                    };
-                    for (t, sums) in sums.iter_mut().enumerate() {
-                        sums[i] = _mm512_fmadd_ps(w, _mm512_set1_ps(*rows.x.get_unchecked(t * n + k + i)), sums[i]);
-                    }
+unsafe fn floats<const T: usize, const HALF: bool>(tiles: Tiles, rows: Rows) -> [__m512; T] {
+    let (n, blocks) = (tiles.n_blocks * COLS, tiles.blocks(0));
+    let mut sums = [[_mm512_setzero_ps(); 4]; T];
+    for k in (0..n).step_by(4) {
+        for i in 0..4 {
+            // SAFETY: a column of a tile is 16 numbers; each of `T` rows has `n`.
+            unsafe {
+                let w = match HALF {
+                    true => halves(blocks, k + i),
+                    false => _mm512_loadu_ps(blocks.as_ptr().cast::<f32>().add((k + i) * ROWS)),
+                };
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    sums[i] = _mm512_fmadd_ps(w, _mm512_set1_ps(*rows.x.get_unchecked(t * n + k + i)), sums[i]);
                 }
             }
         }
-        for (out, [a, b, c, d]) in out.iter_mut().zip(sums) {
-            *out = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
-        }
     }
-    out
+    sums.map(|[a, b, c, d]| _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)))
 }
 
 #[inline]
@@ -198,8 +196,9 @@ pub(super) unsafe fn scores<const M: usize>(q: &[&[f32]; M], k: &[u16], y: &mut 
     for (tile, k) in k.chunks_exact(d * ROWS).enumerate() {
         let mut sums = [[_mm512_setzero_ps(); 4]; M];
         for i in (0..d).step_by(4) {
+            // Several queries share what they read, and take longer over it than memory does.
             if M == 1 {
-                prefetch::<{ 4 * 2 * ROWS }>(k.as_ptr().wrapping_add(i * ROWS).cast(), AHEAD);
+                prefetch_kept::<{ 4 * 2 * ROWS }>(k.as_ptr().wrapping_add(i * ROWS));
             }
             for j in 0..4.min(d - i) {
                 // SAFETY: a tile has 16 numbers for each of a query.
@@ -239,6 +238,9 @@ pub(super) unsafe fn weighted<const M: usize>(p: &[&[f32]; M], v: &[u16], y: &mu
 }
 
 /// The `N` times sixteen columns of [`weighted`] from the `at`-th sixteen on; returns `N`.
+///
+/// # Safety
+/// As [`weighted`], and so many columns are there.
 #[target_feature(enable = "avx512f")]
 unsafe fn columns<const M: usize, const N: usize>(
     p: &[&[f32]; M],
@@ -247,7 +249,7 @@ unsafe fn columns<const M: usize, const N: usize>(
     stride: usize,
     at: usize,
 ) -> usize {
-    // SAFETY: as above.
+    // SAFETY: the caller's promise.
     let row = |n: usize, i: usize| unsafe { _mm256_loadu_si256(v.as_ptr().add(n * stride + (at + i) * ROWS).cast()) };
     let in_common = p.iter().map(|p| p.len()).min().unwrap_or(0) / 2 * 2;
     // Of even and of odd positions.
@@ -255,7 +257,7 @@ unsafe fn columns<const M: usize, const N: usize>(
     for n in (0..in_common).step_by(2) {
         for j in 0..2 {
             if N == 4 {
-                prefetch::<{ 4 * 2 * ROWS }>(v.as_ptr().wrapping_add((n + j) * stride + at * ROWS).cast(), AHEAD);
+                prefetch_kept::<{ 4 * 2 * ROWS }>(v.as_ptr().wrapping_add((n + j) * stride + at * ROWS));
             }
             for i in 0..N {
                 let v = _mm512_cvtph_ps(row(n + j, i));

@@ -1,4 +1,5 @@
-//! NEON: the 16 rows of a tile are the lanes of four registers.
+//! NEON: the 16 rows of a tile are the lanes of four registers. Two instructions are written out, whose functions the standard library does
+//! not have for every compiler that this builds with.
 
 use std::arch::{aarch64::*, asm};
 
@@ -33,6 +34,8 @@ pub(super) unsafe fn multiply<const T: usize, const DOT: bool>(tiles: Tiles, row
     T
 }
 
+/// # Safety
+/// As [`multiply`].
 #[inline]
 unsafe fn integers<const T: usize, const BITS: usize, const LEAST: bool, const DOT: bool>(
     tiles: Tiles,
@@ -78,6 +81,9 @@ unsafe fn integers<const T: usize, const BITS: usize, const LEAST: bool, const D
 }
 
 /// Four columns from the `4 · k`-th on of four rows.
+///
+/// # Safety
+/// `w` is a block of a tile of `BITS`.
 #[inline]
 unsafe fn weights<const BITS: usize>(w: *const u8, k: usize, quarter: usize) -> int8x16_t {
     // SAFETY: the caller's promise.
@@ -92,6 +98,9 @@ unsafe fn weights<const BITS: usize>(w: *const u8, k: usize, quarter: usize) -> 
 }
 
 /// `sum` and, in each lane, four products more.
+///
+/// # Safety
+/// The processor has FEAT_DotProd if `DOT`.
 #[inline]
 unsafe fn dot<const DOT: bool>(mut sum: int32x4_t, w: int8x16_t, q: int8x16_t) -> int32x4_t {
     // SAFETY: arithmetic alone; the caller promises that the instruction is there.
@@ -111,35 +120,40 @@ unsafe fn dot<const DOT: bool>(mut sum: int32x4_t, w: int8x16_t, q: int8x16_t) -
     }
 }
 
+/// One row of activations after the other: the sums of one are sixteen registers.
+///
+/// # Safety
+/// `rows` has `T` rows.
 #[inline]
 unsafe fn floats<const T: usize, const HALF: bool>(tiles: Tiles, rows: Rows) -> [[float32x4_t; 4]; T] {
     let (n, blocks) = (tiles.n_blocks * COLS, tiles.blocks(0));
     // SAFETY: a column of a tile is 16 numbers; each of `T` rows has `n`.
     unsafe {
         let mut out = [[vdupq_n_f32(0.0); 4]; T];
-        // A quarter of the rows after the other: their sums fill the registers.
-        for quarter in 0..4 {
-            let mut sums = [[vdupq_n_f32(0.0); 4]; T];
+        for (t, out) in out.iter_mut().enumerate() {
+            let mut sums = [[vdupq_n_f32(0.0); 4]; 4];
             for k in (0..n).step_by(4) {
                 for i in 0..4 {
-                    let w = match HALF {
-                        true => halves(blocks, 4 * (k + i) + quarter),
-                        false => vld1q_f32(blocks.as_ptr().cast::<f32>().add((k + i) * ROWS + LANES * quarter)),
-                    };
-                    for (t, sums) in sums.iter_mut().enumerate() {
-                        sums[i] = vfmaq_n_f32(sums[i], w, *rows.x.get_unchecked(t * n + k + i));
+                    let x = *rows.x.get_unchecked(t * n + k + i);
+                    for (quarter, sums) in sums.iter_mut().enumerate() {
+                        let w = match HALF {
+                            true => halves(blocks, 4 * (k + i) + quarter),
+                            false => vld1q_f32(blocks.as_ptr().cast::<f32>().add((k + i) * ROWS + LANES * quarter)),
+                        };
+                        sums[i] = vfmaq_n_f32(sums[i], w, x);
                     }
                 }
             }
-            for (out, [a, b, c, d]) in out.iter_mut().zip(sums) {
-                out[quarter] = vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d));
-            }
+            *out = sums.map(|[a, b, c, d]| vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d)));
         }
         out
     }
 }
 
 /// The `i`-th four numbers of 16 bits.
+///
+/// # Safety
+/// They are there.
 #[inline]
 unsafe fn halves(bytes: &[u8], i: usize) -> float32x4_t {
     // SAFETY: the caller's promise.
@@ -147,6 +161,9 @@ unsafe fn halves(bytes: &[u8], i: usize) -> float32x4_t {
 }
 
 /// Four numbers of 16 bits as four of 32.
+///
+/// # Safety
+/// They are there.
 #[inline]
 unsafe fn widen(at: *const u16) -> float32x4_t {
     // SAFETY: the caller's promise, and arithmetic.
@@ -156,7 +173,7 @@ unsafe fn widen(at: *const u16) -> float32x4_t {
         asm!(
             "fcvtl {out:v}.4s, {halves:v}.4h",
             out = lateout(vreg) out, halves = in(vreg) halves,
-            options(pure, nomem, nostack, preserves_flags),
+            options(pure, nomem, nostack),
         );
         out
     }
