@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::cache::Held;
 use crate::config::ModelConfig;
@@ -14,6 +15,10 @@ use crate::error::{Error, Result};
 use crate::generate::Sequence;
 use crate::lm::{CodeLm, check_ids};
 use crate::speculate::Pace;
+
+mod logits;
+
+pub use logits::Logits;
 
 /// A token that is to be computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,17 +44,24 @@ pub trait RowDecoder {
     /// Rows of a pass, at most.
     fn max_rows(&self) -> usize;
 
-    /// Computes `rows`, those of a sequence in order, and returns the logits after each that is wanted. Shape of each: `V`.
+    /// Computes `rows`, those of a sequence in order, and returns the logits after each that is wanted, in their order.
     ///
     /// # Errors
     /// [`Error::Input`] for rows that do not fit; [`Error::Device`] for a device that fails.
-    fn decode(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>>;
+    fn decode(&mut self, rows: &[Row]) -> Result<Logits>;
 }
 
 /// Rows of one client, and where their logits go.
 struct Job {
     rows: Vec<Row>,
-    reply: SyncSender<Result<Vec<Vec<f32>>>>,
+    /// Told the logits of the pass, and which row of them is the first of these.
+    reply: SyncSender<Result<(Logits, usize)>>,
+}
+
+impl Job {
+    fn n_wanted(&self) -> usize {
+        self.rows.iter().filter(|row| row.is_wanted).count()
+    }
 }
 
 /// What all clients share: where their rows go, and which sequences are free.
@@ -133,9 +145,17 @@ fn gone() -> Error {
 }
 
 /// Computes jobs as they come, as many at once as fit a pass, the oldest first.
+///
+/// Clients that had their answers from the last pass ask for the next token soon: for a quarter of what that pass took they are waited for,
+/// so that those that write together stay together.
 fn serve(decoder: &mut impl RowDecoder, jobs: &Receiver<Job>) {
-    let mut waiting = VecDeque::new();
+    let (mut waiting, mut n_answered, mut patience) = (VecDeque::new(), 0, Duration::ZERO);
     while let Some(first) = waiting.pop_front().or_else(|| jobs.recv().ok()) {
+        let start = Instant::now();
+        while waiting.len() + 1 < n_answered {
+            let Ok(job) = jobs.recv_timeout(patience.saturating_sub(start.elapsed())) else { break };
+            waiting.push_back(job);
+        }
         waiting.extend(jobs.try_iter());
         let (mut rows, mut batch) = (first.rows.clone(), vec![first]);
         let room = |job: &Job, rows: &[Row]| rows.len() + job.rows.len() <= decoder.max_rows();
@@ -143,13 +163,16 @@ fn serve(decoder: &mut impl RowDecoder, jobs: &Receiver<Job>) {
             batch.extend(waiting.pop_front());
             rows.extend(batch.last().iter().flat_map(|job| &job.rows));
         }
-        let mut logits = decoder.decode(&rows).map(Vec::into_iter);
+        let start = Instant::now();
+        let logits = decoder.decode(&rows);
+        (n_answered, patience) = (batch.len(), start.elapsed() / 4);
+        let mut first = 0;
         for job in batch {
-            let n_wanted = job.rows.iter().filter(|row| row.is_wanted).count();
-            let own = match &mut logits {
-                Ok(logits) => Ok(logits.by_ref().take(n_wanted).collect()),
+            let own = match &logits {
+                Ok(logits) => Ok((logits.clone(), first)),
                 Err(error) => Err(Error::Device(error.to_string())),
             };
+            first += job.n_wanted();
             // Nobody waits for it if the client is gone.
             drop(job.reply.send(own));
         }
@@ -214,8 +237,13 @@ impl Client {
             }
             let (reply, answer) = sync_channel(1);
             let jobs = self.shared.jobs.as_ref().ok_or_else(gone)?;
-            jobs.send(Job { rows: rows.to_vec(), reply }).map_err(|_| gone())?;
-            logits.extend(answer.recv().unwrap_or_else(|_| Err(gone()))?);
+            let job = Job { rows: rows.to_vec(), reply };
+            let n_wanted = job.n_wanted();
+            jobs.send(job).map_err(|_| gone())?;
+            let (of_pass, first) = answer.recv().unwrap_or_else(|_| Err(gone()))?;
+            for n in first..first + n_wanted {
+                logits.push(of_pass.row(n)?);
+            }
         }
         self.held.extend(ids);
         Ok(logits)

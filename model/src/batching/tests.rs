@@ -47,7 +47,7 @@ impl RowDecoder for OneByOne {
         self.max_rows
     }
 
-    fn decode(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>> {
+    fn decode(&mut self, rows: &[Row]) -> Result<Logits> {
         assert!(rows.len() <= self.max_rows);
         self.passes.push(rows.to_vec());
         let mut logits = Vec::new();
@@ -57,9 +57,11 @@ impl RowDecoder for OneByOne {
             cache.truncate(row.position);
             assert_eq!(row.before, cache.ids().last().copied().unwrap_or(0));
             self.decoder.decode((&[row.id], 1), row.language, cache, &mut self.worker, &|| false)?;
-            logits.extend(row.is_wanted.then(|| self.worker.logits.clone()));
+            if row.is_wanted {
+                logits.extend_from_slice(&self.worker.logits);
+            }
         }
-        Ok(logits)
+        Ok(Logits::new(Arc::new(logits), self.decoder.config().vocab_size, 0.0))
     }
 }
 
@@ -125,8 +127,10 @@ fn what_waits_goes_into_one_pass_as_far_as_it_fits() {
         decoder.passes.iter().map(sequences).collect::<Vec<_>>(),
         [[0, 0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2, 3]]
     );
-    let n_logits: Vec<usize> = answers.iter().map(|answer| answer.recv().unwrap().unwrap().len()).collect();
-    assert_eq!(n_logits, [1, 4, 1, 1]);
+    let answered: Vec<(Logits, usize)> = answers.iter().map(|answer| answer.recv().unwrap().unwrap()).collect();
+    assert_eq!(answered.iter().map(|(_, first)| *first).collect::<Vec<usize>>(), [0, 1, 0, 1]);
+    let n_rows = |logits: &Logits| (0..).take_while(|n| logits.row(*n).is_ok()).count();
+    assert_eq!(answered.iter().map(|(logits, _)| n_rows(logits)).collect::<Vec<usize>>(), [5, 5, 2, 2]);
 }
 
 #[test]
@@ -188,7 +192,7 @@ impl RowDecoder for Slow {
         self.0.max_rows()
     }
 
-    fn decode(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>> {
+    fn decode(&mut self, rows: &[Row]) -> Result<Logits> {
         self.0.decode(rows)
     }
 }

@@ -32,6 +32,7 @@ mod layout;
 mod losses;
 mod muon;
 mod optimizer;
+mod readback;
 mod replay;
 mod run;
 #[cfg(test)]

@@ -12,10 +12,11 @@ use super::device::{Arg, Device, DeviceBuffer, Graph, Grid};
 use super::gemm::{Product, Shape};
 use super::kernels::Kernel;
 use super::layout::{self, Arena, Layout};
+use super::readback::Readback;
 use super::run::{self, Run, Scratch};
 use super::upload::{Bounds, KeptRows, KeptSections, Sections, Uploads, words};
 use super::{check_model, optimizer};
-use crate::batching::{Row, RowDecoder};
+use crate::batching::{Logits, Row, RowDecoder};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::lm::{CodeLm, bigram_bucket, check_ids};
@@ -53,6 +54,7 @@ struct Memory {
     /// What the output projection reads, and the logits.
     wanted: DeviceBuffer,
     logits: DeviceBuffer,
+    readback: Readback,
     device: Device,
 }
 
@@ -117,6 +119,7 @@ impl CudaDecoder {
             kept: (0..config.n_layers).map(|_| kept()).collect::<Result<_>>()?,
             wanted: device.zeros(2 * MAX_ROWS * config.d_model)?,
             logits: device.zeros(4 * MAX_ROWS * config.vocab_size)?,
+            readback: Readback::default(),
             layout,
             lm,
             device,
@@ -180,7 +183,7 @@ impl RowDecoder for CudaDecoder {
         MAX_ROWS
     }
 
-    fn decode(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>> {
+    fn decode(&mut self, rows: &[Row]) -> Result<Logits> {
         self.check(rows)?;
         let mut padded = rows.to_vec();
         // The last row again, which changes nothing.
@@ -192,8 +195,9 @@ impl RowDecoder for CudaDecoder {
         self.come(&data, kept.wanted.len(), sections, moved)?;
         #[cfg(test)]
         self.memory.poison()?;
-        let Some(pass) = self.passes.last_mut() else { return Ok(Vec::new()) };
-        self.memory.run(pass, &data)?;
+        if let Some(pass) = self.passes.last_mut() {
+            self.memory.run(pass, &data)?;
+        }
         self.memory.logits(rows.iter().filter(|row| row.is_wanted).count())
     }
 }
@@ -282,14 +286,9 @@ impl Memory {
     }
 
     /// The first `n` rows of logits.
-    fn logits(&self, n: usize) -> Result<Vec<Vec<f32>>> {
+    fn logits(&mut self, n: usize) -> Result<Logits> {
         let (v, cap) = (self.lm.config().vocab_size, self.lm.config().logit_softcap);
-        let mut logits = vec![0f32; n * v];
-        self.device.read(&mut logits, self.logits.at)?;
-        if cap > 0.0 {
-            logits.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
-        }
-        Ok(logits.chunks_exact(v).map(<[f32]>::to_vec).collect())
+        Ok(Logits::new(self.readback.read(&self.device, self.logits.at, n * v)?, v, cap))
     }
 }
 

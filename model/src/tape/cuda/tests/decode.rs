@@ -41,11 +41,11 @@ impl Texts {
 fn assert_same_logits(what: &str, decoder: &mut CudaDecoder, lm: &CodeLm, texts: &Texts, rows: &[Row]) {
     let got = decoder.decode(rows).unwrap();
     let wanted: Vec<&Row> = rows.iter().filter(|row| row.is_wanted).collect();
-    assert_eq!(got.len(), wanted.len(), "{what}");
-    for (got, row) in got.iter().zip(wanted) {
+    for (n, row) in wanted.into_iter().enumerate() {
+        let got = got.row(n).unwrap();
         let ids = &texts.ids[row.sequence][..=row.position];
         let expected = lm.forward_logits(ids, row.language).unwrap().get(row.position).unwrap().to_vec1().unwrap();
-        let error = error(got, &expected);
+        let error = error(&got, &expected);
         assert!(error <= TOLERANCE, "{what}, {row:?}: error {error:.4}");
     }
 }
@@ -141,13 +141,29 @@ fn wide_heads_are_kept_too() {
     }
 }
 
+/// Clients read the logits of a pass while the next one runs.
+#[test]
+fn logits_that_somebody_holds_are_not_written_again() {
+    let Some(device) = device("logits_that_somebody_holds_are_not_written_again", Place::Host, 32) else { return };
+    let lm = rounded(cpu::model(&sized(&crate::config::tests::tiny(None))));
+    let mut decoder = CudaDecoder::with_device(device, lm.materialized().unwrap(), 1).unwrap();
+    let mut texts = Texts::new(1, 60);
+    let held = decoder.decode(&texts.rows(0, 4, true)).unwrap();
+    let before: Vec<Vec<f32>> = (0..4).map(|n| held.row(n).unwrap()).collect();
+    for n in [2, 4, 8] {
+        drop(decoder.decode(&texts.rows(0, n, true)).unwrap());
+    }
+    let after: Vec<Vec<f32>> = (0..4).map(|n| held.row(n).unwrap()).collect();
+    assert_eq!(before, after);
+}
+
 #[test]
 fn rows_that_do_not_fit_are_refused() {
     let Some(device) = device("rows_that_do_not_fit_are_refused", Place::Host, 32) else { return };
     let lm = cpu::model(&sized(&crate::config::tests::tiny(None)));
     let mut decoder = CudaDecoder::with_device(device, lm.materialized().unwrap(), 2).unwrap();
     let good = Row { is_wanted: true, ..Row::default() };
-    let mut message = |rows: &[Row]| decoder.decode(rows).unwrap_err().to_string();
+    let mut message = |rows: &[Row]| decoder.decode(rows).err().unwrap().to_string();
     assert!(message(&[]).contains("0 rows: expected 1 to 256"));
     assert!(message(&vec![good; 257]).contains("257 rows: expected 1 to 256"));
     assert!(message(&[Row { sequence: 2, ..good }]).contains("expected a sequence below 2"));
