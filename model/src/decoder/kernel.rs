@@ -6,6 +6,8 @@ use super::packed::{COLS, Format, Packed, ROWS};
 use super::quantized::Quantized;
 
 #[cfg(target_arch = "x86_64")]
+mod attention;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::packed::{COLS, Format, ROWS};
+use super::attention::attention;
 use super::{Rows, Tiles, prefetch_block, prefetch_kept};
 
 /// Lanes of a register.
@@ -144,107 +145,24 @@ unsafe fn floats<const T: usize, const HALF: bool>(tiles: Tiles, rows: Rows) -> 
 #[target_feature(enable = "avx2,f16c")]
 unsafe fn halves(bytes: &[u8], i: usize) -> __m256 {
     // SAFETY: the caller's promise.
-    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().add(2 * LANES * i).cast())) }
+    unsafe { widen(bytes.as_ptr().add(2 * LANES * i).cast()) }
 }
 
-/// See [`super::scores`].
-///
-/// # Safety
-/// The processor has AVX2, FMA and F16C; all queries are equally long, and `y` has `stride` numbers for each of them, one for each lane of the
-/// tiles of `k` and perhaps more.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn scores<const M: usize>(q: &[&[f32]; M], k: &[u16], y: &mut [f32], stride: usize) {
-    let d = q[0].len();
-    for (tile, k) in k.chunks_exact(d * ROWS).enumerate() {
-        for half in [0, LANES] {
-            let mut sums = [[_mm256_setzero_ps(); 4]; M];
-            for i in (0..d).step_by(4) {
-                // Several queries share what they read, and take longer over it than memory does.
-                if M == 1 && half == 0 {
-                    prefetch_kept::<{ 4 * 2 * ROWS }>(k.as_ptr().wrapping_add(i * ROWS));
-                }
-                for j in 0..4.min(d - i) {
-                    // SAFETY: a tile has 16 numbers for each of a query.
-                    let k = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(k.as_ptr().add((i + j) * ROWS + half).cast())) };
-                    for (q, sums) in q.iter().zip(&mut sums) {
-                        // SAFETY: a query has `d` numbers.
-                        let q = _mm256_set1_ps(unsafe { *q.as_ptr().add(i + j) });
-                        sums[j] = _mm256_fmadd_ps(k, q, sums[j]);
-                    }
-                }
-            }
-            for (m, [a, b, c, d]) in sums.into_iter().enumerate() {
-                let y = &mut y[m * stride + tile * ROWS + half..][..LANES];
-                // SAFETY: 8 numbers.
-                unsafe { _mm256_storeu_ps(y.as_mut_ptr(), _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d))) };
-            }
-        }
-    }
-}
-
-/// See [`super::weighted`].
-///
-/// # Safety
-/// The processor has AVX2, FMA and F16C; a row of `v` has `stride` numbers, a multiple of 16, as has `y` for each row of `p`; `v` has as many
-/// rows as the longest of these.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn weighted<const M: usize>(p: &[&[f32]; M], v: &[u16], y: &mut [f32], stride: usize) {
-    let (mut at, n) = (0, stride / LANES);
-    while at < n {
-        // SAFETY: the caller's promise; so many columns are left.
-        at += unsafe {
-            match n - at {
-                4.. if M == 1 => columns::<M, 4>(p, v, y, stride, at),
-                _ => columns::<M, 1>(p, v, y, stride, at),
-            }
-        };
-    }
-}
-
-/// The `N` times eight columns of [`weighted`] from the `at`-th eight on; returns `N`.
-///
-/// # Safety
-/// As [`weighted`], and so many columns are there.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn columns<const M: usize, const N: usize>(
-    p: &[&[f32]; M],
-    v: &[u16],
-    y: &mut [f32],
-    stride: usize,
-    at: usize,
-) -> usize {
+/// Eight numbers of 16 bits as eight of 32.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn widen(at: *const u16) -> __m256 {
     // SAFETY: the caller's promise.
-    let row = |n: usize, i: usize| unsafe { _mm_loadu_si128(v.as_ptr().add(n * stride + (at + i) * LANES).cast()) };
-    let in_common = p.iter().map(|p| p.len()).min().unwrap_or(0) / 2 * 2;
-    // Of even and of odd positions.
-    let mut sums = [[[_mm256_setzero_ps(); N]; 2]; M];
-    for n in (0..in_common).step_by(2) {
-        for j in 0..2 {
-            if N == 4 {
-                prefetch_kept::<{ 4 * 2 * LANES }>(v.as_ptr().wrapping_add((n + j) * stride + at * LANES));
-            }
-            for i in 0..N {
-                let v = _mm256_cvtph_ps(row(n + j, i));
-                for (p, sums) in p.iter().zip(&mut sums) {
-                    // SAFETY: so many numbers they all have.
-                    let p = _mm256_set1_ps(unsafe { *p.as_ptr().add(n + j) });
-                    sums[j][i] = _mm256_fmadd_ps(v, p, sums[j][i]);
-                }
-            }
-        }
-    }
-    for (m, (p, mut sums)) in p.iter().zip(sums).enumerate() {
-        for (n, p) in p.iter().enumerate().skip(in_common) {
-            for (i, sum) in sums[n % 2].iter_mut().enumerate() {
-                *sum = _mm256_fmadd_ps(_mm256_cvtph_ps(row(n, i)), _mm256_set1_ps(*p), *sum);
-            }
-        }
-        let [even, odd] = sums;
-        for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
-            let y = &mut y[m * stride + (at + i) * LANES..][..LANES];
-            // SAFETY: 8 numbers.
-            unsafe { _mm256_storeu_ps(y.as_mut_ptr(), _mm256_add_ps(even, odd)) };
-        }
-    }
-    N
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
 }
+
+attention!(
+    "avx2,fma,f16c",
+    LANES,
+    _mm256_setzero_ps,
+    _mm256_set1_ps,
+    _mm256_fmadd_ps,
+    _mm256_add_ps,
+    _mm256_storeu_ps,
+    widen
+);
