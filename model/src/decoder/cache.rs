@@ -17,6 +17,8 @@ pub(super) struct LayerCache {
     d: usize,
     stride: usize,
     capacity: usize,
+    /// Positions that were ever written.
+    n_touched: usize,
 }
 
 /// The keys and values of a sequence, and its ids.
@@ -38,6 +40,7 @@ impl DecoderCache {
             d,
             stride,
             capacity: padded,
+            n_touched: 0,
         };
         let layers = (0..config.n_layers).map(layer).collect();
         DecoderCache { layers, held: Held::default(), capacity }
@@ -63,9 +66,16 @@ impl DecoderCache {
         self.held.common_prefix(ids, language)
     }
 
-    /// What it takes in memory when it is full.
+    /// What it takes in memory: that of the positions that were ever written.
     pub fn n_bytes(&self) -> usize {
-        self.layers.iter().map(|layer| 2 * (layer.k.len() + layer.v.len())).sum()
+        let touched = self.layers.iter().map(|layer| layer.n_touched).max().unwrap_or(0);
+        self.n_bytes_of(touched)
+    }
+
+    /// What `n_tokens` take in memory.
+    pub fn n_bytes_of(&self, n_tokens: usize) -> usize {
+        let per_token = |layer: &LayerCache| 2 * (layer.k.len() + layer.v.len()) / layer.capacity.max(1);
+        n_tokens * self.layers.iter().map(per_token).sum::<usize>()
     }
 
     /// Holds the first `n_tokens` of another cache of the same shape, and nothing else.
@@ -103,6 +113,7 @@ impl LayerCache {
     /// Writes keys and values of all heads at a position.
     pub(super) fn put(&mut self, position: usize, k: &[f32], v: &[f32]) {
         let (tile, lane, d) = (position / ROWS, position % ROWS, self.d);
+        self.n_touched = self.n_touched.max(position + 1);
         let mut halves = [f16::ZERO; ROWS];
         for (head, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
             let at = (head * self.capacity / ROWS + tile) * d * ROWS + lane;
@@ -119,6 +130,7 @@ impl LayerCache {
 
     fn copy_from(&mut self, other: &LayerCache, n: usize) {
         let heads = self.v.len() / (self.capacity * self.stride);
+        self.n_touched = self.n_touched.max(n);
         for head in 0..heads {
             let (keys, values) = (other.keys(head, n), other.values(head, n));
             let (k, v) = (head * self.capacity * self.d, head * self.capacity * self.stride);

@@ -6,9 +6,11 @@
 use super::cache::DecoderCache;
 use crate::config::ModelConfig;
 
-/// What all of them may hold.
+/// What all of them may hold, if they are more than [`LEAST_STATES`].
 const BUDGET_BYTES: usize = 48 << 20;
 const MAX_STATES: usize = 8;
+/// Two files in turn, whatever they take.
+const LEAST_STATES: usize = 2;
 /// Tokens of a prompt that are given up without a thought: a word that was changed. What was written after it is no loss at all.
 const CHEAP_TOKENS: usize = 64;
 
@@ -18,15 +20,13 @@ pub struct DecoderStates {
     /// written after them.
     caches: Vec<(DecoderCache, usize)>,
     config: ModelConfig,
-    max_states: usize,
 }
 
 impl DecoderStates {
-    /// An empty one, current; more are made when they are needed, as many as 48 MiB hold.
+    /// An empty one, current; more are made when they are needed: two, and as many more as 48 MiB hold.
     pub fn new(config: &ModelConfig) -> DecoderStates {
         let first = DecoderCache::new(config, config.context_tokens);
-        let max_states = (BUDGET_BYTES / first.n_bytes().max(1)).clamp(1, MAX_STATES);
-        DecoderStates { caches: vec![(first, 0)], config: config.clone(), max_states }
+        DecoderStates { caches: vec![(first, 0)], config: config.clone() }
     }
 
     /// What is computed now.
@@ -65,25 +65,26 @@ impl DecoderStates {
         let (cache, n_asked) = &self.caches[best];
         let n_lost = cache.ids().len().min(*n_asked).saturating_sub(n_common);
         let current = match n_lost > CHEAP_TOKENS {
-            true => self.spare(best, n_common),
+            true => self.spare(best, (n_common, ids.len())),
             false => self.caches.remove(best).0,
         };
         self.caches.push((current, ids.len()));
         self.current_mut().keep_common_prefix(ids, language)
     }
 
-    /// A cache with the first `n_tokens` of that at `best`: a new one, else that which was used longest ago.
-    fn spare(&mut self, best: usize, n_tokens: usize) -> DecoderCache {
-        if self.max_states == 1 {
-            return self.caches.remove(best).0;
+    /// A new cache with the first `n_common` tokens of that at `best`, and room for `n_asked`: those that were used longest ago go.
+    fn spare(&mut self, best: usize, (n_common, n_asked): (usize, usize)) -> DecoderCache {
+        // What is copied from was used now.
+        let best = self.caches.remove(best);
+        let mut spare = DecoderCache::new(&self.config, self.config.context_tokens);
+        spare.copy_from(&best.0, n_common);
+        self.caches.push(best);
+        let n_bytes = |states: &DecoderStates| states.caches.iter().map(|(cache, _)| cache.n_bytes()).sum::<usize>();
+        let new = spare.n_bytes_of(n_asked);
+        while self.caches.len() >= MAX_STATES || self.caches.len() >= LEAST_STATES && n_bytes(self) + new > BUDGET_BYTES
+        {
+            self.caches.remove(0);
         }
-        let (mut spare, best) = match self.caches.len() < self.max_states {
-            true => (DecoderCache::new(&self.config, self.config.context_tokens), best),
-            // What is to be copied from is not written over.
-            false if best == 0 => (self.caches.remove(1).0, 0),
-            false => (self.caches.remove(0).0, best - 1),
-        };
-        spare.copy_from(&self.caches[best].0, n_tokens);
         spare
     }
 }
@@ -148,6 +149,26 @@ mod tests {
         states.current_mut().commit(&text(5000, 100));
         let typed = [text(0, 200), text(900, 1)].concat();
         assert_eq!((states.keep_common_prefix(&typed, 0), states.len()), (200, 1));
+    }
+
+    /// Room was counted by full caches: a long context left a single state, and two files in turn computed everything again.
+    #[test]
+    fn a_long_context_leaves_room_for_as_many_states_as_are_used() {
+        let mut long = DecoderStates::new(&ModelConfig { context_tokens: 1 << 20, ..tiny(None) });
+        assert!(long.current().n_bytes_of(1 << 20) > 2 * BUDGET_BYTES);
+        for n in 0..MAX_STATES as u32 {
+            compute(&mut long, &text(1000 * n, 100), 0);
+        }
+        assert_eq!(long.len(), MAX_STATES);
+        let large = BUDGET_BYTES / long.current().n_bytes_of(1);
+        // Two stay whatever they take.
+        for (from, kept) in [(90_000_000, 0), (50_000_000, 0), (90_000_000, large), (50_000_000, large)] {
+            let ids = text(from, large as u32);
+            assert_eq!(long.keep_common_prefix(&ids, 0), kept, "from {from}");
+            long.current_mut().layers[0].put(large - 1, &[0.0; 16], &[0.0; 16]);
+            long.current_mut().commit(&ids[kept..]);
+        }
+        assert_eq!(long.len(), 2);
     }
 
     #[test]
