@@ -54,6 +54,12 @@ pub(crate) trait AdapterSpec: Default {
     const NAME: &'static str;
     /// The source of the method.
     const PAPER: &'static str;
+    /// [`AdapterSpec::n_parameters`] as a formula.
+    const PARAMETERS: &'static str;
+
+    fn parameters(&self) -> &'static str {
+        Self::PARAMETERS
+    }
 
     /// Weights are asked for below the scope `adapters`.
     fn build(&self, model: &ModelConfig, params: &mut Params) -> Result<Box<dyn Adapters>>;
@@ -75,6 +81,7 @@ methods! {
     pub fn n_parameters(model: &ModelConfig) -> usize;
     /// Width of an adapter.
     pub fn bottleneck() -> usize;
+    pub fn parameters() -> &'static str;
 }
 
 /// Adds to each token what its language's adapter of the layer says. Shape: `x_BLD` -> `BLD`.

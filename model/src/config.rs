@@ -221,7 +221,7 @@ impl ModelConfig {
     }
 
     /// The configuration of layer `layer`, if it has experts.
-    pub(crate) fn moe_of_layer(&self, layer: usize) -> Option<MoeConfig> {
+    pub fn moe_of_layer(&self, layer: usize) -> Option<MoeConfig> {
         let before = (0..layer).filter(|&layer| self.is_moe_layer(layer)).count();
         self.moe.as_ref().filter(|_| self.is_moe_layer(layer)).map(|moe| moe.of_layer(before))
     }

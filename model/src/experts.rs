@@ -91,11 +91,21 @@ pub(crate) trait ExpertParamSpec: Default {
     const NAME: &'static str;
     /// The source of the method.
     const PAPER: &'static str;
+    /// [`ExpertParamSpec::n_parameters`] of a matrix of D x F as a formula, for E experts.
+    const PARAMETERS: &'static str;
+
+    fn parameters(&self) -> &'static str {
+        Self::PARAMETERS
+    }
+
     /// Whether weights are parameters themselves, side by side; others are made before a tape runs, and before a model is served.
     fn is_plain(&self) -> bool;
     /// Weights are asked for below the layer's scope.
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Experts>>;
     fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
+    /// The weights, by their names below the layer's, of experts that all have the matrix `w` of a dense network for `projection`: sparse
+    /// upcycling (Komatsuzaki et al. 2023, arXiv 2212.05055).
+    fn copies(&self, moe: &MoeConfig, projection: &str, w: &Tensor) -> Result<Vec<(String, Tensor)>>;
     /// Parameters of all experts of a layer.
     fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize;
 }
@@ -111,8 +121,11 @@ methods! {
     pub fn is_plain() -> bool;
     pub(crate) fn build(model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Experts>>;
     pub(crate) fn validate(model: &ModelConfig, moe: &MoeConfig) -> Result<()>;
+    /// The weights, by their names below the layer's, of experts that all have the matrix `w` of a dense network for `projection`.
+    pub fn copies(moe: &MoeConfig, projection: &str, w: &Tensor) -> Result<Vec<(String, Tensor)>>;
     /// Parameters of all experts of a layer.
     pub fn n_parameters(model: &ModelConfig, moe: &MoeConfig) -> usize;
+    pub fn parameters() -> &'static str;
 }
 
 impl Default for ExpertParam {

@@ -33,6 +33,18 @@ pub trait ModifierSpec: Default {
     const NAME: &'static str;
     /// The source of the method.
     const PAPER: &'static str;
+    /// [`ModifierSpec::n_parameters`] as a formula.
+    const PARAMETERS: &'static str = "0";
+    /// [`ModifierSpec::is_causal`] in words.
+    const CAUSAL: &'static str = "yes";
+
+    fn parameters(&self) -> &'static str {
+        Self::PARAMETERS
+    }
+
+    fn causal(&self) -> &'static str {
+        Self::CAUSAL
+    }
 
     /// Weights are asked for below the layer's scope.
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Modifier>>;
@@ -85,6 +97,8 @@ methods! {
     /// Whether a token's experts still depend on no later token when the model is measured or served.
     pub fn is_causal() -> bool;
     pub fn n_parameters(model: &ModelConfig) -> usize;
+    pub fn parameters() -> &'static str;
+    pub fn causal() -> &'static str;
 }
 
 /// A router with what modifies it.
@@ -182,6 +196,9 @@ mod tests {
         assert!(error.contains("capacity with pl_hard"), "{error}");
         let error = message(hard, r#"{"kind": "gate_drop"}"#);
         assert!(error.contains("gate_drop local with pl_hard"), "{error}");
+        // A token of one language was given another's expert.
+        let error = message(r#"{"kind": "pl_group"}"#, r#"{"kind": "gate_drop"}"#);
+        assert!(error.contains("gate_drop local with pl_group: expected mode = \"skip\""), "{error}");
         let error = message(r#"{"kind": "token"}"#, r#"{"kind": "eom", "p": 1.0}"#);
         assert!(error.contains("moe.modifiers.eom.p = 1: expected 0 or more, below 1"), "{error}");
     }

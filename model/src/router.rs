@@ -180,6 +180,10 @@ pub trait RouterSpec: Default {
     fn is_by_language(&self) -> bool {
         false
     }
+    /// Whether a language's tokens never meet the experts of others: a token must not be given another one.
+    fn is_confined(&self) -> bool {
+        self.is_by_language()
+    }
     /// Whether it scores every expert for every token: losses and dropout of experts need that.
     fn has_scores(&self) -> bool {
         self.reads_tokens() && !self.is_by_language()
@@ -244,6 +248,8 @@ methods! {
     pub fn reads_tokens() -> bool;
     /// Whether a language's tokens meet the experts of that language and no others.
     pub fn is_by_language() -> bool;
+    /// Whether a language's tokens never meet the experts of others.
+    pub fn is_confined() -> bool;
     /// Whether it scores every expert for every token.
     pub fn has_scores() -> bool;
     /// Whether it chooses among those experts that may be chosen, whichever they are.

@@ -1,8 +1,10 @@
-//! Every modifier behind every router that it fits, and every way of holding an expert's weights.
+//! Every modifier behind every router that it fits, every way of holding an expert's weights, and every kind of adapter.
 
 use candle_core::Device;
+use multicoder_model::adapters::AdapterConfig;
 use multicoder_model::experts::ExpertParam;
-use multicoder_model::{Batch, CodeLm, KvCache, ModelConfig, ModifierConfig, RouterConfig, StepKey};
+use multicoder_model::tokenizer::TokenizerOptions;
+use multicoder_model::{Batch, CodeLm, KvCache, ModelConfig, ModifierConfig, RouterConfig, StepKey, Tokenizer};
 
 use crate::routers::{batch, config, ids, max_difference};
 
@@ -28,6 +30,12 @@ fn models() -> Vec<(String, ModelConfig)> {
         serde_json::from_str(r#"{"kind": "mpo", "width": [2, 3, 1, 2, 2], "model": [2, 2, 2, 2, 2], "mask_p": 0.5}"#)
             .unwrap();
     models.push(("mpo".to_owned(), mpo));
+    for adapter in AdapterConfig::all() {
+        let mut adapted = config(RouterConfig::all().remove(0));
+        let name = format!("adapter {}", adapter.name());
+        adapted.adapter = Some(adapter);
+        models.push((name, adapted));
+    }
     models
 }
 
@@ -122,6 +130,24 @@ fn chance_is_for_training_alone() {
             let differs = |step| (lm.loss(&training(step), 48.0).unwrap().nll_sum - measured).abs() > 1e-4;
             assert!((0..20).any(|period| differs(250 * period)), "{name} changes nothing");
         }
+    }
+}
+
+#[test]
+fn a_folder_keeps_every_bit_of_every_model() {
+    let mut tokenizer = None;
+    for (name, mut config) in models() {
+        let tokenizer = tokenizer.get_or_insert_with(|| {
+            let options = TokenizerOptions { vocab_size: 300, ..TokenizerOptions::default() };
+            Tokenizer::train(["x = 1\n"; 4].into_iter(), &options).unwrap()
+        });
+        config.vocab_size = tokenizer.vocab_size();
+        let (lm, dir) = (model(&config), tempfile::tempdir().unwrap());
+        multicoder_model::checkpoint::save_folder(&lm, tokenizer, dir.path()).unwrap();
+        let again = multicoder_model::checkpoint::load_lm(dir.path(), false, &Device::Cpu).unwrap();
+        assert_eq!(again.config(), &config, "{name}");
+        let loss = |lm: &CodeLm| lm.loss(&batch(4, 12), 48.0).unwrap().nll_sum;
+        assert_eq!(loss(&again), loss(&lm), "{name}");
     }
 }
 

@@ -22,6 +22,8 @@ fn routers() -> Vec<RouterConfig> {
     let with_options = [
         r#"{"kind": "pl_shared", "combine": "sigmoid"}"#,
         r#"{"kind": "pl_shared", "combine": "half"}"#,
+        r#"{"kind": "pl_shared", "combine": "sigmoid", "unknown": "mean"}"#,
+        r#"{"kind": "pl_hard", "unknown": {"language": "lua"}}"#,
         r#"{"kind": "token", "top_k": 2, "normalize": true}"#,
         r#"{"kind": "pl_group", "experts_per_language": 4, "top_k": 2}"#,
         r#"{"kind": "expert_choice", "capacity_factor": 2.0}"#,

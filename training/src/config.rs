@@ -8,6 +8,7 @@ use multicoder_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::curriculum;
 use crate::parallel::{Mode, ParallelConfig};
 use crate::schedule::{ScheduleConfig, ScheduleKind};
 
@@ -301,6 +302,14 @@ impl RunConfig {
         if let Some(name) = d.expert_dropout_languages.iter().find(|name| !known(name)) {
             bail!("data.expert_dropout_languages: {name}: expected names of data.languages");
         }
+        curriculum::validate(&d.curriculum, &d.languages, self.n_steps)?;
+        let params = self.model.moe.as_ref().map(|moe| &moe.expert_param).filter(|params| !params.is_plain());
+        if let Some(params) = params.filter(|_| self.spawn_mask > 0.0) {
+            let (mask, name) = (self.spawn_mask, params.name());
+            bail!(
+                "spawn_mask = {mask} with model.moe.expert_param = {name}: expected 0, for experts share what would be masked"
+            );
+        }
         ensure!(d.window_tokens >= 16, "data.window_tokens = {}: expected at least 16", d.window_tokens);
         let o = &self.optimizer;
         ensure!(o.eps > 0.0, "optimizer.eps = {}: expected a number above 0", o.eps);
@@ -469,6 +478,21 @@ mod tests {
         }
         let message = error_of("data.language_temperature=0.0");
         assert!(message.contains("data.language_temperature = 0: expected"), "{message}");
+    }
+
+    #[test]
+    fn weights_that_experts_share_are_not_masked_for_each() {
+        let mut table = smoke();
+        let mpo = r#"model.moe.expert_param={ kind = "mpo", width = [8, 8], model = [8, 8] }"#;
+        set(&mut table, mpo).unwrap();
+        for (path, field) in [("d_model", 64), ("moe.d_ff_expert", 64)] {
+            set(&mut table, &format!("model.{path}={field}")).unwrap();
+        }
+        let run: RunConfig = resolve(&table, "smoke").unwrap();
+        assert_eq!(run.model.moe.unwrap().expert_param.name(), "mpo");
+        set(&mut table, "spawn_mask=0.5").unwrap();
+        let error = format!("{:#}", resolve(&table, "smoke").unwrap_err());
+        assert!(error.contains("spawn_mask = 0.5 with model.moe.expert_param = mpo: expected 0"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::report::loss_curve::RunCurves;
 
@@ -32,6 +32,30 @@ pub fn from_run(dir: &Path, n_steps: u64) -> Result<BTreeMap<String, u64>> {
     ensure!(n_languages > 0, "{origin}: no loss of a language: expected a run with eval.every_steps above 0");
     ensure!(starts.len() < n_languages, "{origin}: every language was best before the end: expected one to begin with");
     Ok(starts)
+}
+
+/// Refuses a curriculum that makes no run, as far as `languages` are named; the loader knows those of the text.
+///
+/// # Errors
+/// A language that begins after the end, or is none of the run; a single language; none that begins at once.
+pub fn validate(curriculum: &BTreeMap<String, u64>, languages: &[String], n_steps: u64) -> Result<()> {
+    if let Some((name, step)) = curriculum.iter().find(|(_, step)| **step >= n_steps) {
+        bail!("data.curriculum.{name} = {step}: expected a step below n_steps = {n_steps}");
+    }
+    if languages.is_empty() || curriculum.is_empty() {
+        return Ok(());
+    }
+    let all = languages.join(", ");
+    if let Some(unknown) = curriculum.keys().find(|name| !languages.contains(name)) {
+        bail!("data.curriculum: {unknown}: expected names of data.languages = {all}");
+    }
+    ensure!(
+        languages.len() > 1,
+        "data.curriculum with data.languages = {all}: expected several, of which some begin later"
+    );
+    let begins = languages.iter().any(|name| curriculum.get(name).is_none_or(|step| *step == 0));
+    ensure!(begins, "data.curriculum: expected a language that is drawn from step 0 on");
+    Ok(())
 }
 
 #[cfg(test)]
@@ -65,5 +89,22 @@ mod tests {
         assert!(run(&[]).unwrap_err().to_string().contains("eval.every_steps"));
         let error = run(&[(100, 2.0, 2.0), (400, 3.0, 3.0)]).unwrap_err().to_string();
         assert!(error.contains("every language was best before the end"), "{error}");
+    }
+
+    #[test]
+    fn curricula_that_make_no_run_are_named() {
+        let error = |languages: &[&str], curriculum: &[(&str, u64)]| {
+            let languages: Vec<String> = languages.iter().map(ToString::to_string).collect();
+            let curriculum = curriculum.iter().map(|(name, step)| (name.to_string(), *step)).collect();
+            validate(&curriculum, &languages, 10).err().map_or_else(String::new, |error| error.to_string())
+        };
+        assert_eq!(error(&["lua", "rust"], &[("rust", 5)]), "");
+        assert_eq!(error(&["lua"], &[]), "");
+        assert!(error(&["lua"], &[("lua", 5)]).contains("data.languages = lua: expected several"));
+        assert!(error(&["lua", "rust"], &[("cobol", 5)]).contains("data.curriculum: cobol: expected names of"));
+        assert!(
+            error(&["lua", "rust"], &[("lua", 2), ("rust", 5)]).contains("a language that is drawn from step 0 on")
+        );
+        assert!(error(&[], &[("lua", 10)]).contains("data.curriculum.lua = 10: expected a step below n_steps = 10"));
     }
 }

@@ -100,6 +100,7 @@ impl Source {
 pub fn warm_start(lm: &CodeLm, source: &Source, (spawn_mask, seed): (f64, u64)) -> Result<String> {
     let theirs: HashMap<&str, &Var> = source.lm.parameters().iter().map(|(name, var)| (name.as_str(), var)).collect();
     let experts = source_experts(lm.config(), source.lm.config());
+    let spawned = copies_of_dense(lm.config(), &theirs)?;
     let (mut n_taken, mut n_spawned, mut left) = (0, 0, Vec::new());
     for (name, parameter) in lm.parameters() {
         if let Some(table) = theirs.get(name.as_str()).filter(|_| BY_LANGUAGE.contains(&name.as_str())) {
@@ -113,9 +114,9 @@ pub fn warm_start(lm: &CodeLm, source: &Source, (spawn_mask, seed): (f64, u64)) 
                 parameter.set(&tensor.to_device(parameter.device())?)?;
                 n_taken += 1;
             }
-            None => match dense_name(name).and_then(|dense| theirs.get(dense.as_str())) {
-                Some(dense) if dense.dims() == parameter.dims() => {
-                    parameter.set(&masked(dense, name, (spawn_mask, seed))?.to_device(parameter.device())?)?;
+            None => match spawned.get(name) {
+                Some(copy) if copy.dims() == parameter.dims() => {
+                    parameter.set(&masked(copy, name, (spawn_mask, seed))?.to_device(parameter.device())?)?;
                     n_spawned += 1;
                 }
                 _ => left.push(name.as_str()),
@@ -151,11 +152,18 @@ fn by_name(table: &Var, theirs: &Var, ours: &ModelConfig, source: &ModelConfig) 
     Ok(Tensor::new(rows, table.device())?)
 }
 
-/// The name that a weight of an expert has in the dense network of the same layer.
-fn dense_name(name: &str) -> Option<String> {
-    let (layer, rest) = name.split_once(".experts.")?;
-    let (_, projection) = rest.split_once('.')?;
-    Some(format!("{layer}.{projection}"))
+/// The weights of experts that are each the dense network that a layer has in the source, by name.
+fn copies_of_dense(config: &ModelConfig, theirs: &HashMap<&str, &Var>) -> Result<HashMap<String, Tensor>> {
+    let mut copies = HashMap::new();
+    for layer in 0..config.n_layers {
+        let (Some(moe), scope) = (config.moe_of_layer(layer), format!("model.layers.{layer}.mlp")) else { continue };
+        for projection in ["gate_proj", "up_proj", "down_proj"] {
+            let Some(dense) = theirs.get(format!("{scope}.{projection}.weight").as_str()) else { continue };
+            let of_layer = moe.expert_param.copies(&moe, projection, dense.as_tensor())?;
+            copies.extend(of_layer.into_iter().map(|(name, copy)| (format!("{scope}.{name}"), copy)));
+        }
+    }
+    Ok(copies)
 }
 
 /// The values of `tensor`, a share of them zero: which ones depends on `name` and `seed`.
@@ -262,6 +270,28 @@ mod tests {
             assert!((16..50).contains(&zeros), "{zeros} of {}", values.len());
             assert!(values.iter().zip(&theirs).all(|(ours, theirs)| *ours == 0.0 || ours == theirs));
         }
+    }
+
+    #[test]
+    fn experts_that_share_tensors_begin_as_the_dense_network_too() {
+        let mut config = lm(&["c", "lua"], 2, 1).config().clone();
+        let moe = config.moe.take();
+        config.d_ff = 8;
+        let dense = CodeLm::init(&config, 5, &Device::Cpu).unwrap();
+        config.moe = moe.map(|mut moe| {
+            moe.expert_param =
+                serde_json::from_value(json!({"kind": "mpo", "width": [2, 2, 2], "model": [2, 4, 2]})).unwrap();
+            moe
+        });
+        let target = CodeLm::init(&config, 2, &Device::Cpu).unwrap();
+        let ids = [3, 1, 4, 1, 5];
+        let logits = |lm: &CodeLm| lm.forward_logits(&ids, 1).unwrap().to_vec2::<f32>().unwrap().concat();
+        let expected = logits(&dense);
+        let said = warm_start(&target, &source(dense), (0.0, 1)).unwrap();
+        // Of three matrices the shared tensor and two small ones of each expert.
+        assert!(said.contains("15 of experts copied from dense networks"), "{said}");
+        let error = logits(&target).iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(error < 1e-5, "{error}");
     }
 
     fn up(lm: &CodeLm, expert: usize) -> Vec<f32> {

@@ -36,6 +36,7 @@ impl Default for Hyper {
 impl AdapterSpec for Hyper {
     const NAME: &'static str = "hyper";
     const PAPER: &'static str = "Baziotis et al. 2022, arXiv 2205.10835";
+    const PARAMETERS: &'static str = "(N + L + 1)·e + 2·h·e + 4·h² + 2·D·(F + 1)·h";
 
     fn build(&self, model: &ModelConfig, params: &mut Params) -> Result<Box<dyn Adapters>> {
         let (d, f, h, e) = (model.d_model, self.bottleneck, self.d_h, self.d_embedding);

@@ -29,6 +29,7 @@ pub(crate) fn scope(layer: usize, language: Option<&str>) -> String {
 impl AdapterSpec for Plain {
     const NAME: &'static str = "plain";
     const PAPER: &'static str = "Bapna and Firat 2019, arXiv 1909.08478";
+    const PARAMETERS: &'static str = "2·N·(L + 1)·D·(F + 1)";
 
     fn build(&self, model: &ModelConfig, params: &mut Params) -> Result<Box<dyn Adapters>> {
         let (d, f) = (model.d_model, self.bottleneck);

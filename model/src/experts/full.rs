@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{ExpertParamSpec, Experts, FeedForward};
@@ -18,6 +19,7 @@ pub struct Full {}
 impl ExpertParamSpec for Full {
     const NAME: &'static str = "full";
     const PAPER: &'static str = "Shazeer et al. 2017, arXiv 1701.06538";
+    const PARAMETERS: &'static str = "E·D·F";
 
     fn is_plain(&self) -> bool {
         true
@@ -33,6 +35,10 @@ impl ExpertParamSpec for Full {
 
     fn validate(&self, _model: &ModelConfig, _moe: &MoeConfig) -> Result<()> {
         Ok(())
+    }
+
+    fn copies(&self, moe: &MoeConfig, projection: &str, w: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        Ok((0..moe.n_experts).map(|e| (format!("experts.{e}.{projection}.weight"), w.clone())).collect())
     }
 
     fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize {

@@ -20,7 +20,7 @@ use crate::params::{Init, Params};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mpo {
-    /// Factors of the width of an expert; none for the middle one alone, which is the same as sharing everything.
+    /// Factors of the width of an expert, to be given.
     pub width: Vec<usize>,
     /// As many factors of the model's width.
     pub model: Vec<usize>,
@@ -59,6 +59,26 @@ impl Shape {
     fn n_parameters(&self, n_experts: usize) -> usize {
         let size = |k: usize| self.tensors[k].iter().product::<usize>();
         (0..self.tensors.len()).map(|k| if k == self.middle { size(k) } else { n_experts * size(k) }).sum()
+    }
+
+    /// The tensors of a matrix, without a rounding: no bond is cut, so that with unit matrices around it the middle tensor is the matrix
+    /// itself in another order. (Gao et al. take it apart by singular values, which moves rotations into the small ones.)
+    fn take_apart(&self, w: &Tensor) -> Result<Vec<Tensor>> {
+        let (mut rows, mut columns) = w.dims2()?;
+        let mut apart = w.clone();
+        // i1 i2 ... j1 j2 ... -> i1 j1 i2 j2 ..., the reverse of what `contract` ends with.
+        for [_, i, j, _] in self.tensors.iter().rev() {
+            (rows, columns) = (rows / i, columns / j);
+            apart = apart.reshape((rows, *i, columns, ()))?.transpose(1, 2)?.contiguous()?;
+        }
+        let unit = |[left, i, j, right]: [usize; 4]| {
+            Tensor::eye(left.max(right), w.dtype(), w.device())?.reshape(&[left, i, j, right])
+        };
+        let tensor = |k: usize| match k == self.middle {
+            true => Ok(apart.reshape(&self.tensors[k])?),
+            false => Ok(unit(self.tensors[k])?),
+        };
+        (0..self.tensors.len()).map(tensor).collect()
     }
 
     /// The matrix of these tensors. Shape: `[Π i, Π j]`.
@@ -101,6 +121,7 @@ impl Shape {
 impl ExpertParamSpec for Mpo {
     const NAME: &'static str = "mpo";
     const PAPER: &'static str = "Gao et al. 2022, arXiv 2203.01104";
+    const PARAMETERS: &'static str = "the middle tensor (D·F or little less), and E times the small ones";
 
     fn is_plain(&self) -> bool {
         false
@@ -133,6 +154,26 @@ impl ExpertParamSpec for Mpo {
         let fits = is(&self.model, d) && self.model.len() == self.width.len();
         check(fits, "moe.expert_param.model", format!("{:?}", self.model), &expected)?;
         check((0.0..1.0).contains(&self.mask_p), "moe.expert_param.mask_p", self.mask_p, "0 or more, below 1")
+    }
+
+    fn copies(&self, moe: &MoeConfig, projection: &str, w: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        let (rows, columns) = match projection {
+            "down_proj" => (&self.model, &self.width),
+            _ => (&self.width, &self.model),
+        };
+        let shape = Shape::new(rows, columns);
+        if w.dims() != [rows, columns].map(|factors| factors.iter().product::<usize>()) {
+            return Ok(Vec::new());
+        }
+        let mut copies = Vec::new();
+        for (k, tensor) in shape.take_apart(w)?.into_iter().enumerate() {
+            if k == shape.middle {
+                copies.push((format!("experts.shared.{projection}.{k}"), tensor));
+                continue;
+            }
+            copies.extend((0..moe.n_experts).map(|e| (format!("experts.{e}.{projection}.{k}"), tensor.clone())));
+        }
+        Ok(copies)
     }
 
     fn n_parameters(&self, model: &ModelConfig, moe: &MoeConfig) -> usize {
@@ -195,7 +236,8 @@ impl Experts for MpoExperts {
 mod tests {
     use super::*;
     use crate::ops::tests::values;
-    use candle_core::{DType, Device};
+    use candle_core::Device;
+    use std::collections::HashMap;
 
     #[test]
     fn bonds_are_the_least_that_cut_nothing() {
@@ -231,20 +273,71 @@ mod tests {
         }
     }
 
-    /// With bonds that cut nothing and unit matrices around it, the middle tensor is the matrix itself, in another order.
     #[test]
     fn a_matrix_is_taken_apart_and_put_together() {
-        let shape = Shape::new(&[2, 4, 2], &[2, 4, 2]);
-        let w = values(&[16, 16], 5);
-        let apart =
-            w.reshape(&[2, 4, 2, 2, 4, 2]).unwrap().permute(vec![0, 3, 1, 4, 2, 5]).unwrap().contiguous().unwrap();
-        let tensors: Vec<Tensor> = (0..3)
-            .map(|k| match k == shape.middle {
-                true => apart.reshape(&shape.tensors[k]).unwrap(),
-                false => Tensor::eye(4, DType::F32, &Device::Cpu).unwrap().reshape(&shape.tensors[k]).unwrap(),
-            })
-            .collect();
-        let difference = (shape.contract(&tensors).unwrap() - w).unwrap().abs().unwrap().max_all().unwrap();
-        assert!(difference.to_scalar::<f32>().unwrap() < 1e-5);
+        for (rows, columns) in
+            [(vec![2, 4, 2], vec![2, 4, 2]), (vec![2, 2, 4, 3, 2], vec![3, 2, 2, 2, 1]), (vec![6], vec![5])]
+        {
+            let shape = Shape::new(&rows, &columns);
+            let w = values(&[rows.iter().product(), columns.iter().product()], 5);
+            let again = shape.contract(&shape.take_apart(&w).unwrap()).unwrap();
+            assert_eq!(again.to_vec2::<f32>().unwrap(), w.to_vec2::<f32>().unwrap(), "{rows:?} x {columns:?}");
+        }
+    }
+
+    fn model_of_mpo(mask_p: f64) -> (ModelConfig, Mpo) {
+        let mut config = crate::config::tests::tiny(Some(serde_json::from_str(r#"{"kind": "token"}"#).unwrap()));
+        let mpo = Mpo { width: vec![2, 4, 2], model: vec![2, 4, 4], mask_p };
+        config.moe.as_mut().unwrap().expert_param = crate::experts::ExpertParam::Mpo(mpo.clone());
+        (config, mpo)
+    }
+
+    #[test]
+    fn copies_of_a_dense_network_have_its_matrices() {
+        let (config, mpo) = model_of_mpo(0.0);
+        let moe = config.moe.as_ref().unwrap();
+        let dense: HashMap<&str, Tensor> = [("gate_proj", [16, 32]), ("up_proj", [16, 32]), ("down_proj", [32, 16])]
+            .map(|(name, dims)| (name, values(&dims, dims[0] as u32)))
+            .into();
+        let mut tensors = HashMap::new();
+        for (name, w) in &dense {
+            tensors.extend(mpo.copies(moe, name, w).unwrap());
+        }
+        let mut params = Params::from_tensors(tensors, "copies", false, &Device::Cpu);
+        let experts = mpo.build(&config, moe, &mut params).unwrap();
+        let networks = experts.networks(None).unwrap();
+        assert_eq!(networks.len(), moe.n_experts);
+        for (name, w) in networks.iter().flat_map(FeedForward::weights) {
+            assert_eq!(w.to_vec2::<f32>().unwrap(), dense[name].to_vec2::<f32>().unwrap(), "{name}");
+        }
+        assert!(mpo.copies(moe, "up_proj", &values(&[16, 31], 1)).unwrap().is_empty(), "another width");
+    }
+
+    /// The mask that the paper has and its released code lacks.
+    #[test]
+    fn in_masked_steps_shared_tensors_have_no_gradient_and_own_ones_have() {
+        let gradients = |mask_p: f64| {
+            let (config, _) = model_of_mpo(mask_p);
+            let lm = crate::CodeLm::init(&config, 3, &Device::Cpu).unwrap();
+            let draw = crate::StepKey { seed: 1, step: 2 };
+            let tensor =
+                |from: u32| Tensor::from_vec((from..from + 8).collect::<Vec<u32>>(), (1, 8), &Device::Cpu).unwrap();
+            let batch = crate::Batch {
+                x_BL: tensor(1),
+                y_BL: tensor(2),
+                language_BL: vec![0; 8],
+                start_BL: None,
+                training: Some(draw),
+            };
+            let gradients = lm.loss(&batch, 8.0).unwrap().loss.backward().unwrap();
+            let of = |part: &str| {
+                let named = lm.parameters().iter().filter(|(name, _)| name.contains(part));
+                named.filter(|(_, var)| gradients.get(var).is_some()).count()
+            };
+            (of("experts.shared."), of("experts.0.") + of("experts.1.") + of("experts.2.") + of("experts.3."))
+        };
+        let (masked, open) = (gradients(1.0 - 1e-9), gradients(0.0));
+        assert_eq!((masked.0, open.0), (0, 3));
+        assert!(masked.1 > 0 && masked.1 == open.1, "{masked:?} {open:?}");
     }
 }

@@ -26,8 +26,8 @@ const SAMPLE: &str = r#"{
 pub fn table_markdown() -> Result<String> {
     let mut text = "# Methods\n\nGenerated from the tables in `model/src` (`router.rs`, `modifier.rs`, `experts.rs`, `adapters.rs`); do not edit.\n\n\
         ## Routers\n\n\
-        `[model.moe.router]`. Parameters are those of the router in one layer, for width D, E experts and L languages; a router's FLOPs \
-        a token are twice as many, or none where there are no parameters. All score in float32.\n\n\
+        `[model.moe.router]`. Parameters are those of the router in one layer, for width D, E experts and L languages; its FLOPs a token \
+        are twice as many where it reads tokens, and none where it does not. All score in float32.\n\n\
         | `kind` | causal | experts a token | parameters | source | options (default) |\n|---|---|---|---|---|---|\n"
         .to_owned();
     for router in RouterConfig::all() {
@@ -36,18 +36,30 @@ pub fn table_markdown() -> Result<String> {
         let (name, formula, paper) = (router.name(), router.parameters(), router.paper());
         let _ = writeln!(text, "| `{name}` | {causal} | {selected} | {formula} | {paper} | `{options}` |");
     }
-    text += "\n## Modifiers\n\n`[[model.moe.modifiers]]`, after any router that they fit, in the order of the configuration.\n\n\
-             | `kind` | source | options (default) |\n|---|---|---|\n";
+    text += "\n## Modifiers\n\n`[[model.moe.modifiers]]`, after any router that they fit, in the order of the configuration. FLOPs a token are twice \
+             the parameters.\n\n\
+             | `kind` | causal | parameters | source | options (default) |\n|---|---|---|---|---|\n";
     for modifier in ModifierConfig::all() {
-        let _ = writeln!(text, "| `{}` | {} | `{}` |", modifier.name(), modifier.paper(), options(&modifier)?);
+        let causal = if modifier.name() == "capacity" { "with `eval = 0`" } else { "yes" };
+        debug_assert!(modifier.is_causal(), "by its default options");
+        let (name, formula, paper, options) =
+            (modifier.name(), modifier.parameters(), modifier.paper(), options(&modifier)?);
+        let _ = writeln!(text, "| `{name}` | {causal} | {formula} | {paper} | `{options}` |");
     }
-    text += "\n## Experts' weights\n\n`[model.moe.expert_param]`.\n\n| `kind` | source | options |\n|---|---|---|\n";
+    text += "\n## Experts' weights\n\n`[model.moe.expert_param]`. Parameters of one matrix of D x F of all E experts; a token's FLOPs are those of the \
+             matrix in full, 2·D·F, and once a pass it is put together. Both lists of factors of `mpo` are to be given.\n\n\
+             | `kind` | parameters | source | options |\n|---|---|---|---|\n";
     for param in ExpertParam::all() {
-        let _ = writeln!(text, "| `{}` | {} | `{}` |", param.name(), param.paper(), options(&param)?);
+        let (name, formula, paper, options) = (param.name(), param.parameters(), param.paper(), options(&param)?);
+        let _ = writeln!(text, "| `{name}` | {formula} | {paper} | `{options}` |");
     }
-    text += "\n## Adapters\n\n`[model.adapter]`, after each layer.\n\n| `kind` | source | options (default) |\n|---|---|---|\n";
+    text += "\n## Adapters\n\n`[model.adapter]`, after each layer. Parameters of all N layers and L languages, for the width F of the bottleneck, \
+             and h = `d_h` and e = `d_embedding`; FLOPs a token and layer are 4·D·F.\n\n\
+             | `kind` | parameters | source | options (default) |\n|---|---|---|---|\n";
     for adapter in AdapterConfig::all() {
-        let _ = writeln!(text, "| `{}` | {} | `{}` |", adapter.name(), adapter.paper(), options(&adapter)?);
+        let (name, formula, paper, options) =
+            (adapter.name(), adapter.parameters(), adapter.paper(), options(&adapter)?);
+        let _ = writeln!(text, "| `{name}` | {formula} | {paper} | `{options}` |");
     }
     clashes(&mut text)?;
     Ok(text)
@@ -101,7 +113,10 @@ fn clashes(text: &mut String) -> Result<()> {
     }
     text.push_str(
         "\nDefined, though not new: `eom` behind a router of one expert a token is `fom` (a token's one output is all of its output). \
-         `gate_drop` with `mode = \"local\"` changes nothing on one rank. Routers that are not causal, and `capacity` with `eval` above 0, \
+         `gate_drop` with `mode = \"local\"` changes nothing on one rank. `mpo` may begin as a dense network (`train --init-from`): its experts are \
+         copies then, which own tensors set apart; `spawn_mask` is refused, for it would mask what they share. A curriculum of one language is refused. \
+         A language's vocabulary filter leaves out entries that its files do not use; those of the text at hand are asked all the same, so \
+         that files of several languages can be gone on with. Routers that are not causal, and `capacity` with `eval` above 0, \
          are refused where a model is packed or served.\n",
     );
     Ok(())

@@ -46,6 +46,7 @@ impl Default for Capacity {
 impl ModifierSpec for Capacity {
     const NAME: &'static str = "capacity";
     const PAPER: &'static str = "Fedus et al. 2022, arXiv 2101.03961, eq. 3; Riquelme et al. 2021, arXiv 2106.05974";
+    const CAUSAL: &'static str = "with `eval = 0`";
 
     fn build(&self, _model: &ModelConfig, moe: &MoeConfig, _params: &mut Params) -> Result<Box<dyn Modifier>> {
         Ok(Box::new(Limit { spec: self.clone(), n_experts: moe.n_experts }))

@@ -40,6 +40,7 @@ impl Default for Cmr {
 impl ModifierSpec for Cmr {
     const NAME: &'static str = "cmr";
     const PAPER: &'static str = "Elbayad et al. 2023, arXiv 2212.07571";
+    const PARAMETERS: &'static str = "D";
 
     fn build(&self, model: &ModelConfig, _moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Modifier>> {
         let w_1D = params.get("modifiers.cmr.weight", &[1, model.d_model], Init::Zero)?;

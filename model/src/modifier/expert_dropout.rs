@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::cluster::check_clusters;
+use super::cluster::Clusters;
 use super::{Modifier, ModifierSpec, check_rate, needs_choice};
 use crate::config::{ModelConfig, MoeConfig, check};
 use crate::error::Result;
@@ -17,8 +17,8 @@ use crate::router::{Aux, Plan, RouterContext};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExpertDropout {
-    /// Number of clusters: neighbours in the order of experts.
-    pub clusters: usize,
+    /// A number of clusters, or families of languages.
+    pub clusters: Clusters,
     /// Share of a cluster's experts that may not be chosen.
     pub rate: f64,
     /// Steps until others are drawn.
@@ -27,7 +27,7 @@ pub struct ExpertDropout {
 
 impl Default for ExpertDropout {
     fn default() -> Self {
-        ExpertDropout { clusters: 2, rate: 0.5, period: 250 }
+        ExpertDropout { clusters: Clusters::Number(2), rate: 0.5, period: 250 }
     }
 }
 
@@ -35,12 +35,12 @@ impl ModifierSpec for ExpertDropout {
     const NAME: &'static str = "expert_dropout";
     const PAPER: &'static str = "Xie et al. 2023, arXiv 2207.09094";
 
-    fn build(&self, _model: &ModelConfig, moe: &MoeConfig, _params: &mut Params) -> Result<Box<dyn Modifier>> {
-        Ok(Box::new(Dropout { spec: self.clone(), n_experts: moe.n_experts }))
+    fn build(&self, model: &ModelConfig, moe: &MoeConfig, _params: &mut Params) -> Result<Box<dyn Modifier>> {
+        Ok(Box::new(Dropout { spec: self.clone(), members: self.clusters.members(model, moe) }))
     }
 
-    fn validate(&self, _model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
-        check_clusters(self.clusters, moe, "moe.modifiers.expert_dropout.clusters")?;
+    fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
+        self.clusters.check(model, moe, "moe.modifiers.expert_dropout.clusters")?;
         check_rate(self.rate, "moe.modifiers.expert_dropout.rate")?;
         check(self.period > 0, "moe.modifiers.expert_dropout.period", self.period, "a positive number of steps")?;
         needs_choice(moe, Self::NAME)
@@ -50,7 +50,8 @@ impl ModifierSpec for ExpertDropout {
 #[derive(Debug)]
 struct Dropout {
     spec: ExpertDropout,
-    n_experts: usize,
+    /// The experts of each cluster.
+    members: Vec<Vec<usize>>,
 }
 
 impl Modifier for Dropout {
@@ -60,11 +61,10 @@ impl Modifier for Dropout {
 
     fn allowed_E(&self, context: &RouterContext) -> Option<Vec<bool>> {
         let stream = context.draw?.stream("expert dropout");
-        let size = self.n_experts / self.spec.clusters;
-        let n_dropped = ((size as f64 * self.spec.rate).round() as usize).min(size - 1);
-        let mut allowed_E = vec![true; self.n_experts];
-        for first in (0..self.n_experts).step_by(size) {
-            let mut order: Vec<usize> = (first..first + size).collect();
+        let mut allowed_E = vec![true; self.members.iter().map(Vec::len).sum()];
+        for members in &self.members {
+            let n_dropped = ((members.len() as f64 * self.spec.rate).round() as usize).min(members.len() - 1);
+            let mut order = members.clone();
             let number = |expert: usize| stream.period(self.spec.period, expert as u64);
             order.sort_by(|&a, &b| number(a).total_cmp(&number(b)));
             order[..n_dropped].iter().for_each(|&expert| allowed_E[expert] = false);
@@ -80,7 +80,9 @@ mod tests {
 
     #[test]
     fn of_each_cluster_half_survive_for_a_while_and_all_when_measured() {
-        let dropout = |rate| Dropout { spec: ExpertDropout { rate, ..ExpertDropout::default() }, n_experts: 8 };
+        let members = [0, 4].map(|first| (first..first + 4).collect()).to_vec();
+        let dropout =
+            |rate| Dropout { spec: ExpertDropout { rate, ..ExpertDropout::default() }, members: members.clone() };
         let allowed = |rate, step| {
             let draw = Draw::new(StepKey { seed: 1, step }, &[1], 1);
             dropout(rate).allowed_E(&RouterContext { draw: Some(draw.layer(0)), ..RouterContext::default() }).unwrap()

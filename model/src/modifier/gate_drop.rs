@@ -90,7 +90,7 @@ impl ModifierSpec for GateDrop {
                 "one of them: both may leave a rank no expert",
             )?;
         }
-        let fits = self.mode == Mode::Skip || !moe.router.is_by_language();
+        let fits = self.mode == Mode::Skip || !moe.router.is_confined();
         let value = format!("gate_drop local with {}", moe.router.name());
         check(fits, "moe.modifiers", value, "mode = \"skip\", for a language's tokens have no other expert")
     }

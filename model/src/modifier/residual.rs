@@ -21,6 +21,7 @@ pub struct Residual {}
 impl ModifierSpec for Residual {
     const NAME: &'static str = "residual";
     const PAPER: &'static str = "Rajbhandari et al. 2022, arXiv 2201.05596, §4.1";
+    const PARAMETERS: &'static str = "D + 1";
 
     fn build(&self, model: &ModelConfig, _moe: &MoeConfig, params: &mut Params) -> Result<Box<dyn Modifier>> {
         let w_1D = params.get("modifiers.residual.weight", &[1, model.d_model], Init::Zero)?;

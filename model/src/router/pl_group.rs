@@ -51,6 +51,10 @@ impl RouterSpec for PlGroup {
         check((1..=own).contains(&self.top_k), "moe.router.top_k", self.top_k, &expected)
     }
 
+    fn is_confined(&self) -> bool {
+        true
+    }
+
     fn may_be_restricted(&self) -> bool {
         // The group is chosen whichever of its experts may be.
         false

@@ -2,20 +2,71 @@
 //!
 //! Gong et al. 2022 (MultiCoder, arXiv 2212.09666) route by programming language; the paper's layer is not public in detail, this is the
 //! reading `pl_hard` of this project: one expert, weight 1, no router parameters, no router kernel. One language's path through the
-//! model is an ordinary dense decoder. A token of unknown language meets every expert with weight 1/E.
+//! model is an ordinary dense decoder. A token of unknown language meets every expert with weight 1/E, or one language's.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE};
+use crate::config::{ModelConfig, MoeConfig, UNKNOWN_LANGUAGE, check};
 use crate::error::{Error, Result};
 use crate::params::Params;
 use crate::router::{Aux, Plan, Router, RouterContext, RouterSpec};
 
-/// No options.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PlHard {}
+/// Which experts a token of unknown language meets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unknown {
+    /// The shared one alone.
+    Shared,
+    /// All of them, with like weights.
+    Mean,
+    /// That of a language of the model.
+    Language(String),
+}
+
+impl Unknown {
+    /// # Errors
+    /// [`crate::Error::Config`] for a language that the model does not have.
+    pub(super) fn validate(&self, model: &ModelConfig) -> Result<()> {
+        let Unknown::Language(name) = self else { return Ok(()) };
+        let expected = format!("one of {}", model.languages.join(", "));
+        check(model.languages.contains(name), "moe.router.unknown", name, &expected)
+    }
+
+    /// The experts.
+    pub(super) fn experts(&self, model: &ModelConfig, moe: &MoeConfig) -> Vec<u32> {
+        match self {
+            Unknown::Shared => Vec::new(),
+            Unknown::Mean => (0..moe.n_experts as u32).collect(),
+            Unknown::Language(name) => {
+                let named =
+                    model.languages.iter().zip(model.expert_of_language_in(moe)).find(|(known, _)| *known == name);
+                named.map(|(_, expert)| expert as u32).into_iter().collect()
+            }
+        }
+    }
+
+    /// The most assignments that tokens of these languages have.
+    pub(super) fn max_assignments(&self, language_N: &[u32], moe: &MoeConfig) -> usize {
+        let n_unknown = language_N.iter().filter(|language| **language == UNKNOWN_LANGUAGE).count();
+        let of_each = if *self == Unknown::Mean { moe.n_experts } else { 1 };
+        language_N.len() - n_unknown + n_unknown * of_each
+    }
+}
+
+/// Options of the `pl_hard` router.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlHard {
+    /// Which experts a token of unknown language meets; one at least.
+    pub unknown: Unknown,
+}
+
+impl Default for PlHard {
+    fn default() -> Self {
+        PlHard { unknown: Unknown::Mean }
+    }
+}
 
 impl RouterSpec for PlHard {
     const NAME: &'static str = "pl_hard";
@@ -24,11 +75,13 @@ impl RouterSpec for PlHard {
     const PARAMETERS: &'static str = "0";
 
     fn build(&self, model: &ModelConfig, moe: &MoeConfig, _params: &mut Params) -> Result<Box<dyn Router>> {
-        Ok(Box::new(PlHardRouter { expert_of_language: model.expert_of_language_in(moe), n_experts: moe.n_experts }))
+        Ok(Box::new(PlHardRouter::new(model, moe, &self.unknown)))
     }
 
-    fn validate(&self, _model: &ModelConfig, _moe: &MoeConfig) -> Result<()> {
-        Ok(())
+    fn validate(&self, model: &ModelConfig, _moe: &MoeConfig) -> Result<()> {
+        let expected = "`mean` or a language: pl_hard has no shared expert of its own";
+        check(self.unknown != Unknown::Shared, "moe.router.unknown", "shared", expected)?;
+        self.unknown.validate(model)
     }
 
     fn reads_tokens(&self) -> bool {
@@ -40,8 +93,7 @@ impl RouterSpec for PlHard {
     }
 
     fn max_assignments(&self, language_N: &[u32], moe: &MoeConfig) -> usize {
-        let n_unknown = language_N.iter().filter(|language| **language == UNKNOWN_LANGUAGE).count();
-        language_N.len() + n_unknown * (moe.n_experts - 1)
+        self.unknown.max_assignments(language_N, moe)
     }
 
     fn n_selected(&self) -> usize {
@@ -57,26 +109,14 @@ impl RouterSpec for PlHard {
 #[derive(Debug)]
 pub(super) struct PlHardRouter {
     pub(super) expert_of_language: Vec<usize>,
-    pub(super) n_experts: usize,
+    /// Those that a token of unknown language meets.
+    pub(super) of_unknown: Vec<u32>,
 }
 
 impl Router for PlHardRouter {
     fn plan(&self, x_ND: &Tensor, context: &RouterContext) -> Result<(Plan, Aux)> {
-        let n = context.language_N.len();
-        let (mut token_A, mut expert_A) = (Vec::with_capacity(n), Vec::with_capacity(n));
-        let mut weight_A = Vec::with_capacity(n);
-        for (token, &language) in context.language_N.iter().enumerate() {
-            if language == UNKNOWN_LANGUAGE {
-                token_A.extend(std::iter::repeat_n(token as u32, self.n_experts));
-                expert_A.extend(0..self.n_experts as u32);
-                weight_A.extend(std::iter::repeat_n(1.0 / self.n_experts as f32, self.n_experts));
-                continue;
-            }
-            token_A.push(token as u32);
-            expert_A.push(self.expert_of(language)? as u32);
-            weight_A.push(1.0);
-        }
-        let weight_A = match token_A.len() == n {
+        let (token_A, expert_A, weight_A) = self.assignments(context.language_N)?;
+        let weight_A = match weight_A.iter().all(|weight| *weight == 1.0) {
             true => None,
             false => Some(Tensor::from_vec(weight_A, token_A.len(), x_ND.device())?),
         };
@@ -85,7 +125,31 @@ impl Router for PlHardRouter {
 }
 
 impl PlHardRouter {
-    pub(super) fn expert_of(&self, language: u32) -> Result<usize> {
+    pub(super) fn new(model: &ModelConfig, moe: &MoeConfig, unknown: &Unknown) -> PlHardRouter {
+        PlHardRouter { expert_of_language: model.expert_of_language_in(moe), of_unknown: unknown.experts(model, moe) }
+    }
+
+    /// Tokens, experts and weights of all assignments.
+    pub(super) fn assignments(&self, language_N: &[u32]) -> Result<(Vec<u32>, Vec<u32>, Vec<f32>)> {
+        let n = language_N.len();
+        let (mut token_A, mut expert_A) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        let mut weight_A = Vec::with_capacity(n);
+        for (token, &language) in (0u32..).zip(language_N) {
+            if language == UNKNOWN_LANGUAGE {
+                let n_experts = self.of_unknown.len();
+                token_A.extend(std::iter::repeat_n(token, n_experts));
+                expert_A.extend(&self.of_unknown);
+                weight_A.extend(std::iter::repeat_n(1.0 / n_experts as f32, n_experts));
+                continue;
+            }
+            token_A.push(token);
+            expert_A.push(self.expert_of(language)? as u32);
+            weight_A.push(1.0);
+        }
+        Ok((token_A, expert_A, weight_A))
+    }
+
+    fn expert_of(&self, language: u32) -> Result<usize> {
         self.expert_of_language.get(language as usize).copied().ok_or_else(|| {
             let n = self.expert_of_language.len();
             Error::Input(format!("language index {language}: expected one below {n} or UNKNOWN_LANGUAGE"))
@@ -100,7 +164,7 @@ mod tests {
 
     #[test]
     fn four_tokens_four_experts() {
-        let router = PlHardRouter { expert_of_language: vec![2, 0], n_experts: 4 };
+        let router = PlHardRouter { expert_of_language: vec![2, 0], of_unknown: vec![0, 1, 2, 3] };
         let x_ND = Tensor::zeros((4, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
         let plan = |language_N: &[u32]| {
             router.plan(&x_ND, &RouterContext { language_N, ..RouterContext::default() }).map(|(plan, _)| plan)
@@ -118,5 +182,34 @@ mod tests {
 
         let wrong = plan(&[0, 0, 7, 0]).err().unwrap().to_string();
         assert!(wrong.contains("language index 7"), "{wrong}");
+    }
+
+    #[test]
+    fn a_token_of_unknown_language_meets_those_that_the_option_names() {
+        let mut config = crate::config::tests::tiny(Some(serde_json::from_str(r#"{"kind": "pl_hard"}"#).unwrap()));
+        let language = config.languages[1].clone();
+        let experts = |unknown: Unknown| {
+            let moe = config.moe.as_ref().unwrap();
+            let router = PlHardRouter::new(&config, moe, &unknown);
+            let language_N = [UNKNOWN_LANGUAGE, 0];
+            let (token_A, expert_A, weight_A) = router.assignments(&language_N).unwrap();
+            assert!(token_A.len() <= unknown.max_assignments(&language_N, moe), "{unknown:?}");
+            let of_first = token_A.iter().filter(|token| **token == 0).count();
+            (expert_A[..of_first].to_vec(), weight_A[..of_first].to_vec())
+        };
+        let own = config.expert_of_language()[1] as u32;
+        assert_eq!(experts(Unknown::Shared), (vec![], vec![]));
+        assert_eq!(experts(Unknown::Language(language)), (vec![own], vec![1.0]));
+        let all = experts(Unknown::Mean);
+        assert_eq!((all.0.len(), all.1.iter().sum::<f32>()), (config.moe.as_ref().unwrap().n_experts, 1.0));
+
+        let mut message = |router: &str| {
+            config.moe.as_mut().unwrap().router = serde_json::from_str(router).unwrap();
+            config.validate().unwrap_err().to_string()
+        };
+        let error = message(r#"{"kind": "pl_hard", "unknown": {"language": "cobol"}}"#);
+        assert!(error.contains("moe.router.unknown = cobol: expected one of"), "{error}");
+        let error = message(r#"{"kind": "pl_hard", "unknown": "shared"}"#);
+        assert!(error.contains("moe.router.unknown = shared: expected `mean` or a language"), "{error}");
     }
 }

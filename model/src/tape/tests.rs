@@ -16,7 +16,7 @@ use crate::router::pl_shared::{Combine, PlShared};
 
 /// Every option that changes a tape, each with a name.
 pub(crate) fn configs() -> Vec<(String, ModelConfig)> {
-    let shared = |combine| RouterConfig::PlShared(PlShared { combine });
+    let shared = |combine| RouterConfig::PlShared(PlShared { combine, ..PlShared::default() });
     let mut configs = vec![("dense".to_owned(), tiny(None))];
     let mut routers = RouterConfig::all();
     routers.extend([shared(Combine::Half), shared(Combine::Sigmoid)]);

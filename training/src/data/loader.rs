@@ -381,8 +381,10 @@ mod tests {
         let n_lua = |batches: Vec<Vec<Sequence>>| batches.concat().iter().filter(|of| of.language_idx == 0).count();
         assert_eq!(n_lua(batches(&mut loader, 10)), 0);
         assert!(n_lua(batches(&mut loader, 10)) > 0);
-        let error = |text: &str| {
-            let corpus = self::corpus(&[text]);
+        // What the configuration cannot know, where it names no languages.
+        let error = |starts: &[(&str, u64)]| {
+            let mut corpus = self::corpus(&[]);
+            corpus.config.data.curriculum = starts.iter().map(|(name, step)| (name.to_string(), *step)).collect();
             let loader = Loader::open(&corpus.config, &corpus.tokenizer);
             loader
                 .and_then(|mut loader| loader.next_batch())
@@ -390,10 +392,10 @@ mod tests {
                 .map(|error| format!("{error:#}"))
                 .unwrap_or_default()
         };
-        let unknown = error("data.curriculum={ cobol = 1 }");
+        let unknown = error(&[("cobol", 1)]);
         assert!(unknown.contains("data.curriculum: cobol: expected languages of the run"), "{unknown}");
-        let names: Vec<String> = loader.texts().languages.iter().map(|of| format!("{} = 9", of.name)).collect();
-        let none = error(&format!("data.curriculum={{ {} }}", names.join(", ")));
+        let starts: Vec<(&str, u64)> = loader.texts().languages.iter().map(|of| (of.name.as_str(), 9)).collect();
+        let none = error(&starts);
         assert!(none.contains("drawn from step 0 on"), "{none}");
     }
 
