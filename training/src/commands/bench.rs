@@ -248,7 +248,7 @@ fn by_token(config: &RunConfig) -> Option<RunConfig> {
     }
 }
 
-/// The model with each other router of the table that fits it.
+/// The model with each other router of the table that fits it; experts are narrower where a token meets more of them.
 fn other_routers(config: &RunConfig) -> impl Iterator<Item = (Model, RunConfig)> {
     let own = config.model.moe.as_ref().map(|moe| moe.router.clone());
     let others = RouterConfig::all()
@@ -256,7 +256,10 @@ fn other_routers(config: &RunConfig) -> impl Iterator<Item = (Model, RunConfig)>
         .filter(move |router| own.as_ref().is_some_and(|own| own.name() != router.name()));
     let with = |router| {
         let mut config = config.clone();
-        config.model.moe.as_mut()?.router = router;
+        let moe = config.model.moe.as_mut()?;
+        let met = moe.router.n_selected() * moe.d_ff_expert;
+        moe.router = router;
+        moe.d_ff_expert = met / moe.router.n_selected().max(1);
         config.model.validate().is_ok().then_some((Model::OtherRouter, config))
     };
     others.filter_map(with)
@@ -337,6 +340,22 @@ mod tests {
         expected.retain(|name| name != "multicoder, pl_shared bf16");
         expected.insert(0, "multicoder bf16".to_owned());
         assert_eq!(named("--preset starter --device cpu --compute bf16 --routers").unwrap(), expected);
+    }
+
+    /// `pl_gate`'s two experts a token were as wide as the one of others.
+    #[test]
+    fn routers_are_compared_at_equal_flops() {
+        let mut table = config::parse(config::preset("smoke").unwrap(), "smoke").unwrap();
+        config::set(&mut table, "model.languages=[\"go\", \"lua\"]").unwrap();
+        let own = config::resolve(&table, "smoke").unwrap();
+        let flops = |run: &RunConfig| run.model.flops_per_token(run.data.sequence_tokens / 2) as f64;
+        let mut n_routers = 0;
+        for (_, other) in other_routers(&own) {
+            let (ratio, router) = (flops(&other) / flops(&own), other.model.moe.unwrap().router);
+            assert!((0.99..1.03).contains(&ratio), "{}: {ratio:.3}", router.name());
+            n_routers += 1;
+        }
+        assert!(n_routers > 10, "{n_routers}");
     }
 
     #[test]
