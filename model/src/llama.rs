@@ -257,6 +257,7 @@ fn vocabulary(tokenizer: &Tokenizer, n_rows: usize) -> Result<Vec<(String, Value
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MoeLayers;
     use crate::config::tests::tiny;
     use crate::tokenizer::tests::toy;
     use candle_core::Device;
@@ -295,6 +296,60 @@ mod tests {
         assert_eq!((row(&theirs, 1), row(&theirs, 2), row(&theirs, 9)), (row(&ours, 4), row(&ours, 1), row(&ours, 12)));
         let Value::Array(tokens) = number("tokenizer.ggml.tokens") else { panic!("no tokens") };
         assert_eq!(tokens.len(), lm.config().vocab_size);
+    }
+
+    /// The file read as what it says that it is: a dense model.
+    #[test]
+    fn a_languages_slice_has_the_logits_of_the_model() {
+        for router in [0, 1] {
+            let mut config = config(router);
+            config.moe.as_mut().unwrap().layers = MoeLayers::EveryN(1);
+            let lm = CodeLm::init(&config, 3, &Device::Cpu).unwrap();
+            let bytes = to_bytes(&lm, &toy(), "toy", Some("lua"), LlamaFormat::F32).unwrap();
+            let content = read(&bytes);
+            let moe = config.moe.take().unwrap();
+            config.d_ff = moe.d_ff_expert + moe.d_ff_shared;
+            config.languages.clear();
+            let d_head = config.d_head;
+            let tensor = |name: &str| {
+                let tensor = content.tensor(&mut Cursor::new(&bytes), name, &Device::Cpu).unwrap();
+                tensor.dequantize(&Device::Cpu).unwrap()
+            };
+            // Pairs that are turned lie side by side there and half a head apart here.
+            let halves = |w: Tensor| {
+                let (rows, d) = w.dims2().unwrap();
+                let pairs = w.reshape((rows / d_head, d_head / 2, 2, d)).unwrap();
+                pairs.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, d)).unwrap()
+            };
+            let mut tensors = HashMap::new();
+            for (ours, theirs) in [("model.embed_tokens", "token_embd"), ("model.norm", "output_norm")] {
+                tensors.insert(format!("{ours}.weight"), tensor(&format!("{theirs}.weight")));
+            }
+            let names = [
+                ("input_layernorm", "attn_norm"),
+                ("self_attn.q_proj", "attn_q"),
+                ("self_attn.k_proj", "attn_k"),
+                ("self_attn.v_proj", "attn_v"),
+                ("self_attn.o_proj", "attn_output"),
+                ("post_attention_layernorm", "ffn_norm"),
+                ("mlp.gate_proj", "ffn_gate"),
+                ("mlp.up_proj", "ffn_up"),
+                ("mlp.down_proj", "ffn_down"),
+            ];
+            for layer in 0..config.n_layers {
+                for (ours, theirs) in names {
+                    let w = tensor(&format!("blk.{layer}.{theirs}.weight"));
+                    let w = if matches!(theirs, "attn_q" | "attn_k") { halves(w) } else { w };
+                    tensors.insert(format!("model.layers.{layer}.{ours}.weight"), w);
+                }
+            }
+            let params = Params::from_tensors(tensors, "the file", false, &Device::Cpu);
+            let dense = CodeLm::new(&config, params, &Device::Cpu).unwrap();
+            let ids = [3, 1, 4, 1, 5, 9, 2, 6];
+            let expected = lm.forward_logits(&ids, 1).unwrap();
+            let error = (dense.forward_logits(&ids, 0).unwrap() - expected).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(error.to_scalar::<f32>().unwrap() < 1e-5, "{}: {error}", moe.router.name());
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(crate) struct Args {
 struct Report {
     files: Vec<String>,
     seed: u64,
-    /// One row for each kind of request that came up, then all together.
+    /// One row for each kind of request that came up, then all together, then those for which the model wrote something.
     kinds: Vec<Row>,
     work: Work,
     /// Share of prompts that was computed before.
@@ -48,6 +48,8 @@ struct Report {
 struct Row {
     kind: &'static str,
     requests: usize,
+    /// Those that were not answered by the rest of an earlier answer, or by silence.
+    by_model: usize,
     shown: usize,
     right: usize,
     p50_ms: f64,
@@ -71,6 +73,7 @@ pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
     let of_kind = |kind: Kind| -> Vec<&Measured> { all.iter().filter(|measured| measured.kind == kind).collect() };
     let mut kinds: Vec<Row> = Kind::ALL.iter().filter_map(|&kind| row(kind.name(), &of_kind(kind))).collect();
     kinds.extend(row("all", &all.iter().collect::<Vec<_>>()));
+    kinds.extend(row("by the model", &all.iter().filter(|measured| measured.work.runs > 0).collect::<Vec<_>>()));
     let report = Report {
         files: args.files.iter().map(|path| path.display().to_string()).collect(),
         seed: args.seed,
@@ -102,6 +105,7 @@ fn row(kind: &'static str, all: &[&Measured]) -> Option<Row> {
     Some(Row {
         kind,
         requests: all.len(),
+        by_model: count(|measured| measured.work.runs > 0),
         shown: count(|measured| measured.is_shown),
         right: count(|measured| measured.is_right),
         p50_ms: at(0.5)?,
@@ -116,14 +120,15 @@ fn row(kind: &'static str, all: &[&Measured]) -> Option<Row> {
 
 fn text(report: &Report) -> String {
     let mut text = format!(
-        "{:14} {:>8} {:>6} {:>6}  {:>7} {:>7} {:>7} {:>7} {:>8}  {:>6} {:>7}\n",
-        "after", "requests", "shown", "right", "p50 ms", "p90", "p95", "p99", "longest", "read", "written"
+        "{:14} {:>8} {:>8} {:>6} {:>6}  {:>7} {:>7} {:>7} {:>7} {:>8}  {:>6} {:>7}\n",
+        "after", "requests", "by model", "shown", "right", "p50 ms", "p90", "p95", "p99", "longest", "read", "written"
     );
     for row in &report.kinds {
         text += &format!(
-            "{:14} {:>8} {:>6} {:>6}  {:>7.1} {:>7.1} {:>7.1} {:>7.1} {:>8.1}  {:>6.1} {:>7.1}\n",
+            "{:14} {:>8} {:>8} {:>6} {:>6}  {:>7.1} {:>7.1} {:>7.1} {:>7.1} {:>8.1}  {:>6.1} {:>7.1}\n",
             row.kind,
             row.requests,
+            row.by_model,
             row.shown,
             row.right,
             row.p50_ms,
