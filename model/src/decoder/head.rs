@@ -63,7 +63,7 @@ impl Head {
         let rows = logits_NV.chunks_exact_mut(logits_NV.len() / n).enumerate();
         let squeeze = |z: &mut f32| *z = cap * (*z / cap).tanh();
         let Some(used) = self.used.get(language as usize).and_then(Option::as_ref) else {
-            products(crew, x, [&self.whole], [y], simd);
+            products(crew, [(x, &self.whole)], [y], simd);
             for (row, logits_V) in rows {
                 copy_row(y, (row, n), logits_V);
                 if cap > 0.0 {
@@ -74,7 +74,7 @@ impl Head {
         };
         let in_text = used.others(texts);
         let own = used.rows.get_or_init(|| self.whole.pick(&used.ids));
-        products(crew, x, [own, &self.whole.pick(&in_text)], [y, y_in_text], simd);
+        products(crew, [(x, own), (x, &self.whole.pick(&in_text))], [y, y_in_text], simd);
         for (row, logits_V) in rows {
             logits_V.fill(f32::NEG_INFINITY);
             for (ids, by_tile) in [(&used.ids, &*y), (&in_text, &*y_in_text)] {

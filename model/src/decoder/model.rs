@@ -8,7 +8,7 @@ use super::crew::Pieces;
 use super::head::Head;
 use super::kernel::Simd;
 use super::layer::{Ffn, Layer, Moe};
-use super::network::{add_row, copy_row, products, ranges};
+use super::network::{add_row, copy_row, products, ranges, run_networks};
 use super::packed::Packed;
 use super::shelf::Shelf;
 use super::weights::{WeightSource, build, check_tables};
@@ -182,7 +182,8 @@ impl Decoder {
         self.norm(&layer.norm, &layer.qkv[0], worker);
         let [q, k, v] = &mut worker.qkv;
         let [w_q, w_k, w_v] = &layer.qkv;
-        products(&mut worker.crew, &worker.quantized, [w_q, w_k, w_v], [q, k, v], self.simd);
+        let x = &worker.quantized;
+        products(&mut worker.crew, [(x, w_q), (x, w_k), (x, w_v)], [q, k, v], self.simd);
         self.finish_projections(layer, pass, worker)?;
         let width = config.n_kv_heads * d;
         for (row, kv) in worker.rows.chunks_exact(2 * width).enumerate() {
@@ -197,7 +198,7 @@ impl Decoder {
         for (row, x) in worker.attended.chunks_exact(h * d).enumerate() {
             worker.quantized.set(row, x);
         }
-        products(&mut worker.crew, &worker.quantized, [&layer.out], [&mut worker.y], self.simd);
+        products(&mut worker.crew, [(&worker.quantized, &layer.out)], [&mut worker.y], self.simd);
         self.add_all(worker);
         Ok(())
     }
@@ -260,34 +261,42 @@ impl Decoder {
         let moe = match &layer.ffn {
             Ffn::Dense(network) => {
                 self.norm(&layer.ffn_norm, network.first(), worker);
-                let Worker { crew, quantized, hidden, y, .. } = worker;
-                network.run(crew, quantized, hidden, y, self.simd);
+                let Worker { crew, quantized, hidden: [hidden, _], y, .. } = worker;
+                run_networks([network], crew, quantized, [hidden], [y], self.simd);
                 self.add_all(worker);
                 return Ok(());
             }
             Ffn::Moe(moe) => moe,
         };
         let plan = self.plan(moe, layer, pass, worker)?;
-        let own;
-        let reader = match &moe.shared {
-            Some(shared) => shared,
-            None => {
-                own = moe.expert(plan.runs.first().map_or(0, |run| run.0), self)?;
-                &own
-            }
+        let n = pass.ids.len();
+        // The expert that all rows have, in their order.
+        let own = match plan.runs[..] {
+            [(expert, n_own)] if plan.in_place && n_own == n => Some(moe.expert(expert, self)?),
+            _ => None,
         };
-        self.norm(&layer.ffn_norm, reader.first(), worker);
-        if let Some(shared) = &moe.shared {
-            let Worker { crew, quantized, hidden, y, .. } = worker;
-            shared.run(crew, quantized, hidden, y, self.simd);
-            let n = pass.ids.len();
-            // What experts read is normalized already: the residual stream may change.
-            for (row, x) in worker.x.chunks_exact_mut(self.config.d_model).enumerate() {
-                let weight = plan.shared_weight_N.as_ref().map_or(1.0, |weight_N| weight_N[row]);
-                add_row(&worker.y, (row, n), weight, x);
+        let Some(shared) = &moe.shared else {
+            let first = own.map_or_else(|| moe.expert(plan.runs.first().map_or(0, |run| run.0), self), Ok)?;
+            self.norm(&layer.ffn_norm, first.first(), worker);
+            return self.experts(moe, &plan, worker);
+        };
+        self.norm(&layer.ffn_norm, shared.first(), worker);
+        let Worker { crew, quantized, hidden: [hidden, hidden_own], y, y_own, .. } = worker;
+        match &own {
+            Some(own) => {
+                let memory = [hidden, hidden_own];
+                run_networks([shared, own], crew, quantized, memory, [y, y_own], self.simd);
+            }
+            None => run_networks([shared], crew, quantized, [hidden], [y], self.simd),
+        }
+        // What experts read is normalized already: the residual stream may change.
+        for (row, x) in worker.x.chunks_exact_mut(self.config.d_model).enumerate() {
+            add_row(&worker.y, (row, n), plan.shared_weight_N.as_ref().map_or(1.0, |weight_N| weight_N[row]), x);
+            if own.is_some() {
+                add_row(&worker.y_own, (row, n), plan.weight(row), x);
             }
         }
-        self.experts(moe, &plan, worker)
+        if own.is_some() { Ok(()) } else { self.experts(moe, &plan, worker) }
     }
 
     /// Adds what stands in `worker.y` to all rows.
@@ -328,10 +337,11 @@ impl Decoder {
             let own = from..from + n_own;
             from = own.end;
             let network = moe.expert(expert, self)?;
-            let Worker { crew, quantized, hidden, y, .. } = worker;
+            let Worker { crew, quantized, hidden: [hidden, _], y, .. } = worker;
             let is_all = plan.in_place && n_own == n;
             let picked = (!is_all).then(|| quantized.pick(&plan.token_A[own.clone()]));
-            network.run(crew, picked.as_ref().unwrap_or(quantized), hidden, y, self.simd);
+            let rows = picked.as_ref().unwrap_or(quantized);
+            run_networks([&network], crew, rows, [hidden], [y], self.simd);
             for (row, assignment) in own.enumerate() {
                 let token = plan.token_A[assignment] as usize;
                 let x = &mut worker.x[token * self.config.d_model..(token + 1) * self.config.d_model];

@@ -1,9 +1,11 @@
 //! Products of a stage, divided among threads, and the feed-forward network made of them.
 
+use std::ops::Range;
+
 use super::crew::{Crew, Pieces};
 use super::kernel::{Simd, multiply};
 use super::packed::{COLS, Packed, ROWS};
-use super::quantized::Quantized;
+use super::quantized::{Quantized, Writer};
 use super::weights::WeightSource;
 use crate::config::{Activation, check};
 use crate::error::Result;
@@ -42,30 +44,48 @@ fn tiles_of_part(n_tiles: usize, crew: &Crew) -> usize {
     n_tiles.div_ceil(crew.n_threads() * PARTS_PER_THREAD).next_multiple_of(COLS / ROWS).max(1)
 }
 
-/// The products of `x` with several matrices, one stage.
+/// Tiles of several matrices divided among the parts of one stage.
+struct Parts<const N: usize> {
+    n_tiles: [usize; N],
+    per_part: usize,
+}
+
+impl<const N: usize> Parts<N> {
+    fn new(n_tiles: [usize; N], crew: &Crew) -> Parts<N> {
+        Parts { n_tiles, per_part: tiles_of_part(n_tiles.iter().sum(), crew) }
+    }
+
+    fn len(&self) -> usize {
+        self.n_tiles.iter().map(|n| n.div_ceil(self.per_part)).sum()
+    }
+
+    /// The matrix of a part, and its tiles.
+    fn of(&self, mut part: usize) -> (usize, Range<usize>) {
+        let mut matrix = 0;
+        while part >= self.n_tiles[matrix].div_ceil(self.per_part) {
+            (part, matrix) = (part - self.n_tiles[matrix].div_ceil(self.per_part), matrix + 1);
+        }
+        (matrix, part * self.per_part..((part + 1) * self.per_part).min(self.n_tiles[matrix]))
+    }
+}
+
+/// The products of as many rows with a matrix each, one stage.
 pub(super) fn products<const N: usize>(
     crew: &mut Crew,
-    x: &Quantized,
-    matrices: [&Packed; N],
+    pairs: [(&Quantized, &Packed); N],
     out: [&mut ByTile; N],
     simd: Simd,
 ) {
-    let n = x.n_rows();
-    let per_part = tiles_of_part(matrices.iter().map(|w| w.n_tiles()).sum(), crew);
-    let n_parts = matrices.map(|w| w.n_tiles().div_ceil(per_part));
-    let mut index = 0;
+    let n = pairs.first().map_or(0, |(x, _)| x.n_rows());
+    let parts = Parts::new(pairs.map(|(_, w)| w.n_tiles()), crew);
+    let mut n_tiles = parts.n_tiles.iter();
     let pieces = out.map(|out| {
-        out.resize(matrices[index].n_tiles() * n * ROWS, 0.0);
-        index += 1;
+        out.resize(n_tiles.next().map_or(0, |n_tiles| n_tiles * n * ROWS), 0.0);
         Pieces::new(out)
     });
-    crew.run(n_parts.iter().sum(), &|mut part| {
-        let mut matrix = 0;
-        while part >= n_parts[matrix] {
-            (part, matrix) = (part - n_parts[matrix], matrix + 1);
-        }
-        let w = matrices[matrix];
-        let tiles = part * per_part..((part + 1) * per_part).min(w.n_tiles());
+    crew.run(parts.len(), &|part| {
+        let (matrix, tiles) = parts.of(part);
+        let (x, w) = pairs[matrix];
         // SAFETY: each part has tiles of its own.
         let y = unsafe { pieces[matrix].take(tiles.start * n * ROWS..tiles.end * n * ROWS) };
         multiply(w, x, tiles, y, simd);
@@ -117,44 +137,75 @@ impl Network {
         gate + self.up.n_bytes() + self.down.n_bytes()
     }
 
-    /// What it says of each row of `x`, in two stages.
-    pub(super) fn run(&self, crew: &mut Crew, x: &Quantized, hidden: &mut Hidden, y: &mut ByTile, simd: Simd) {
-        let (n, n_tiles) = (x.n_rows(), self.up.n_tiles());
-        hidden.up.resize(n_tiles * n * ROWS, 0.0);
-        hidden.gate.resize(if self.gate.is_some() { n_tiles * n * ROWS } else { 0 }, 0.0);
-        hidden.quantized.resize_for(n, &self.down);
-        let per_part = tiles_of_part(n_tiles, crew);
-        let (gates, ups) = (Pieces::new(&mut hidden.gate), Pieces::new(&mut hidden.up));
-        let quantized = hidden.quantized.writer();
-        crew.run(n_tiles.div_ceil(per_part), &|part| {
-            let tiles = part * per_part..((part + 1) * per_part).min(n_tiles);
-            let own = tiles.start * n * ROWS..tiles.end * n * ROWS;
-            // SAFETY: each part has tiles of its own.
-            let up = unsafe { ups.take(own.clone()) };
-            multiply(&self.up, x, tiles.clone(), up, simd);
-            match &self.gate {
-                Some(w) => {
-                    // SAFETY: as above.
-                    let gate = unsafe { gates.take(own) };
-                    multiply(w, x, tiles, gate, simd);
-                    swiglu(gate, up);
-                }
-                None => relu2(up),
+    /// Its hidden values of a part's tiles, for all rows of `x`, as integers into `quantized`.
+    fn hidden_of(
+        &self,
+        x: &Quantized,
+        tiles: Range<usize>,
+        (gate, up): (&mut [f32], &mut [f32]),
+        quantized: &Writer<'_>,
+        simd: Simd,
+    ) {
+        let n = x.n_rows();
+        multiply(&self.up, x, tiles.clone(), up, simd);
+        match &self.gate {
+            Some(w) => {
+                multiply(w, x, tiles.clone(), gate, simd);
+                swiglu(gate, up);
             }
-            // A part has whole blocks: what it computed becomes integers while it is near.
-            let first = part * per_part * ROWS / COLS;
-            for (block, up) in up.chunks(COLS / ROWS * n * ROWS).enumerate() {
-                let width = (self.f - (first + block) * COLS).min(COLS);
-                for row in 0..n {
-                    let mut x = [0f32; COLS];
-                    copy_row(up, (row, n), &mut x[..width]);
-                    // SAFETY: as above.
-                    unsafe { quantized.set_blocks(row, first + block, &x[..width]) };
-                }
+            None => relu2(up),
+        }
+        // A part has whole blocks: what it computed becomes integers while it is near.
+        let first = tiles.start * ROWS / COLS;
+        for (block, up) in up.chunks(COLS / ROWS * n * ROWS).enumerate() {
+            let width = (self.f - (first + block) * COLS).min(COLS);
+            for row in 0..n {
+                let mut x = [0f32; COLS];
+                copy_row(up, (row, n), &mut x[..width]);
+                // SAFETY: each part has blocks of its own.
+                unsafe { quantized.set_blocks(row, first + block, &x[..width]) };
             }
-        });
-        products(crew, &hidden.quantized, [&self.down], [y], simd);
+        }
     }
+}
+
+/// What each network says of each row of `x`, in two stages for all of them.
+pub(super) fn run_networks<const N: usize>(
+    networks: [&Network; N],
+    crew: &mut Crew,
+    x: &Quantized,
+    hidden: [&mut Hidden; N],
+    y: [&mut ByTile; N],
+    simd: Simd,
+) {
+    let n = x.n_rows();
+    let parts = Parts::new(networks.map(|network| network.up.n_tiles()), crew);
+    let mut all = networks.iter();
+    let mut hidden = hidden.map(|hidden| {
+        if let Some(network) = all.next() {
+            let len = network.up.n_tiles() * n * ROWS;
+            hidden.up.resize(len, 0.0);
+            hidden.gate.resize(if network.gate.is_some() { len } else { 0 }, 0.0);
+            hidden.quantized.resize_for(n, &network.down);
+        }
+        hidden
+    });
+    let pieces = hidden
+        .each_mut()
+        .map(|hidden| (Pieces::new(&mut hidden.gate), Pieces::new(&mut hidden.up), hidden.quantized.writer()));
+    crew.run(parts.len(), &|part| {
+        let (which, tiles) = parts.of(part);
+        let (network, (gates, ups, quantized)) = (networks[which], &pieces[which]);
+        let own = tiles.start * n * ROWS..tiles.end * n * ROWS;
+        let of_gate = if network.gate.is_some() { own.clone() } else { 0..0 };
+        // SAFETY: each part has tiles of its own.
+        let (gate, up) = unsafe { (gates.take(of_gate), ups.take(own)) };
+        network.hidden_of(x, tiles, (gate, up), quantized, simd);
+    });
+    let mut downs = networks.iter().map(|network| &network.down);
+    let pairs = hidden.each_ref().map(|hidden| &hidden.quantized);
+    let pairs: [(&Quantized, &Packed); N] = pairs.map(|x| (x, downs.next().unwrap_or(&networks[0].down)));
+    products(crew, pairs, y, simd);
 }
 
 /// An error for matrices of one input that want it in different forms.

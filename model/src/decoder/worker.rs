@@ -17,8 +17,10 @@ pub struct Worker {
     pub(super) q: Vec<f32>,
     pub(super) attended: Vec<f32>,
     pub(super) attention: AttentionMemory,
-    pub(super) hidden: Hidden,
+    /// Of the shared network, or of the only one, and of the expert beside it.
+    pub(super) hidden: [Hidden; 2],
     pub(super) y: ByTile,
+    pub(super) y_own: ByTile,
     /// Of the head, for entries that the language does not use.
     pub(super) y_in_text: ByTile,
     /// Entries of the vocabulary that are computed besides those that the language uses and those that stand in the text.
@@ -39,8 +41,9 @@ impl Worker {
             q: Vec::new(),
             attended: Vec::new(),
             attention: AttentionMemory::default(),
-            hidden: Hidden::default(),
+            hidden: Default::default(),
             y: Vec::new(),
+            y_own: Vec::new(),
             y_in_text: Vec::new(),
             wanted: Vec::new(),
             logits: Vec::new(),

@@ -237,7 +237,7 @@ mod tests {
     use super::*;
     use crate::ops::tests::values;
     use candle_core::Device;
-    use std::collections::HashMap;
+    use std::collections::{BTreeMap, HashMap};
 
     #[test]
     fn bonds_are_the_least_that_cut_nothing() {
@@ -296,7 +296,7 @@ mod tests {
     fn copies_of_a_dense_network_have_its_matrices() {
         let (config, mpo) = model_of_mpo(0.0);
         let moe = config.moe.as_ref().unwrap();
-        let dense: HashMap<&str, Tensor> = [("gate_proj", [16, 32]), ("up_proj", [16, 32]), ("down_proj", [32, 16])]
+        let dense: BTreeMap<&str, Tensor> = [("gate_proj", [16, 32]), ("up_proj", [16, 32]), ("down_proj", [32, 16])]
             .map(|(name, dims)| (name, values(&dims, dims[0] as u32)))
             .into();
         let mut tensors = HashMap::new();
