@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use multicoder_model::gguf::{Contents, Quantization, to_bytes};
 use multicoder_model::tokenizer::TokenizerOptions;
-use multicoder_model::{CodeLm, ModelConfig, Tokenizer};
+use multicoder_model::{CodeLm, ModelConfig, Tokenizer, VocabularyFilter};
 use serde_json::json;
 
 fn main() {
@@ -21,8 +21,14 @@ fn main() {
     }))
     .expect("a configuration");
     let lm = CodeLm::init(&config, 1, &candle_core::Device::Cpu).expect("a model");
-    for (name, quantization) in [("f32", Quantization::F32), ("q8_0", Quantization::Q8_0)] {
-        let contents = Contents { name, lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[], vocabulary: None };
+    let mut filter = VocabularyFilter::default();
+    filter.insert("lua", (0..tokenizer.vocab_size() as u32).filter(|id| id % 3 != 0).collect());
+    for (name, quantization, vocabulary) in [
+        ("f32", Quantization::F32, None),
+        ("q8_0", Quantization::Q8_0, Some(&filter)),
+        ("q4_0", Quantization::Q4_0, None),
+    ] {
+        let contents = Contents { name, lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[], vocabulary };
         let path = folder.join(format!("{name}.gguf"));
         std::fs::write(&path, to_bytes(&contents).expect("a file")).expect("a folder that can be written");
         println!("{}", path.display());
