@@ -110,8 +110,12 @@ fn replay_types_in_files_and_adds_up() {
     let report: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|error| panic!("{error}: {out:?}"));
     let kinds = report["kinds"].as_array().unwrap();
     let requests = |row: &Value| row["requests"].as_u64().unwrap();
-    let (all, each) = kinds.split_last().unwrap();
+    let ([each @ .., all, by_model], by_model_of) = (&kinds[..], |row: &Value| row["byModel"].as_u64().unwrap()) else {
+        panic!("{report}")
+    };
     assert_eq!((&all["kind"], &each[0]["kind"], requests(&each[0])), (&json!("all"), &json!("opening"), 2));
+    assert_eq!((&by_model["kind"], by_model_of(all)), (&json!("by the model"), requests(by_model)));
+    assert!(by_model_of(&each[0]) == 2 && by_model_of(all) == each.iter().map(by_model_of).sum::<u64>(), "{report}");
     // The step that reaches the number is done to its end.
     assert!((120..130).contains(&requests(all)) && requests(all) == each.iter().map(requests).sum::<u64>(), "{report}");
     let work = |key: &str| report["work"][key].as_u64().unwrap();

@@ -22,6 +22,7 @@ const TOGETHER: usize = 4;
 /// Memory of the stage.
 #[derive(Default)]
 pub(super) struct AttentionMemory {
+    units: Vec<Unit>,
     /// For each part and query a row of scores and one of the output.
     rows: Vec<f32>,
 }
@@ -47,7 +48,8 @@ impl Heads {
     ) {
         let Heads { n_heads, d, start, .. } = self;
         let n_rows = q.len() / (n_heads * d);
-        let units = self.units(n_rows);
+        self.put_units(n_rows, &mut memory.units);
+        let units = &memory.units;
         let n_parts = units.len().min(4 * crew.n_threads());
         let (most, stride) = ((start + n_rows).next_multiple_of(ROWS), d.next_multiple_of(ROWS));
         let per_part = TOGETHER * (most + stride);
@@ -71,10 +73,10 @@ impl Heads {
     }
 
     /// All rows and heads: heads of the same keys first, then rows one after the other, as many as there is room for.
-    fn units(self, n_rows: usize) -> Vec<Unit> {
+    fn put_units(self, n_rows: usize, units: &mut Vec<Unit>) {
         let per_kv_head = self.n_heads / self.n_kv_heads;
         let n_heads = per_kv_head.min(TOGETHER);
-        let mut units = Vec::new();
+        units.clear();
         for row in (0..n_rows).step_by(TOGETHER / n_heads) {
             for kv_head in 0..self.n_kv_heads {
                 for head in (0..per_kv_head).step_by(n_heads) {
@@ -84,7 +86,6 @@ impl Heads {
                 }
             }
         }
-        units
     }
 
     /// A row of `sums` for each query of the unit.

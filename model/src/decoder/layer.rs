@@ -1,6 +1,6 @@
 //! The weights of one layer; its experts are packed when they are wanted.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::model::Decoder;
 use super::network::{Network, check_alike};
@@ -9,6 +9,7 @@ use super::weights::{WeightSource, build};
 use crate::config::{ModelConfig, MoeConfig};
 use crate::error::{Error, Result};
 use crate::router::Router;
+use crate::tape::HostPlan;
 
 pub(super) struct Layer {
     pub(super) norm: Vec<f32>,
@@ -33,6 +34,8 @@ pub(super) struct Moe {
     pub(super) config: MoeConfig,
     pub(super) router: Box<dyn Router>,
     pub(super) shared: Option<Network>,
+    /// Of a language and so many tokens, where those alone decide.
+    pub(super) last_plan: Mutex<Option<((u32, usize), Arc<HostPlan>)>>,
     layer: usize,
 }
 
@@ -80,7 +83,7 @@ impl Moe {
             return Err(Error::Input(format!("weight {missing} is missing: expected those of all experts")));
         }
         let router = build(source, &name, |params| config.build_router(model, params))?;
-        Ok(Moe { config, router, shared, layer })
+        Ok(Moe { config, router, shared, last_plan: Mutex::default(), layer })
     }
 
     /// An expert, packed now if it is not on the shelf.

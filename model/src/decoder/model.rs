@@ -110,7 +110,10 @@ impl Decoder {
             return Err(Error::Input(format!("{n} tokens after {start}: expected 1 to {room}")));
         }
         check_ids(ids, self.config.vocab_size)?;
-        let pass = Pass { ids, language_N: vec![language; n], start };
+        let mut language_N = std::mem::take(&mut worker.language_N);
+        language_N.clear();
+        language_N.resize(n, language);
+        let pass = Pass { ids, language_N, start };
         self.shelf.begin_pass();
         self.embed(&pass, cache.ids().last().copied().unwrap_or(0), worker)?;
         for (i, layer) in self.layers.iter().enumerate() {
@@ -121,6 +124,7 @@ impl Decoder {
             self.feed_forward(layer, &pass, worker)?;
             self.adapt(i, &pass, worker)?;
         }
+        worker.language_N = pass.language_N;
         cache.commit(ids);
         self.logits((n, n_logits.min(n)), (language, cache.ids()), worker);
         Ok(())
@@ -270,11 +274,7 @@ impl Decoder {
         };
         let plan = self.plan(moe, layer, pass, worker)?;
         let n = pass.ids.len();
-        // The expert that all rows have, in their order.
-        let own = match plan.runs[..] {
-            [(expert, n_own)] if plan.in_place && n_own == n => Some(moe.expert(expert, self)?),
-            _ => None,
-        };
+        let own = plan.only_expert(n).map(|expert| moe.expert(expert, self)).transpose()?;
         let Some(shared) = &moe.shared else {
             let first = own.map_or_else(|| moe.expert(plan.runs.first().map_or(0, |run| run.0), self), Ok)?;
             self.norm(&layer.ffn_norm, first.first(), worker);
@@ -310,7 +310,22 @@ impl Decoder {
         });
     }
 
-    fn plan(&self, moe: &Moe, layer: &Layer, pass: &Pass, worker: &Worker) -> Result<HostPlan> {
+    /// The plan of a layer: where the language alone decides, that of the last pass of as many tokens in this language.
+    fn plan(&self, moe: &Moe, layer: &Layer, pass: &Pass, worker: &Worker) -> Result<Arc<HostPlan>> {
+        if !moe.config.router.is_by_language() || moe.config.reads_tokens() {
+            return Ok(Arc::new(self.new_plan(moe, layer, pass, worker)?));
+        }
+        let key = pass.language_N.first().map(|language| (*language, pass.ids.len()));
+        let mut last = moe.last_plan.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, plan)) = last.as_ref().filter(|(of, _)| Some(*of) == key) {
+            return Ok(plan.clone());
+        }
+        let plan = Arc::new(self.new_plan(moe, layer, pass, worker)?);
+        *last = key.map(|key| (key, plan.clone()));
+        Ok(plan)
+    }
+
+    fn new_plan(&self, moe: &Moe, layer: &Layer, pass: &Pass, worker: &Worker) -> Result<HostPlan> {
         let (n, d) = (pass.ids.len(), self.config.d_model);
         let cpu = candle_core::Device::Cpu;
         let x_ND = match moe.config.reads_tokens() {
@@ -338,7 +353,7 @@ impl Decoder {
             from = own.end;
             let network = moe.expert(expert, self)?;
             let Worker { crew, quantized, hidden: [hidden, _], y, .. } = worker;
-            let is_all = plan.in_place && n_own == n;
+            let is_all = plan.only_expert(n).is_some();
             let picked = (!is_all).then(|| quantized.pick(&plan.token_A[own.clone()]));
             let rows = picked.as_ref().unwrap_or(quantized);
             run_networks([&network], crew, rows, [hidden], [y], self.simd);

@@ -8,6 +8,8 @@ use super::quantized::Quantized;
 /// Threads and memory of passes, kept from one to the next.
 pub struct Worker {
     pub(super) crew: Crew,
+    /// The language of each token of a pass.
+    pub(super) language_N: Vec<u32>,
     /// The residual stream, row by row.
     pub(super) x: Vec<f32>,
     /// The same normalized, or keys and values.
@@ -34,6 +36,7 @@ impl Worker {
     pub fn new(n_threads: usize) -> Worker {
         Worker {
             crew: Crew::new(n_threads),
+            language_N: Vec::new(),
             x: Vec::new(),
             rows: Vec::new(),
             quantized: Quantized::default(),

@@ -81,6 +81,13 @@ impl HostPlan {
         self.in_place && self.weight_A.is_none()
     }
 
+    /// The expert of all tokens, if they have one and no other, and assignments are in their order.
+    pub(crate) fn only_expert(&self, n_tokens: usize) -> Option<usize> {
+        let [(expert, n)] = self.runs[..] else { return None };
+        let in_order = || self.token_A.iter().zip(0u32..).all(|(token, n)| *token == n);
+        (n == n_tokens && in_order()).then_some(expert)
+    }
+
     /// The weight of an assignment's output.
     pub(crate) fn weight(&self, a: usize) -> f32 {
         self.weight_A.as_ref().map_or(1.0, |weight_A| weight_A[a])
