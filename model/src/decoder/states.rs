@@ -76,15 +76,15 @@ impl DecoderStates {
     fn spare(&mut self, best: usize, (n_common, n_asked): (usize, usize)) -> DecoderCache {
         // What is copied from was used now.
         let best = self.caches.remove(best);
+        let new = best.0.n_bytes() + best.0.n_bytes_of(n_asked);
+        let others = |states: &DecoderStates| states.caches.iter().map(|(cache, _)| cache.n_bytes()).sum::<usize>();
+        let (most, least) = (MAX_STATES - 2, LEAST_STATES - 2);
+        while self.caches.len() > most || self.caches.len() > least && others(self) + new > BUDGET_BYTES {
+            self.caches.remove(0);
+        }
         let mut spare = DecoderCache::new(&self.config, self.config.context_tokens);
         spare.copy_from(&best.0, n_common);
         self.caches.push(best);
-        let n_bytes = |states: &DecoderStates| states.caches.iter().map(|(cache, _)| cache.n_bytes()).sum::<usize>();
-        let new = spare.n_bytes_of(n_asked);
-        while self.caches.len() >= MAX_STATES || self.caches.len() >= LEAST_STATES && n_bytes(self) + new > BUDGET_BYTES
-        {
-            self.caches.remove(0);
-        }
         spare
     }
 }
