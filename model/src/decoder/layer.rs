@@ -29,13 +29,18 @@ pub(super) enum Ffn {
     Moe(Box<Moe>),
 }
 
+/// What a layer did with so many tokens of a language, where those alone decide.
+pub(super) struct LastPlan {
+    pub(super) of: (u32, usize),
+    pub(super) plan: Arc<HostPlan>,
+}
+
 /// A layer with experts.
 pub(super) struct Moe {
     pub(super) config: MoeConfig,
     pub(super) router: Box<dyn Router>,
     pub(super) shared: Option<Network>,
-    /// Of a language and so many tokens, where those alone decide.
-    pub(super) last_plan: Mutex<Option<((u32, usize), Arc<HostPlan>)>>,
+    pub(super) last_plan: Mutex<Option<LastPlan>>,
     layer: usize,
 }
 

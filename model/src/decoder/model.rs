@@ -7,7 +7,7 @@ use super::cache::DecoderCache;
 use super::crew::Pieces;
 use super::head::Head;
 use super::kernel::Simd;
-use super::layer::{Ffn, Layer, Moe};
+use super::layer::{Ffn, LastPlan, Layer, Moe};
 use super::network::{add_row, copy_row, products, ranges, run_networks};
 use super::packed::Packed;
 use super::shelf::Shelf;
@@ -317,11 +317,11 @@ impl Decoder {
         }
         let key = pass.language_N.first().map(|language| (*language, pass.ids.len()));
         let mut last = moe.last_plan.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, plan)) = last.as_ref().filter(|(of, _)| Some(*of) == key) {
-            return Ok(plan.clone());
+        if let Some(known) = last.as_ref().filter(|last| Some(last.of) == key) {
+            return Ok(known.plan.clone());
         }
         let plan = Arc::new(self.new_plan(moe, layer, pass, worker)?);
-        *last = key.map(|key| (key, plan.clone()));
+        *last = key.map(|of| LastPlan { of, plan: plan.clone() });
         Ok(plan)
     }
 
