@@ -130,6 +130,7 @@ pub fn run(request: &Request, completer: &mut dyn Completer, cancelled: &dyn Fn(
         prefix: around.prefix,
         suffix: around.suffix,
         max_new_tokens: options.max_tokens,
+        timeout: options.timeout,
     };
     let (is_late, has_begun) = (|| start.elapsed() > options.timeout, Cell::new(false));
     let timed_out = Cell::new(false);

@@ -14,6 +14,8 @@ pub struct Ask<'a> {
     /// Text after the caret.
     pub suffix: &'a str,
     pub max_new_tokens: usize,
+    /// What the answer is given up after.
+    pub timeout: Duration,
 }
 
 /// Why the writing ended.

@@ -23,6 +23,7 @@ pub mod model_completer;
 pub mod position;
 pub mod prompt;
 pub mod quantile;
+mod read_speed;
 pub mod reason;
 pub mod replay;
 pub mod reuse;

@@ -13,6 +13,7 @@ use multicoder_model::{
 use crate::completer::{Ask, Completer, CompleterError, Finish, Loader, ModelInfo, Written};
 use crate::documents::Snapshot;
 use crate::elsewhere::Reader;
+use crate::read_speed::ReadSpeed;
 
 /// The model that is inside this program.
 #[cfg(embedded_model)]
@@ -77,6 +78,7 @@ pub struct ModelCompleter {
     model: Served,
     computed: Place,
     reader: Reader,
+    speed: ReadSpeed,
     info: ModelInfo,
 }
 
@@ -131,7 +133,8 @@ impl ModelCompleter {
     /// A completer over a loaded model, on the processor.
     pub fn new(model: Served) -> ModelCompleter {
         let (computed, info) = (Computed::new(model.config(), served::n_threads()), describe(&model));
-        ModelCompleter { model, computed: Place::Cpu(Box::new(computed)), reader: Reader::default(), info }
+        let computed = Place::Cpu(Box::new(computed));
+        ModelCompleter { model, computed, reader: Reader::default(), speed: ReadSpeed::default(), info }
     }
 
     /// The loaded model.
@@ -174,13 +177,27 @@ impl Completer for ModelCompleter {
         let (config, tokenizer) = (self.model.config(), &self.model.tokenizer);
         let context_tokens = config.context_tokens;
         let max_new_tokens = ask.max_new_tokens.min(context_tokens / 4);
-        let budget = PromptBudget::of(MAX_PROMPT_TOKENS.min(context_tokens - max_new_tokens));
+        let most = MAX_PROMPT_TOKENS.min(context_tokens - max_new_tokens);
+        let budget = PromptBudget::of(self.speed.most_tokens(most, ask.timeout));
         let prompt = fim::prompt(tokenizer, ask.language, &[], ask.prefix, ask.suffix, &budget).map_err(failed)?;
         let n_healed = prompt.heal.len();
-        let mut stop = |bytes: &[u8]| bytes.get(n_healed..).is_some_and(|new| !new.is_empty() && enough(new));
+        let (start, mut read_in) = (Instant::now(), None);
+        let mut stop = |bytes: &[u8]| {
+            read_in.get_or_insert_with(|| start.elapsed());
+            bytes.get(n_healed..).is_some_and(|new| !new.is_empty() && enough(new))
+        };
         let options = GenerateOptions { max_new_tokens, guesses: true };
         let mut sequence = self.computed.sequence(&self.model);
+        let was_empty = sequence.ids().is_empty();
         let out = generate(&mut *sequence, tokenizer, &prompt, ask.language, &options, &mut stop, cancelled);
+        match &out {
+            Ok(out) => self.speed.saw(out.prefilled_tokens, read_in.unwrap_or_else(|| start.elapsed())),
+            // Of another prompt it is not known what of it was there.
+            Err(Error::Cancelled) if was_empty => {
+                self.speed.gave_up(sequence.ids().len(), start.elapsed(), ask.timeout)
+            }
+            Err(_) => {}
+        }
         let out = out.map_err(failed)?;
         Ok(Written {
             expert: expert_of(config, ask.language),
@@ -263,6 +280,7 @@ mod tests {
     use multicoder_model::tokenizer::TokenizerOptions;
     use multicoder_model::{CodeLm, MoeConfig, RouterConfig, Tokenizer, config};
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
     /// A tiny model with seeded random weights.
     fn tiny() -> ModelCompleter {
@@ -302,7 +320,8 @@ mod tests {
     }
 
     fn write(completer: &mut ModelCompleter, prefix: &str) -> Written {
-        let ask = Ask { language: Some("python"), prefix, suffix: "\n", max_new_tokens: 8 };
+        let ask =
+            Ask { language: Some("python"), prefix, suffix: "\n", max_new_tokens: 8, timeout: Duration::from_secs(60) };
         completer.write(&ask, &mut |_| false, &|| false).unwrap()
     }
 
@@ -325,7 +344,8 @@ mod tests {
     #[test]
     fn cancelling_leaves_it_usable() {
         let mut completer = tiny();
-        let ask = Ask { language: None, prefix: "def f(", suffix: "", max_new_tokens: 8 };
+        let ask =
+            Ask { language: None, prefix: "def f(", suffix: "", max_new_tokens: 8, timeout: Duration::from_secs(60) };
         let cancelled = completer.write(&ask, &mut |_| false, &|| true);
         assert!(matches!(cancelled, Err(CompleterError::Cancelled)));
         let after = write(&mut completer, "def f(");
