@@ -65,6 +65,10 @@ pub(crate) trait AdapterSpec: Default {
     fn build(&self, model: &ModelConfig, params: &mut Params) -> Result<Box<dyn Adapters>>;
     fn validate(&self, model: &ModelConfig) -> Result<()>;
     fn n_parameters(&self, model: &ModelConfig) -> usize;
+    /// Whether adapters are parameters themselves; else a network makes them, and they are made once before a model is served.
+    fn is_plain(&self) -> bool {
+        true
+    }
     /// Width of an adapter.
     fn bottleneck(&self) -> usize;
 }
@@ -79,6 +83,8 @@ methods! {
     pub(crate) fn build(model: &ModelConfig, params: &mut Params) -> Result<Box<dyn Adapters>>;
     pub(crate) fn validate(model: &ModelConfig) -> Result<()>;
     pub fn n_parameters(model: &ModelConfig) -> usize;
+    /// Whether adapters are parameters themselves; else a network makes them.
+    pub fn is_plain() -> bool;
     /// Width of an adapter.
     pub fn bottleneck() -> usize;
     pub fn parameters() -> &'static str;

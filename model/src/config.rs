@@ -204,8 +204,8 @@ impl ModelConfig {
 
     /// Whether all weights are parameters: none is made anew in each pass.
     pub fn is_plain(&self) -> bool {
-        let has_network = matches!(self.adapter, Some(AdapterConfig::Hyper(_)));
-        !has_network && self.moe.as_ref().is_none_or(|moe| moe.expert_param.is_plain())
+        self.adapter.as_ref().is_none_or(AdapterConfig::is_plain)
+            && self.moe.as_ref().is_none_or(|moe| moe.expert_param.is_plain())
     }
 
     /// The index of a language by name; [`UNKNOWN_LANGUAGE`] for none and for names that the model does not have.

@@ -26,8 +26,8 @@ impl CodeLm {
         if let Some(unknown) = languages.iter().find(|name| !config.languages.contains(name)) {
             return Err(Error::Input(format!("language {unknown}: expected one of {}", config.languages.join(", "))));
         }
-        let is_hyper = matches!(config.adapter, Some(AdapterConfig::Hyper(_)));
-        check(!is_hyper, "adapter", "hyper", "plain adapters: see CodeLm::materialized")?;
+        let made = config.adapter.as_ref().filter(|adapter| !adapter.is_plain()).map_or("", AdapterConfig::name);
+        check(made.is_empty(), "adapter", made, "plain adapters: see CodeLm::materialized")?;
         let expert_of_language = config.expert_of_language();
         let is_kept = |name: &String| languages.contains(name);
         // From an expert's number to its new one, in order.

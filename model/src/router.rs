@@ -184,6 +184,10 @@ pub trait RouterSpec: Default {
     fn is_confined(&self) -> bool {
         self.is_by_language()
     }
+    /// Whether a token of unknown language meets experts; else the shared one alone.
+    fn meets_unknown(&self) -> bool {
+        true
+    }
     /// Whether it scores every expert for every token: losses and dropout of experts need that.
     fn has_scores(&self) -> bool {
         self.reads_tokens() && !self.is_by_language()
@@ -250,6 +254,8 @@ methods! {
     pub fn is_by_language() -> bool;
     /// Whether a language's tokens never meet the experts of others.
     pub fn is_confined() -> bool;
+    /// Whether a token of unknown language meets experts.
+    pub fn meets_unknown() -> bool;
     /// Whether it scores every expert for every token.
     pub fn has_scores() -> bool;
     /// Whether it chooses among those experts that may be chosen, whichever they are.

@@ -130,9 +130,9 @@ impl ParallelConfig {
                 );
                 let share = config.data.expert_dropout_frac;
                 ensure!(
-                    share == 0.0 || !matches!(router, Some(RouterConfig::PlHard(_))),
-                    "parallel.mode = \"language_owned\": data.expert_dropout_frac = {share}: expected 0 with the router pl_hard, where a \
-                     piece of no language meets all experts"
+                    share == 0.0 || !router.is_some_and(RouterConfig::meets_unknown),
+                    "parallel.mode = \"language_owned\": data.expert_dropout_frac = {share}: expected 0 with the router {name}, where a \
+                     piece of no language meets experts; or pl_shared with unknown = \"shared\""
                 );
                 // Empty until it follows from the shards.
                 let known = &config.model.languages;
@@ -143,5 +143,28 @@ impl ParallelConfig {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config;
+
+    /// Its owner is not known: every rank would have to compute it.
+    #[test]
+    fn pieces_of_no_language_that_meet_experts_are_refused_where_languages_are_owned() {
+        let error = |router: &str| {
+            let mut table = config::parse(config::preset("smoke").unwrap(), "smoke").unwrap();
+            let router = format!("model.moe.router={router}");
+            for assignment in ["parallel.mode=language_owned", "data.expert_dropout_frac=0.1", &router] {
+                config::set(&mut table, assignment).unwrap();
+            }
+            config::resolve(&table, "smoke").err().map_or_else(String::new, |error| format!("{error:#}"))
+        };
+        let refused = "data.expert_dropout_frac = 0.1: expected 0 with the router";
+        assert_eq!(error(r#"{ kind = "pl_shared" }"#), "");
+        assert!(error(r#"{ kind = "pl_shared", unknown = "mean" }"#).contains(refused));
+        assert!(error(r#"{ kind = "pl_hard" }"#).contains(refused));
+        assert!(error(r#"{ kind = "token" }"#).contains("expected model.moe.router.kind"));
     }
 }

@@ -179,7 +179,7 @@ fn masked(tensor: &Tensor, name: &str, (share, seed): (f64, u64)) -> Result<Tens
 fn source_experts(target: &ModelConfig, source: &ModelConfig) -> Option<Vec<Option<usize>>> {
     let chosen_by_language = |config: &ModelConfig| {
         let router = config.moe.as_ref().map(|moe| &moe.router);
-        matches!(router, Some(RouterConfig::PlHard(_) | RouterConfig::PlShared(_))) && !config.languages.is_empty()
+        router.is_some_and(RouterConfig::is_by_language) && !config.languages.is_empty()
     };
     let n_experts = target.moe.as_ref()?.n_experts;
     if !chosen_by_language(target) || !chosen_by_language(source) {

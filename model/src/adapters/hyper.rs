@@ -70,6 +70,10 @@ impl AdapterSpec for Hyper {
         embeddings + h * 2 * e + 4 * h * h + 2 * d * (f + 1) * h
     }
 
+    fn is_plain(&self) -> bool {
+        false
+    }
+
     fn bottleneck(&self) -> usize {
         self.bottleneck
     }

@@ -152,4 +152,20 @@ mod tests {
         assert!(first > 3 * n && middle < first && middle > n && last == n, "{first} {middle} {last}");
         assert_eq!(router.plan(&x_ND, &RouterContext::default()).unwrap().0.token_A.len(), n);
     }
+
+    /// Without noise, by hand: of logarithms the softmax has the numbers themselves.
+    #[test]
+    fn experts_above_the_threshold_are_met_and_the_likeliest_always() {
+        let probs = [[0.6f32, 0.3, 0.09, 0.01], [0.25, 0.25, 0.25, 0.25]];
+        let logits_NE = Tensor::new(&probs, &Device::Cpu).unwrap().log().unwrap();
+        let scores = Scores::new(logits_NE, &RouterContext::default()).unwrap();
+        let plan = |threshold| above(&scores, threshold).unwrap();
+        let some = plan(0.05);
+        assert_eq!((some.token_A, some.expert_A), (vec![0, 0, 0, 1, 1, 1, 1], vec![0, 1, 2, 0, 1, 2, 3]));
+        let weight_A = some.weight_A.unwrap().to_vec1::<f32>().unwrap();
+        let expected = [0.6, 0.3, 0.09, 0.25, 0.25, 0.25, 0.25];
+        assert!(weight_A.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-6), "{weight_A:?}");
+        let few = plan(0.5);
+        assert_eq!((few.token_A, few.expert_A), (vec![0, 1], vec![0, 0]), "one expert at least");
+    }
 }

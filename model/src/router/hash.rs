@@ -74,4 +74,17 @@ mod tests {
         assert_eq!([plan.expert_A[4000], plan.expert_A[4001]], [plan.expert_A[7]; 2]);
         assert!(plan.load(4).iter().all(|load| (0.22..0.28).contains(load)), "{:?}", plan.load(4));
     }
+
+    /// Splitmix64 of seed and id, computed by another program.
+    #[test]
+    fn experts_are_those_of_the_hash() {
+        let id_N: Vec<u32> = (0..8).collect();
+        let x_N0 = Tensor::zeros((8, 0), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        let experts = |seed, n_experts| {
+            let context = RouterContext { id_N: &id_N, ..RouterContext::default() };
+            HashRouter { seed, n_experts }.plan(&x_N0, &context).unwrap().0.expert_A
+        };
+        assert_eq!(experts(0, 4), [0, 1, 1, 2, 2, 3, 2, 3]);
+        assert_eq!(experts(7, 3), [1, 1, 0, 2, 1, 0, 1, 2]);
+    }
 }

@@ -77,6 +77,10 @@ impl RouterSpec for PlShared {
         true
     }
 
+    fn meets_unknown(&self) -> bool {
+        self.unknown != Unknown::Shared
+    }
+
     fn n_selected(&self) -> usize {
         1
     }
