@@ -100,3 +100,12 @@ fn a_variant_whose_router_looks_ahead_is_measured_without_lines() -> Result<()> 
     ensure!(cells[7].parse::<f64>()? > 0.0 && cells[9].is_empty() && cells[11].is_empty(), "{row}");
     Ok(())
 }
+
+#[test]
+fn a_list_whose_reader_has_seen_enough_is_no_error() -> Result<()> {
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let output = multicoder(&["lab", "list"])?.stdout(writer).output()?;
+    ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    Ok(())
+}

@@ -39,7 +39,20 @@ enum Command {
     },
 }
 
+/// A reader of standard output that has seen enough (`| head`) ends the command without a word.
+fn end_with_the_reader() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        report(panic);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_with_the_reader();
     threads::park_idle_workers();
     let outcome = match Cli::parse().command {
         Command::Corpus(args) => commands::corpus::run(args),

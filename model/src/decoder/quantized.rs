@@ -138,7 +138,9 @@ fn quantize_block(x: &[f32; COLS], q: &mut [i8; COLS]) -> (f32, i32) {
         }
     }
     let largest = largest.into_iter().fold(0f32, larger);
-    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    // Of zeros, and of numbers too small to have one, none.
+    let inverse = 127.0 / largest;
+    let inverse = if inverse.is_finite() { inverse } else { 0.0 };
     let mut sums = [0i32; 8];
     for (q, x) in q.as_chunks_mut::<8>().0.iter_mut().zip(x.as_chunks::<8>().0) {
         for i in 0..8 {
@@ -149,7 +151,8 @@ fn quantize_block(x: &[f32; COLS], q: &mut [i8; COLS]) -> (f32, i32) {
         }
     }
     let sum = sums.into_iter().fold(0i32, i32::wrapping_add);
-    (largest / 127.0 + nothing.iter().sum::<f32>(), sum)
+    let scale = largest / 127.0 + nothing.iter().sum::<f32>();
+    (scale, if scale.is_finite() { sum } else { 0 })
 }
 
 /// 1.5 · 2^23.
@@ -175,5 +178,20 @@ mod tests {
         assert!(quantized.scales[2].is_nan() && quantized.scales[3].is_nan());
         quantized.set(1, &[0.0; 40]);
         assert_eq!((quantized.scales[2], &quantized.q[64..96]), (0.0, &[0i8; 32][..]));
+    }
+
+    #[test]
+    fn sums_of_four_bit_products_do_not_overflow_for_numbers_that_are_none_or_too_small() {
+        let mut quantized = Quantized::default();
+        quantized.resize_for(1, &Packed::from_floats(Format::Q8, &[0.0; 32], 32).unwrap());
+        for extreme in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40, f32::MIN_POSITIVE, f32::MAX] {
+            for others in [0.0, 1e-40, extreme] {
+                let mut row = [others; 32];
+                row[3] = extreme;
+                quantized.set(0, &row);
+                assert!(quantized.sums[0].abs() <= 32 * 127, "{extreme} among {others}: {}", quantized.sums[0]);
+                assert_eq!(quantized.scales[0].is_finite(), extreme.is_finite(), "{extreme} among {others}");
+            }
+        }
     }
 }
