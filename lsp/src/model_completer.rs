@@ -79,6 +79,7 @@ pub struct ModelCompleter {
     computed: Place,
     reader: Reader,
     speed: ReadSpeed,
+    guesses: bool,
     info: ModelInfo,
 }
 
@@ -134,7 +135,12 @@ impl ModelCompleter {
     pub fn new(model: Served) -> ModelCompleter {
         let (computed, info) = (Computed::new(model.config(), served::n_threads()), describe(&model));
         let computed = Place::Cpu(Box::new(computed));
-        ModelCompleter { model, computed, reader: Reader::default(), speed: ReadSpeed::default(), info }
+        ModelCompleter { model, computed, reader: Reader::default(), speed: ReadSpeed::default(), guesses: true, info }
+    }
+
+    /// Computes one token after the other, to see what guesses at the next ones are worth: the answers are the same.
+    pub fn without_guesses(self) -> ModelCompleter {
+        ModelCompleter { guesses: false, ..self }
     }
 
     /// The loaded model.
@@ -186,7 +192,7 @@ impl Completer for ModelCompleter {
             read_in.get_or_insert_with(|| start.elapsed());
             bytes.get(n_healed..).is_some_and(|new| !new.is_empty() && enough(new))
         };
-        let options = GenerateOptions { max_new_tokens, guesses: true };
+        let options = GenerateOptions { max_new_tokens, guesses: self.guesses };
         let mut sequence = self.computed.sequence(&self.model);
         let was_empty = sequence.ids().is_empty();
         let out = generate(&mut *sequence, tokenizer, &prompt, ask.language, &options, &mut stop, cancelled);
@@ -216,7 +222,7 @@ impl Completer for ModelCompleter {
     }
 
     fn read_elsewhere(&mut self, others: &[Snapshot], cancelled: &dyn Fn() -> bool) -> bool {
-        if self.computed.sequence(&self.model).max_guesses() == 0 {
+        if !self.guesses || self.computed.sequence(&self.model).max_guesses() == 0 {
             return true;
         }
         let Place::Cpu(computed) = &mut self.computed else { return true };

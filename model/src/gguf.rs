@@ -32,6 +32,9 @@ pub enum Quantization {
     Q8_0,
     /// As `Q8_0`, but four bits for the matrices of the layers. Embeddings, tables and the head keep eight, which small models need there.
     Q4_0,
+    /// As `Q4_0`, in superblocks of 256 values whose blocks have a least value besides their scale; rows whose length is no multiple of 256
+    /// keep eight bits.
+    Q4K,
 }
 
 impl Quantization {
@@ -40,6 +43,7 @@ impl Quantization {
             Quantization::F32 => "f32",
             Quantization::Q8_0 => "q8_0",
             Quantization::Q4_0 => "q4_0",
+            Quantization::Q4K => "q4_k",
         }
     }
 
@@ -49,7 +53,8 @@ impl Quantization {
             _ if tensor.rank() != 2 || !tensor.dims()[1].is_multiple_of(32) => GgmlDType::F32,
             Quantization::F32 => GgmlDType::F32,
             Quantization::Q4_0 if !is_table => GgmlDType::Q4_0,
-            Quantization::Q8_0 | Quantization::Q4_0 => GgmlDType::Q8_0,
+            Quantization::Q4K if !is_table && tensor.dims()[1].is_multiple_of(256) => GgmlDType::Q4K,
+            Quantization::Q8_0 | Quantization::Q4_0 | Quantization::Q4K => GgmlDType::Q8_0,
         }
     }
 }
@@ -65,7 +70,7 @@ pub struct Contents<'a> {
     pub vocabulary: Option<&'a VocabularyFilter>,
 }
 
-/// The bytes of a serving file. The model must be trainable: only such a one knows its weights by name.
+/// The bytes of a serving file.
 pub fn to_bytes(contents: &Contents) -> Result<Vec<u8>> {
     let json = |value: serde_json::Result<String>| value.map_err(|e| Error::corrupt(contents.name, e));
     let metadata = [
@@ -276,6 +281,17 @@ mod tests {
         assert_eq!(dtype("model.embed_tokens.weight"), GgmlDType::Q8_0);
         assert_eq!(dtype("model.layers.0.self_attn.q_proj.weight"), GgmlDType::Q4_0);
         assert_eq!(dtype("model.norm.weight"), GgmlDType::F32);
+    }
+
+    #[test]
+    fn superblocks_are_for_rows_that_are_whole_ones() {
+        let dtype = |name: &str, cols: usize| {
+            Quantization::Q4K.dtype_for(name, &Tensor::zeros((2, cols), candle_core::DType::F32, &Device::Cpu).unwrap())
+        };
+        assert_eq!(dtype("model.layers.0.mlp.down_proj.weight", 512), GgmlDType::Q4K);
+        assert_eq!(dtype("model.layers.0.mlp.down_proj.weight", 320), GgmlDType::Q8_0);
+        assert_eq!(dtype("model.embed_tokens.weight", 512), GgmlDType::Q8_0);
+        assert_eq!(dtype("model.layers.0.mlp.down_proj.weight", 48), GgmlDType::F32);
     }
 
     #[test]

@@ -9,10 +9,9 @@ use crate::bundle::{self, BundleInfo};
 use crate::checkpoint;
 use crate::config::{ModelConfig, MoeConfig};
 use crate::decoder::{Decoder, DecoderStates, FileBytes, GgufWeights, Simd, Worker};
-use crate::engine::rounded;
 use crate::error::{Error, Result};
 use crate::generate::Sequence;
-use crate::gguf;
+use crate::gguf::{self, Contents, Quantization};
 use crate::speculate::{Elsewhere, Pace};
 use crate::tokenizer::Tokenizer;
 
@@ -84,12 +83,20 @@ impl Served {
         Ok(Served { decoder, tokenizer, info })
     }
 
+    /// As the file that it would be packed into: nothing of the floats stays in memory.
     fn of_folder(path: &Path) -> Result<Served> {
-        let lm = checkpoint::load_lm(path, false, &Device::Cpu)?;
-        let tokenizer = Tokenizer::from_file(&path.join("tokenizer.json"))?;
-        let info = BundleInfo::new(lm.config(), &path.display().to_string(), "q8_0");
+        let (mut lm, tokenizer, mut info) = checkpoint::load_parts(path, &Device::Cpu)?;
         bundle::check_served(lm.config(), &tokenizer, &info)?;
-        Ok(Served { decoder: rounded(&lm)?, tokenizer, info })
+        if !lm.config().is_plain() {
+            lm = lm.materialized()?;
+        }
+        let (name, quantization) = (info.name.as_str(), Quantization::Q8_0);
+        let contents = Contents { name, lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[], vocabulary: None };
+        let bytes = gguf::to_bytes(&contents)?;
+        drop(lm);
+        let served = Served::from_gguf(Arc::new(bytes), &info.origin)?;
+        info.quantization = quantization.name().to_owned();
+        Ok(Served { info, ..served })
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -222,6 +229,35 @@ mod tests {
         filter.insert("lua", (0..model.config().vocab_size as u32).filter(|id| id % 3 != 0).collect());
         model.decoder.set_vocabulary_filter(&filter);
         model
+    }
+
+    #[test]
+    fn a_checkpoint_folder_answers_as_the_file_it_is_packed_into() {
+        let tokenizer = toy();
+        for (name, mut config) in crate::tape::tests::configs() {
+            if config.moe.as_ref().is_some_and(|moe| !moe.is_causal()) {
+                continue;
+            }
+            config.vocab_size = tokenizer.vocab_size().next_multiple_of(32);
+            let lm = CodeLm::init(&config, 3, &Device::Cpu).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            checkpoint::save_folder(&lm, &tokenizer, dir.path()).unwrap();
+            let folder = Served::load(dir.path()).unwrap();
+            assert_eq!((folder.info.quantization.as_str(), folder.info.checksum.as_str()), ("q8_0", ""));
+            let lm = if lm.config().is_plain() { lm } else { lm.materialized().unwrap() };
+            let path = dir.path().join("toy.gguf");
+            let (tokenizer, quantization) = (&tokenizer, Quantization::Q8_0);
+            gguf::write(
+                &Contents { name: "toy", lm: &lm, tokenizer, quantization, goldens: &[], vocabulary: None },
+                &path,
+            )
+            .unwrap();
+            let logits = |model: &Served| {
+                let mut computed = Computed::new(model.config(), 1);
+                model.sequence(&mut computed).next(&[1, 5, 9], 1, &|| false).unwrap()
+            };
+            assert_eq!(logits(&folder), logits(&Served::load(&path).unwrap()), "{name}");
+        }
     }
 
     /// Two files that someone edits, each with a caret.

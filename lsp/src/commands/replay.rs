@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// Decides what is typed where.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Compute one token after the other, to see what guesses at the next ones are worth: the answers are the same.
+    #[arg(long)]
+    no_guesses: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -68,6 +71,7 @@ pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
     let mut all = Vec::new();
     // Before anything is typed: a server without a model would be silent.
     let loaded = ModelCompleter::load(choice).map_err(anyhow::Error::msg)?;
+    let loaded = if args.no_guesses { loaded.without_guesses() } else { loaded };
     let load: Loader = Box::new(move || Ok(Box::new(loaded) as Box<dyn Completer>));
     let work = replay::replay(&files, (args.requests, args.seed), load, &mut |measured| all.push(measured))?;
     let of_kind = |kind: Kind| -> Vec<&Measured> { all.iter().filter(|measured| measured.kind == kind).collect() };

@@ -296,6 +296,48 @@ mod tests {
         assert!(crew.shared.asleep.iter().all(|asleep| asleep.load(Ordering::SeqCst)), "idle helpers sleep");
     }
 
+    /// A stage of which the helper takes a part and is then away for longer than all of the caller's work, as one whose core is taken.
+    fn stall(crew: &mut Crew) {
+        let (start, caller) = (Instant::now(), std::thread::current().id());
+        let (has_begun, is_done) = (AtomicBool::new(false), AtomicBool::new(false));
+        crew.run(2, &|_| {
+            if std::thread::current().id() == caller {
+                while !has_begun.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                is_done.store(true, Ordering::SeqCst);
+            } else {
+                has_begun.store(true, Ordering::SeqCst);
+                while !is_done.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                std::thread::sleep(Duration::from_millis(20).max(2 * start.elapsed()));
+            }
+        });
+    }
+
+    #[test]
+    fn a_helper_without_a_core_is_left_alone_for_longer_each_time_and_then_asked_again() {
+        let mut crew = Crew::new(2);
+        for times in [1, 2, 4] {
+            crew.last_stall = crew.last_stall.map(|_| Instant::now());
+            // Blocks until the helper has begun: it is asked again when its rest is over.
+            stall(&mut crew);
+            assert!(crew.rests_until.is_some() && crew.next_rest == times * REST[0], "{:?}", crew.next_rest);
+            crew.rests_until = Some(Instant::now() + Duration::from_secs(3600));
+            let caller = std::thread::current().id();
+            crew.run(8, &|_| assert_eq!(std::thread::current().id(), caller, "a helper that rests"));
+            crew.rests_until = Some(Instant::now());
+        }
+        (crew.next_rest, crew.last_stall) = (REST[1], Some(Instant::now()));
+        stall(&mut crew);
+        assert_eq!(crew.next_rest, REST[1], "no longer than this");
+        crew.last_stall = Instant::now().checked_sub(2 * REST[1]);
+        crew.rests_until = None;
+        stall(&mut crew);
+        assert_eq!(crew.next_rest, REST[0], "after a long time without");
+    }
+
     #[test]
     fn a_panic_in_a_part_comes_out_and_leaves_the_crew_whole() {
         let mut crew = Crew::new(2);

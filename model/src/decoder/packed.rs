@@ -278,3 +278,20 @@ fn read_q4_k(block: &[u8], j: usize) -> Block {
     let times = |of: f16, n: u8| f16::from_f32(of.to_f32() * f32::from(n));
     Block { q, scales: [times(half(block), scale), times(half(&block[2..]), least)] }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_bytes_and_columns_are_named() {
+        let error = |result: crate::Result<Packed>| result.unwrap_err().to_string();
+        let short = error(Packed::from_blocks(Format::Q8, &[0; 33], (1, 32)));
+        assert!(short.contains("bytes of blocks = 33: expected 34"), "{short}");
+        let odd = error(Packed::from_blocks(Format::Q4Least, &[], (1, 100)));
+        assert!(odd.contains("columns = 100: expected a multiple of 256"), "{odd}");
+        assert!(error(Packed::from_floats(Format::Q8, &[0.0; 5], 2)).contains("weight = 5: expected rows of 2"));
+        let blocks = error(Packed::from_blocks(Format::F32, &[], (1, 32)));
+        assert!(blocks.contains("expected Q8_0, Q4_0 or Q4_K"), "{blocks}");
+    }
+}

@@ -83,6 +83,9 @@ enum Format {
     /// Four bits for the layers, eight for embeddings, tables and the head.
     #[value(name = "q4_0")]
     Q4_0,
+    /// As q4_0, rounded more finely, where rows are a multiple of 256 long; eight bits elsewhere.
+    #[value(name = "q4_k")]
+    Q4K,
     #[value(name = "f32")]
     F32,
 }
@@ -118,6 +121,7 @@ fn pack(dir: &Path, args: &Args) -> Result<()> {
     let quantization = match args.quantize {
         Format::Q8_0 => Quantization::Q8_0,
         Format::Q4_0 => Quantization::Q4_0,
+        Format::Q4K => Quantization::Q4K,
         Format::F32 => Quantization::F32,
     };
     let contents = |goldens, vocabulary| {
