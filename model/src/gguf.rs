@@ -32,8 +32,7 @@ pub enum Quantization {
     Q8_0,
     /// As `Q8_0`, but four bits for the matrices of the layers. Embeddings, tables and the head keep eight, which small models need there.
     Q4_0,
-    /// As `Q4_0`, in superblocks of 256 values whose blocks have a least value besides their scale; rows whose length is no multiple of 256
-    /// keep eight bits.
+    /// As `Q4_0`, but superblocks of 256 values, whose blocks have a least value besides their scale, where rows are whole ones.
     Q4K,
 }
 
@@ -52,8 +51,8 @@ impl Quantization {
         match self {
             _ if tensor.rank() != 2 || !tensor.dims()[1].is_multiple_of(32) => GgmlDType::F32,
             Quantization::F32 => GgmlDType::F32,
-            Quantization::Q4_0 if !is_table => GgmlDType::Q4_0,
             Quantization::Q4K if !is_table && tensor.dims()[1].is_multiple_of(256) => GgmlDType::Q4K,
+            Quantization::Q4_0 | Quantization::Q4K if !is_table => GgmlDType::Q4_0,
             Quantization::Q8_0 | Quantization::Q4_0 | Quantization::Q4K => GgmlDType::Q8_0,
         }
     }
@@ -289,7 +288,7 @@ mod tests {
             Quantization::Q4K.dtype_for(name, &Tensor::zeros((2, cols), candle_core::DType::F32, &Device::Cpu).unwrap())
         };
         assert_eq!(dtype("model.layers.0.mlp.down_proj.weight", 512), GgmlDType::Q4K);
-        assert_eq!(dtype("model.layers.0.mlp.down_proj.weight", 320), GgmlDType::Q8_0);
+        assert_eq!(dtype("model.layers.0.mlp.down_proj.weight", 320), GgmlDType::Q4_0);
         assert_eq!(dtype("model.embed_tokens.weight", 512), GgmlDType::Q8_0);
         assert_eq!(dtype("model.layers.0.mlp.down_proj.weight", 48), GgmlDType::F32);
     }

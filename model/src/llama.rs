@@ -4,17 +4,17 @@
 //! language's own, both with weight 1, are one network as wide as both. Options of the network that those architectures do not have are
 //! named in errors. What is beside the network stays here: the copy component, and how text is split into tokens.
 
-use std::collections::HashMap;
 use std::io::Cursor;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 
 use crate::config::{Activation, ModelConfig, check};
+use crate::decoder::GgufWeights;
 use crate::error::{Error, Result};
 use crate::lm::CodeLm;
-use crate::params::Params;
 use crate::router::RouterConfig;
 use crate::router::pl_shared::Combine;
 use crate::tokenizer::Tokenizer;
@@ -26,6 +26,8 @@ pub enum LlamaFormat {
     F16,
     Q8_0,
     Q4_0,
+    /// Superblocks of 256 values where rows are whole ones, `Q4_0` elsewhere.
+    Q4K,
 }
 
 /// The file of a model, for one of its languages if it has experts.
@@ -61,18 +63,17 @@ pub fn to_bytes(
     Ok(cursor.into_inner())
 }
 
-/// The model with its weights rounded as they are in a file of that format.
+/// The weights as they are in a file of that format, by the names that they have in a checkpoint.
 ///
 /// # Errors
 /// No memory.
-pub fn rounded(lm: &CodeLm, format: LlamaFormat) -> Result<CodeLm> {
-    let round = |(name, weight): &(String, Tensor)| {
-        let rounded = QTensor::quantize(weight, dtype(format, weight))?.dequantize(lm.device())?;
-        Ok((name.clone(), rounded))
-    };
-    let tensors = lm.weights().iter().map(round).collect::<Result<HashMap<String, Tensor>>>()?;
-    let params = Params::from_tensors(tensors, "the rounded model", false, lm.device());
-    CodeLm::new(lm.config(), params, lm.device())
+pub fn weights(lm: &CodeLm, format: LlamaFormat) -> Result<GgufWeights> {
+    let quantize = |(_, weight): &(String, Tensor)| QTensor::quantize(weight, dtype(format, weight));
+    let quantized = lm.weights().iter().map(quantize).collect::<candle_core::Result<Vec<_>>>()?;
+    let tensors: Vec<(&str, &QTensor)> = lm.weights().iter().map(|(name, _)| name.as_str()).zip(&quantized).collect();
+    let mut cursor = Cursor::new(Vec::new());
+    gguf_file::write(&mut cursor, &[], &tensors)?;
+    GgufWeights::open(Arc::new(cursor.into_inner()), "the weights for llama.cpp")
 }
 
 fn check_exportable(config: &ModelConfig) -> Result<()> {
@@ -106,9 +107,11 @@ fn architecture(config: &ModelConfig) -> &'static str {
 
 fn dtype(format: LlamaFormat, tensor: &Tensor) -> GgmlDType {
     let is_matrix = tensor.rank() == 2;
+    let is_whole = |block: usize| is_matrix && tensor.dims()[1].is_multiple_of(block);
     match format {
-        LlamaFormat::Q8_0 if is_matrix && tensor.dims()[1].is_multiple_of(32) => GgmlDType::Q8_0,
-        LlamaFormat::Q4_0 if is_matrix && tensor.dims()[1].is_multiple_of(32) => GgmlDType::Q4_0,
+        LlamaFormat::Q8_0 if is_whole(32) => GgmlDType::Q8_0,
+        LlamaFormat::Q4K if is_whole(256) => GgmlDType::Q4K,
+        LlamaFormat::Q4_0 | LlamaFormat::Q4K if is_whole(32) => GgmlDType::Q4_0,
         LlamaFormat::F16 if is_matrix => GgmlDType::F16,
         _ => GgmlDType::F32,
     }
@@ -259,8 +262,11 @@ mod tests {
     use super::*;
     use crate::config::MoeLayers;
     use crate::config::tests::tiny;
+    use crate::decoder::WeightSource;
+    use crate::params::Params;
     use crate::tokenizer::tests::toy;
     use candle_core::Device;
+    use std::collections::HashMap;
 
     fn read(bytes: &[u8]) -> gguf_file::Content {
         gguf_file::Content::read(&mut Cursor::new(bytes)).unwrap()
@@ -353,22 +359,20 @@ mod tests {
     }
 
     #[test]
-    fn a_rounded_model_has_the_numbers_of_the_file() {
+    fn weights_by_our_names_are_those_of_the_file() {
         let mut config = config(0);
-        (config.moe, config.languages) = (None, Vec::new());
+        (config.moe, config.languages, config.d_ff) = (None, Vec::new(), 256);
         let lm = CodeLm::init(&config, 3, &Device::Cpu).unwrap();
-        for format in [LlamaFormat::Q8_0, LlamaFormat::Q4_0, LlamaFormat::F16] {
+        let mut seen = Vec::new();
+        for format in [LlamaFormat::Q8_0, LlamaFormat::Q4_0, LlamaFormat::Q4K, LlamaFormat::F16] {
             let bytes = to_bytes(&lm, &toy(), "toy", None, format).unwrap();
-            let tensor =
-                read(&bytes).tensor(&mut Cursor::new(&bytes), "blk.0.attn_output.weight", &Device::Cpu).unwrap();
-            let rounded = rounded(&lm, format).unwrap();
-            let own = |lm: &CodeLm| {
-                let (_, weight) =
-                    lm.weights().iter().find(|(name, _)| name == "model.layers.0.self_attn.o_proj.weight").unwrap();
-                weight.to_vec2::<f32>().unwrap()
-            };
-            assert_eq!(own(&rounded), tensor.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap());
-            assert_ne!(own(&rounded), own(&lm));
+            let tensor = read(&bytes).tensor(&mut Cursor::new(&bytes), "blk.0.ffn_down.weight", &Device::Cpu).unwrap();
+            let expected = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let own = weights(&lm, format).unwrap();
+            let own = own.floats("model.layers.0.mlp.down_proj.weight", &[config.d_model, config.d_ff]).unwrap();
+            assert_eq!(own, expected, "{format:?}");
+            assert!(!seen.contains(&own), "{format:?}");
+            seen.push(own);
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
-use multicoder_model::decoder::{Decoder, Floats, Format, Simd};
+use multicoder_model::decoder::{Decoder, Simd};
 use multicoder_model::llama::{self, LlamaFormat};
 use multicoder_model::{CodeLm, ModelConfig, Tokenizer};
 use serde::Serialize;
@@ -21,6 +21,10 @@ pub enum Weights {
     #[serde(rename = "q4_0")]
     #[value(name = "q4_0")]
     Q4_0,
+    /// As q4_0, rounded more finely where rows are a multiple of 256 long.
+    #[serde(rename = "q4_k")]
+    #[value(name = "q4_k")]
+    Q4K,
     #[serde(rename = "f16")]
     F16,
 }
@@ -30,15 +34,17 @@ impl Weights {
         match self {
             Weights::Q8_0 => "q8_0",
             Weights::Q4_0 => "q4_0",
+            Weights::Q4K => "q4_k",
             Weights::F16 => "f16",
         }
     }
 
-    fn formats(self) -> (Format, LlamaFormat) {
+    fn format(self) -> LlamaFormat {
         match self {
-            Weights::Q8_0 => (Format::Q8, LlamaFormat::Q8_0),
-            Weights::Q4_0 => (Format::Q4, LlamaFormat::Q4_0),
-            Weights::F16 => (Format::F16, LlamaFormat::F16),
+            Weights::Q8_0 => LlamaFormat::Q8_0,
+            Weights::Q4_0 => LlamaFormat::Q4_0,
+            Weights::Q4K => LlamaFormat::Q4K,
+            Weights::F16 => LlamaFormat::F16,
         }
     }
 
@@ -46,7 +52,7 @@ impl Weights {
     fn bits(self) -> f64 {
         match self {
             Weights::Q8_0 => 8.5,
-            Weights::Q4_0 => 4.5,
+            Weights::Q4_0 | Weights::Q4K => 4.5,
             Weights::F16 => 16.0,
         }
     }
@@ -137,14 +143,13 @@ impl Subject {
 
     /// Of the very weights that [`Subject::export`] writes, tables of which a token reads a row included.
     pub(super) fn decoder(&self, weights: Weights) -> Result<Arc<Decoder>> {
-        let (format, exported) = weights.formats();
-        let lm = llama::rounded(&self.lm, exported)?;
-        Ok(Arc::new(Decoder::new(lm.config(), Arc::new(Floats::of(&lm, format)?), Simd::best())?))
+        let source = llama::weights(&self.lm, weights.format())?;
+        Ok(Arc::new(Decoder::new(self.lm.config(), Arc::new(source), Simd::best())?))
     }
 
     pub(super) fn export(&self, weights: Weights) -> Result<Exported> {
-        let (_, exported) = weights.formats();
-        let bytes = llama::to_bytes(&self.lm, &self.tokenizer, "bench", self.language.as_deref(), exported)
+        let (language, format) = (self.language.as_deref(), weights.format());
+        let bytes = llama::to_bytes(&self.lm, &self.tokenizer, "bench", language, format)
             .context("for llama.cpp (--shape has models that it can run)")?;
         let name = format!("multicoder-bench-{}-{}.gguf", std::process::id(), weights.name());
         let path = std::env::temp_dir().join(name);

@@ -10,7 +10,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo};
 use half::f16;
 
-use super::packed::{COLS, Format, Packed};
+use super::packed::{COLS, Format, Packed, read_q4_k};
 use super::weights::WeightSource;
 use crate::error::{Error, Result};
 
@@ -118,6 +118,7 @@ impl WeightSource for GgufWeights {
             GgmlDType::F16 => add(out, f16s(bytes)),
             GgmlDType::Q8_0 => add(out, blocks(bytes, 34, |block, k| f32::from(block[2 + k] as i8))),
             GgmlDType::Q4_0 => add(out, blocks(bytes, 18, nibble)),
+            GgmlDType::Q4K => add(out, superblocks(bytes)),
             other => return Err(self.unknown(name, other)),
         }
         Ok(())
@@ -145,6 +146,14 @@ fn blocks(bytes: &[u8], size: usize, number: fn(&[u8], usize) -> f32) -> impl It
     bytes.chunks_exact(size).flat_map(move |block| {
         let scale = f16::from_bits(u16::from_le_bytes([block[0], block[1]])).to_f32();
         (0..COLS).map(move |k| scale * number(block, k))
+    })
+}
+
+/// The numbers of superblocks, as products have them.
+fn superblocks(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.as_chunks::<144>().0.iter().flat_map(|bytes| (0..8).map(|j| read_q4_k(bytes, j))).flat_map(|block| {
+        let [scale, least] = block.scales.map(f16::to_f32);
+        block.q.into_iter().map(move |q| scale * f32::from(q) - least)
     })
 }
 
@@ -207,20 +216,22 @@ mod tests {
 
     #[test]
     fn rows_of_tables_are_those_of_the_tensor_library() {
-        let w: Vec<f32> = crate::ops::tests::values(&[3 * 64], 3).to_vec1().unwrap();
-        let tensor = candle_core::Tensor::from_slice(&w, (3, 64), &Device::Cpu).unwrap();
-        for dtype in [GgmlDType::F32, GgmlDType::F16, GgmlDType::Q8_0, GgmlDType::Q4_0] {
+        let w: Vec<f32> = crate::ops::tests::values(&[3 * 256], 3).to_vec1().unwrap();
+        let tensor = candle_core::Tensor::from_slice(&w, (3, 256), &Device::Cpu).unwrap();
+        for dtype in [GgmlDType::F32, GgmlDType::F16, GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q4K] {
+            // Two scales of six bits times one of 16 are one of 16 here.
+            let tolerance = if dtype == GgmlDType::Q4K { 1e-3 } else { 1e-5 };
             let quantized = candle_core::quantized::QTensor::quantize(&tensor, dtype).unwrap();
             let mut cursor = Cursor::new(Vec::new());
             candle_core::quantized::gguf_file::write(&mut cursor, &[], &[("table", &quantized)]).unwrap();
             let source = GgufWeights::open(Arc::new(cursor.into_inner()), "table.gguf").unwrap();
             let expected = quantized.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
-            let mut out = vec![1f32; 64];
+            let mut out = vec![1f32; 256];
             source.add_row("table", 2, &mut out).unwrap();
-            assert!(out.iter().zip(&expected[2]).all(|(a, b)| (a - 1.0 - b).abs() < 1e-5), "{dtype:?}");
-            assert_eq!(source.floats("table", &[3, 64]).unwrap(), expected.concat());
+            assert!(out.iter().zip(&expected[2]).all(|(a, b)| (a - 1.0 - b).abs() < tolerance), "{dtype:?}");
+            assert_eq!(source.floats("table", &[3, 256]).unwrap(), expected.concat());
             let error = source.add_row("table", 3, &mut out).unwrap_err().to_string();
-            assert!(error.contains("table.gguf: tensor table: expected a row 3 of 64 numbers"), "{error}");
+            assert!(error.contains("table.gguf: tensor table: expected a row 3 of 256 numbers"), "{error}");
         }
     }
 

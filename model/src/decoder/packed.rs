@@ -75,10 +75,10 @@ impl std::fmt::Debug for Packed {
 }
 
 /// The values of one block of a row, in the numbers of its format.
-struct Block {
+pub(super) struct Block {
     /// Of Q8 offset by 128.
-    q: [u8; COLS],
-    scales: [f16; 2],
+    pub(super) q: [u8; COLS],
+    pub(super) scales: [f16; 2],
 }
 
 impl Packed {
@@ -268,7 +268,7 @@ fn read_q4(block: &[u8]) -> Block {
 }
 
 /// Block `j` of a superblock: six bits each of its scale and of its least value.
-fn read_q4_k(block: &[u8], j: usize) -> Block {
+pub(super) fn read_q4_k(block: &[u8], j: usize) -> Block {
     let bits = &block[4..16];
     let (scale, least) = match j {
         0..4 => (bits[j] & 63, bits[j + 4] & 63),

@@ -35,6 +35,9 @@ enum Format {
     Q8_0,
     #[value(name = "q4_0")]
     Q4_0,
+    /// As q4_0, rounded more finely where rows are a multiple of 256 long.
+    #[value(name = "q4_k")]
+    Q4K,
 }
 
 /// Runs the command.
@@ -48,6 +51,7 @@ pub fn run(args: Args) -> Result<()> {
         Format::F16 => LlamaFormat::F16,
         Format::Q8_0 => LlamaFormat::Q8_0,
         Format::Q4_0 => LlamaFormat::Q4_0,
+        Format::Q4K => LlamaFormat::Q4K,
     };
     let name = args.out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let bytes = llama::to_bytes(&lm, &tokenizer, &name, args.language.as_deref(), format)
