@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use multicoder_model::gguf::{Contents, Quantization, to_bytes};
 use multicoder_model::tokenizer::TokenizerOptions;
-use multicoder_model::{CodeLm, ModelConfig, Tokenizer, VocabularyFilter};
+use multicoder_model::{CodeLm, Golden, ModelConfig, Tokenizer, VocabularyFilter};
 use serde_json::json;
 
 fn main() {
@@ -20,15 +20,21 @@ fn main() {
         "moe": {"layers": {"every_n": 2}, "n_experts": 2, "d_ff_expert": 32, "router": {"kind": "pl_shared"}, "d_ff_shared": 32},
     }))
     .expect("a configuration");
-    let lm = CodeLm::init(&config, 1, &candle_core::Device::Cpu).expect("a model");
+    // One layer whose rows are whole superblocks.
+    let wide = ModelConfig { d_model: 256, n_layers: 1, bigram_buckets: 0, moe: None, ..config.clone() };
+    let [lm, wide] =
+        [&config, &wide].map(|config| CodeLm::init(config, 1, &candle_core::Device::Cpu).expect("a model"));
     let mut filter = VocabularyFilter::default();
     filter.insert("lua", (0..tokenizer.vocab_size() as u32).filter(|id| id % 3 != 0).collect());
-    for (name, quantization, vocabulary) in [
-        ("f32", Quantization::F32, None),
-        ("q8_0", Quantization::Q8_0, Some(&filter)),
-        ("q4_0", Quantization::Q4_0, None),
+    let golden = Golden { language: Some("lua".to_owned()), ids: vec![1, 2], next_ids: vec![3], max_logit: 0.5 };
+    for (name, lm, quantization, vocabulary) in [
+        ("f32", &lm, Quantization::F32, None),
+        ("q8_0", &lm, Quantization::Q8_0, Some(&filter)),
+        ("q4_0", &lm, Quantization::Q4_0, None),
+        ("q4_k", &wide, Quantization::Q4K, None),
     ] {
-        let contents = Contents { name, lm: &lm, tokenizer: &tokenizer, quantization, goldens: &[], vocabulary };
+        let goldens = std::slice::from_ref(&golden);
+        let contents = Contents { name, lm, tokenizer: &tokenizer, quantization, goldens, vocabulary };
         let path = folder.join(format!("{name}.gguf"));
         std::fs::write(&path, to_bytes(&contents).expect("a file")).expect("a folder that can be written");
         println!("{}", path.display());

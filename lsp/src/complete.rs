@@ -47,6 +47,8 @@ pub struct Request {
     /// What ends the document's lines.
     pub line_end: &'static str,
     pub options: Options,
+    /// When somebody began to wait for it.
+    pub asked: Instant,
 }
 
 /// An answer worth showing.
@@ -85,6 +87,7 @@ pub fn request(snapshot: &Snapshot, caret_char: usize, settings: &Settings) -> R
         window,
         line_end: line_end(snapshot),
         options: settings.into(),
+        asked: Instant::now(),
     })
 }
 
@@ -122,7 +125,6 @@ fn line_end(snapshot: &Snapshot) -> &'static str {
 /// # Errors
 /// The reason for silence. After `Cancelled` and `EngineFailed` the completer may be used again.
 pub fn run(request: &Request, completer: &mut dyn Completer, cancelled: &dyn Fn() -> bool) -> Result<Answer, Silence> {
-    let start = Instant::now();
     let options = &request.options;
     let around = Around { prefix: &request.window.prefix, suffix: &request.window.suffix, language: request.language };
     let ask = Ask {
@@ -132,7 +134,7 @@ pub fn run(request: &Request, completer: &mut dyn Completer, cancelled: &dyn Fn(
         max_new_tokens: options.max_tokens,
         timeout: options.timeout,
     };
-    let (is_late, has_begun) = (|| start.elapsed() > options.timeout, Cell::new(false));
+    let (is_late, has_begun) = (|| request.asked.elapsed() > options.timeout, Cell::new(false));
     let timed_out = Cell::new(false);
     let mut enough = |bytes: &[u8]| {
         has_begun.set(true);
@@ -152,7 +154,7 @@ pub fn run(request: &Request, completer: &mut dyn Completer, cancelled: &dyn Fn(
     }
     let text = trim::trim(&written.bytes, written.finish, &around, options.max_lines)
         .map_err(|reason| reason.because(format_args!("{:?}", String::from_utf8_lossy(&written.bytes))))?;
-    let answer = answer(request, written, &text, start.elapsed());
+    let answer = answer(request, written, &text, request.asked.elapsed());
     if answer.probability < options.min_probability {
         return Err(Reason::LowConfidence.because(format_args!("{:.3}: {:?}", answer.probability, answer.text)));
     }
@@ -247,6 +249,20 @@ mod tests {
         let mut slow = Scripted::always("f(1)\ny = g(2)\n").pausing("f(1)\n".len(), Duration::from_millis(1100));
         assert_eq!(run(&request, &mut slow, &|| false).unwrap().text, "f(1)");
         assert_eq!(run(&request, &mut slow, &|| true).unwrap_err().reason, Reason::Cancelled);
+    }
+
+    /// A request that had waited for another one, or for the model, had all of its time again.
+    #[test]
+    fn who_has_waited_too_long_gets_nothing() {
+        let (snapshot, caret) = at("x = |", "a.py");
+        let mut request = request(&snapshot, caret, &Settings::standard()).unwrap();
+        request.options.timeout = Duration::from_millis(1);
+        std::thread::sleep(Duration::from_millis(5));
+        let silence = run(&request, &mut Scripted::always("1\n"), &|| false).unwrap_err();
+        assert_eq!(silence, Reason::UnfinishedLine.because("out of time"));
+        request.asked = Instant::now();
+        request.options.timeout = Duration::from_secs(60);
+        assert!(run(&request, &mut Scripted::always("1\n"), &|| false).is_ok());
     }
 
     #[test]

@@ -57,6 +57,17 @@ enum Place {
 }
 
 impl Place {
+    fn on_processor(model: &Served) -> Place {
+        Place::Cpu(Box::new(Computed::new(model.config(), served::n_threads())))
+    }
+
+    /// The model at `path`, loaded once more.
+    fn on_gpu(path: Option<&Path>) -> Result<Place, String> {
+        let of_gpu = |error: Error| format!("--device cuda: {error}");
+        let batching = Batching::on_gpu(0, &load_bundle(path)?.lm, 1).map_err(of_gpu)?;
+        batching.client().map(Place::Gpu).map_err(of_gpu)
+    }
+
     fn sequence<'a>(&'a mut self, model: &'a Served) -> Box<dyn Sequence + 'a> {
         match self {
             Place::Cpu(computed) => Box::new(model.sequence(computed)),
@@ -81,6 +92,8 @@ pub struct ModelCompleter {
     speed: ReadSpeed,
     guesses: bool,
     info: ModelInfo,
+    /// Where the model was loaded from; none for the embedded one.
+    path: Option<PathBuf>,
 }
 
 /// Loads the model at `path`: a `.gguf` file of ours or a checkpoint folder; the embedded one for `None`.
@@ -121,11 +134,9 @@ impl ModelCompleter {
     /// As of [`load_model`]; a GPU, its driver or its libraries that are not there, or a model that does not run on one.
     pub fn load(choice: &Choice) -> Result<ModelCompleter, String> {
         let path = choice.model.as_deref();
-        let mut completer = ModelCompleter::new(load_model(path)?);
+        let mut completer = ModelCompleter { path: choice.model.clone(), ..ModelCompleter::new(load_model(path)?) };
         if choice.device == DeviceKind::Cuda {
-            let of_gpu = |error: Error| format!("--device cuda: {error}");
-            let batching = Batching::on_gpu(0, &load_bundle(path)?.lm, 1).map_err(of_gpu)?;
-            completer.computed = Place::Gpu(batching.client().map_err(of_gpu)?);
+            completer.computed = Place::on_gpu(path)?;
             completer.info.device = "cuda".to_string();
         }
         Ok(completer)
@@ -133,9 +144,9 @@ impl ModelCompleter {
 
     /// A completer over a loaded model, on the processor.
     pub fn new(model: Served) -> ModelCompleter {
-        let (computed, info) = (Computed::new(model.config(), served::n_threads()), describe(&model));
-        let computed = Place::Cpu(Box::new(computed));
-        ModelCompleter { model, computed, reader: Reader::default(), speed: ReadSpeed::default(), guesses: true, info }
+        let (computed, info) = (Place::on_processor(&model), describe(&model));
+        let (reader, speed) = (Reader::default(), ReadSpeed::default());
+        ModelCompleter { model, computed, reader, speed, guesses: true, info, path: None }
     }
 
     /// Computes one token after the other, to see what guesses at the next ones are worth: the answers are the same.
@@ -204,7 +215,11 @@ impl Completer for ModelCompleter {
             }
             Err(_) => {}
         }
-        let out = out.map_err(failed)?;
+        drop(sequence);
+        if matches!((&out, &self.computed), (Err(Error::Device(_)), Place::Gpu(_))) {
+            self.reset();
+        }
+        let (config, out) = (self.model.config(), out.map_err(failed)?);
         Ok(Written {
             expert: expert_of(config, ask.language),
             prompt_tokens: prompt.ids.len(),
@@ -237,9 +252,17 @@ impl Completer for ModelCompleter {
 
     fn reset(&mut self) {
         self.reader = Reader::default();
-        match &mut self.computed {
-            Place::Cpu(computed) => **computed = Computed::new(self.model.config(), served::n_threads()),
-            Place::Gpu(client) => client.clear(),
+        let was_on_gpu = matches!(self.computed, Place::Gpu(_));
+        // What was on the GPU goes first: there may be no room for it twice.
+        self.computed = Place::on_processor(&self.model);
+        if was_on_gpu {
+            match Place::on_gpu(self.path.as_deref()) {
+                Ok(place) => self.computed = place,
+                Err(error) => {
+                    tracing::error!(error, "the GPU is lost, the processor goes on");
+                    self.info.device = "cpu".to_string();
+                }
+            }
         }
     }
 }
@@ -282,6 +305,7 @@ fn describe(model: &Served) -> ModelInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use multicoder_model::batching::{Logits, Row, RowDecoder};
     use multicoder_model::gguf::{Contents, Quantization, to_bytes};
     use multicoder_model::tokenizer::TokenizerOptions;
     use multicoder_model::{CodeLm, MoeConfig, RouterConfig, Tokenizer, config};
@@ -357,6 +381,43 @@ mod tests {
         let after = write(&mut completer, "def f(");
         assert_eq!(after.bytes, write(&mut tiny(), "def f(").bytes);
         assert!(after.logprobs.iter().all(|logprob| *logprob <= 0.0));
+    }
+
+    /// A decoder on a device that is lost.
+    struct Lost(ModelConfig);
+
+    impl RowDecoder for Lost {
+        fn config(&self) -> &ModelConfig {
+            &self.0
+        }
+
+        fn n_sequences(&self) -> usize {
+            1
+        }
+
+        fn max_rows(&self) -> usize {
+            64
+        }
+
+        fn decode(&mut self, _: &[Row]) -> Result<Logits, Error> {
+            Err(Error::Device("an illegal address".to_string()))
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_is_lost_costs_one_answer() {
+        let mut completer = tiny();
+        let config = completer.model.config().clone();
+        let batching = Batching::new(|| Ok(Lost(config))).unwrap();
+        completer.computed = Place::Gpu(batching.client().unwrap());
+        drop(batching);
+        let ask =
+            Ask { language: None, prefix: "def f(", suffix: "", max_new_tokens: 8, timeout: Duration::from_secs(60) };
+        let error = completer.write(&ask, &mut |_| false, &|| false).err().unwrap();
+        assert!(matches!(&error, CompleterError::Failed(why) if why.contains("an illegal address")), "{error:?}");
+        // In a build or on a machine without a GPU there is no other one.
+        assert_eq!(completer.info.device, "cpu");
+        assert_eq!(write(&mut completer, "def f(").bytes, write(&mut tiny(), "def f(").bytes);
     }
 
     #[test]

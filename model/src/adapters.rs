@@ -7,7 +7,7 @@ use std::fmt::Debug;
 
 use candle_core::{D, Tensor};
 
-use crate::config::{ModelConfig, UNKNOWN_LANGUAGE};
+use crate::config::{ModelConfig, UNKNOWN_LANGUAGE, check};
 use crate::error::Result;
 use crate::methods::methods;
 use crate::ops::linear;
@@ -15,6 +15,8 @@ use crate::params::Params;
 
 /// Keeps the square root of a variance away from zero.
 const EPS: f64 = 1e-5;
+/// Beyond any adapter: see [`ModelConfig::validate`].
+const MAX_WIDTH: usize = 1 << 16;
 
 /// One language's adapter in one layer. F is the width of the bottleneck.
 #[derive(Clone, Debug)]
@@ -88,6 +90,10 @@ methods! {
     /// Width of an adapter.
     pub fn bottleneck() -> usize;
     pub fn parameters() -> &'static str;
+}
+
+fn check_width(field: &'static str, width: usize) -> Result<()> {
+    check((1..=MAX_WIDTH).contains(&width), field, width, &format!("1 to {MAX_WIDTH}"))
 }
 
 /// Adds to each token what its language's adapter of the layer says. Shape: `x_BLD` -> `BLD`.

@@ -48,3 +48,11 @@ impl Error {
         Error::Corrupt { origin: origin.to_string(), reason: reason.to_string() }
     }
 }
+
+/// What `read` returns, or what a library said that panics at damaged bytes.
+pub(crate) fn caught<T>(read: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+    })
+}

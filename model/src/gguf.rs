@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bundle::{Bundle, BundleInfo, Golden};
 use crate::config::ModelConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 use crate::lm::CodeLm;
 use crate::params::Params;
 use crate::tokenizer::Tokenizer;
@@ -157,10 +157,19 @@ pub fn read_as(bytes: &[u8], origin: &str, trainable: bool, device: &Device) -> 
     Bundle::new(lm, tokenizer, info)
 }
 
+/// What stands at the beginning of a GGUF file.
+///
+/// # Errors
+/// [`Error::Corrupt`] for bytes that are no such file.
+pub(crate) fn content(bytes: &[u8], origin: &str) -> Result<Content> {
+    let read = caught(|| Content::read(&mut Cursor::new(bytes)));
+    read.map_err(|e| Error::corrupt(origin, e))?.map_err(|e| Error::corrupt(origin, e))
+}
+
 /// All of a serving file but its weights, and where those stand.
 pub(crate) fn read_head(bytes: &[u8], origin: &str) -> Result<(ModelConfig, Tokenizer, BundleInfo, Content)> {
     let (body, checksum) = verify(bytes, origin)?;
-    let content = Content::read(&mut Cursor::new(body)).map_err(|e| Error::corrupt(origin, e))?;
+    let content = content(body, origin)?;
     let text = |key: &str| match content.metadata.get(key) {
         Some(Value::String(text)) => Ok(text.as_str()),
         _ => Err(Error::corrupt(origin, format!("metadata {key}: expected a string"))),

@@ -15,7 +15,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::{AddedToken, SplitDelimiterBehavior};
 use tokenizers::{DecoderWrapper, PreTokenizerWrapper};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 
 /// What always stands alone: a line end, a digit. All between two pieces is one piece.
 const ALONE: &str = r"\r?\n|\p{Nd}";
@@ -28,6 +28,8 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 const FIM: [&str; 3] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
 const FILE_SEP: &str = "<|file_sep|>";
 const REPO_NAME: &str = "<|repo_name|>";
+/// As many as a model may have.
+const MAX_VOCAB: usize = 1 << 24;
 
 /// Options of [`Tokenizer::train`].
 #[derive(Clone, Debug)]
@@ -125,7 +127,8 @@ impl Tokenizer {
     pub fn from_json(json: &str) -> Result<Tokenizer> {
         // The library panics at JSON that is broken inside some of its parts.
         serde_json::from_str::<serde::de::IgnoredAny>(json).map_err(|e| Error::Tokenizer(format!("not JSON: {e}")))?;
-        Tokenizer::from_inner(tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(to_error)?)
+        let inner = caught(|| tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(to_error));
+        Tokenizer::from_inner(inner.map_err(Error::Tokenizer)??)
     }
 
     /// Reads a `tokenizer.json` file.
@@ -181,8 +184,13 @@ impl Tokenizer {
 
     fn from_inner(mut inner: tokenizers::Tokenizer) -> Result<Tokenizer> {
         inner.set_encode_special_tokens(true);
+        // Another family's file may say so; what is cut or filled up here is the prompt's matter.
+        inner.with_truncation(None).map_err(to_error)?.with_padding(None);
         let vocab = inner.get_vocab(true);
         let n = vocab.values().max().map_or(0, |&id| id as usize + 1);
+        if n > MAX_VOCAB {
+            return Err(Error::Tokenizer(format!("id {}: expected ids below {MAX_VOCAB}", n - 1)));
+        }
         let added = inner.get_added_tokens_decoder();
         let from_char = byte_of_char();
         let mut bytes: Vec<Box<[u8]>> = vec![Box::default(); n];
@@ -303,6 +311,37 @@ pub(crate) mod tests {
             let error = Tokenizer::from_json(&broken).err().unwrap().to_string();
             assert!(error.contains("not JSON"), "{error}");
         }
+    }
+
+    #[test]
+    fn entries_that_no_vocabulary_has_and_merges_longer_than_all_are_errors() {
+        let mut json: serde_json::Value = serde_json::from_str(&toy().to_json().unwrap()).unwrap();
+        let error = |json: &serde_json::Value| Tokenizer::from_json(&json.to_string()).err().unwrap().to_string();
+        let merges = json["model"]["merges"].as_array_mut().unwrap();
+        let long = "x".repeat(500);
+        merges.push(serde_json::json!([long, long]));
+        let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+        let id = vocab.len() + 100;
+        vocab.insert(long, id.into());
+        assert!(error(&json).starts_with("tokenizer: "), "{}", error(&json));
+        let mut json: serde_json::Value = serde_json::from_str(&toy().to_json().unwrap()).unwrap();
+        json["model"]["vocab"]["far"] = u32::MAX.into();
+        assert!(error(&json).contains("id 4294967295: expected ids below 16777216"), "{}", error(&json));
+    }
+
+    #[test]
+    fn what_another_file_says_of_cutting_and_filling_up_is_not_done() {
+        let text = "def f(x):\n    return x\n".repeat(20);
+        let expected = toy().encode(&text).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&toy().to_json().unwrap()).unwrap();
+        json["truncation"] = serde_json::json!({
+            "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0
+        });
+        json["padding"] = serde_json::json!({
+            "strategy": {"Fixed": 4096}, "direction": "Left", "pad_to_multiple_of": null, "pad_id": 3, "pad_type_id": 0,
+            "pad_token": "x"
+        });
+        assert_eq!(Tokenizer::from_json(&json.to_string()).unwrap().encode(&text).unwrap(), expected);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use multicoder_lsp::complete::{self, Answer, Request};
@@ -73,6 +74,7 @@ pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
     let (line, outcome) = match outcome {
         Ok((line, request)) => {
             let mut completer = ModelCompleter::load(choice).map_err(anyhow::Error::msg)?;
+            let request = Request { asked: Instant::now(), ..request };
             (line, complete::run(&request, &mut completer, &|| false))
         }
         Err(silence) => (CaretLine::default(), Err(silence)),

@@ -7,8 +7,8 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Adapter, AdapterSpec, Adapters, normed};
-use crate::config::{ModelConfig, check};
+use super::{Adapter, AdapterSpec, Adapters, check_width, normed};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::ops::linear;
 use crate::params::{Init, Params};
@@ -59,9 +59,9 @@ impl AdapterSpec for Hyper {
     }
 
     fn validate(&self, _model: &ModelConfig) -> Result<()> {
-        check(self.bottleneck > 0, "adapter.bottleneck", self.bottleneck, "a positive number")?;
-        check(self.d_h > 0, "adapter.d_h", self.d_h, "a positive number")?;
-        check(self.d_embedding > 0, "adapter.d_embedding", self.d_embedding, "a positive number")
+        check_width("adapter.bottleneck", self.bottleneck)?;
+        check_width("adapter.d_h", self.d_h)?;
+        check_width("adapter.d_embedding", self.d_embedding)
     }
 
     fn n_parameters(&self, model: &ModelConfig) -> usize {

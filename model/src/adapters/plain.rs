@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Adapter, AdapterSpec, Adapters};
-use crate::config::{ModelConfig, check};
+use super::{Adapter, AdapterSpec, Adapters, check_width};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::params::{Init, Params};
 
@@ -49,7 +49,7 @@ impl AdapterSpec for Plain {
     }
 
     fn validate(&self, _model: &ModelConfig) -> Result<()> {
-        check(self.bottleneck > 0, "adapter.bottleneck", self.bottleneck, "a positive number")
+        check_width("adapter.bottleneck", self.bottleneck)
     }
 
     fn n_parameters(&self, model: &ModelConfig) -> usize {

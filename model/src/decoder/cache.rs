@@ -8,6 +8,18 @@ use crate::cache::Held;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
+/// Room for keys and values, at most: the server's prompts are far from it, and a damaged file asks for anything.
+const MAX_BYTES: usize = 512 << 20;
+
+/// Positions that a cache of a model may have: its context, or what 512 MiB hold.
+pub(super) fn max_positions(config: &ModelConfig) -> usize {
+    let stride = config.d_head.next_multiple_of(ROWS);
+    let bytes = config.n_layers * config.n_kv_heads * size_of::<u16>() * (config.d_head + stride);
+    // Whole tiles of positions.
+    let most = MAX_BYTES / bytes / ROWS * ROWS;
+    config.context_tokens.min(most.max(ROWS))
+}
+
 /// Keys and values of one layer: keys in tiles of 16 positions, so that one load serves 16 scores; values a row a position.
 pub(super) struct LayerCache {
     /// `[head][tile of positions][number of the head][position of the tile]`.
@@ -32,7 +44,7 @@ impl DecoderCache {
     /// An empty one with room for `capacity` positions of a model. Memory that no position has reached is not touched.
     pub fn new(config: &ModelConfig, capacity: usize) -> DecoderCache {
         let (heads, d, stride) = (config.n_kv_heads, config.d_head, config.d_head.next_multiple_of(ROWS));
-        let capacity = capacity.min(config.context_tokens);
+        let capacity = capacity.min(max_positions(config));
         let padded = capacity.next_multiple_of(ROWS);
         let layer = |_| LayerCache {
             k: vec![0; heads * padded * d],
@@ -156,6 +168,18 @@ impl LayerCache {
 mod tests {
     use super::*;
     use crate::config::tests::tiny;
+
+    /// A file of 200 kB asked for 128 GiB.
+    #[test]
+    fn room_is_for_no_more_than_may_be_asked_for() {
+        let mut config = tiny(None);
+        (config.context_tokens, config.d_model, config.d_head) = (1 << 20, 1, 2);
+        (config.n_heads, config.n_kv_heads) = (4096, 4096);
+        config.validate().unwrap();
+        let cache = DecoderCache::new(&config, config.context_tokens);
+        assert!(cache.n_bytes_of(cache.capacity()) <= MAX_BYTES && cache.capacity() > 1000, "{}", cache.capacity());
+        assert_eq!(max_positions(&tiny(None)), tiny(None).context_tokens);
+    }
 
     #[test]
     fn keys_lie_in_tiles_and_values_in_rows() {

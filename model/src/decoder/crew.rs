@@ -2,7 +2,7 @@
 //!
 //! Nobody waits for a helper to begin: parts are taken from counters, and only one that a helper has taken and not finished is waited for.
 //! A helper that was stopped in the middle, because another program has its core, costs that wait once; then the work is done without
-//! helpers for a while, for longer each time. Helpers look for the next stage for some microseconds and then sleep.
+//! that helper for a while, for longer each time. Helpers look for the next stage for some microseconds and then sleep.
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const LOOKS: usize = 4000;
 /// A wait for a helper that says that it has no core.
 const STALL: Duration = Duration::from_micros(300);
-/// How long work is done without helpers after the first stall, and at most.
+/// How long work is done without a helper after its first stall, and at most.
 const REST: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
 /// What a stage does to its `i`-th part.
@@ -32,14 +32,23 @@ struct Shared {
     n_parts: AtomicUsize,
     /// Of each thread's share of the parts, the caller's first, how many are taken; more than there are when somebody tried in vain.
     taken: Vec<Taken>,
-    /// Helpers that may read `part`.
-    n_inside: AtomicUsize,
     panicked: AtomicBool,
-    asleep: Vec<AtomicBool>,
+    helpers: Vec<Helper>,
+}
+
+/// What is known of a helper, by it and by the caller.
+#[derive(Default)]
+#[repr(align(128))]
+struct Helper {
+    /// May read `part`.
+    is_inside: AtomicBool,
+    is_asleep: AtomicBool,
+    /// Is left alone.
+    rests: AtomicBool,
 }
 
 // SAFETY: `part` is written by the one thread that runs stages, while the stage is closed and all who saw an earlier one open have left;
-// helpers read it between raising `n_inside` and lowering it, and only if they have seen the stage open in between. All of these are
+// helpers read it while their `is_inside` is up, and only if they have seen the stage open after they raised it. All of these are
 // sequentially consistent.
 unsafe impl Sync for Shared {}
 
@@ -47,10 +56,16 @@ unsafe impl Sync for Shared {}
 pub struct Crew {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// Until when helpers are left alone, and for how long the next time.
-    rests_until: Option<Instant>,
+    /// Of each helper.
+    rests: Vec<Rest>,
+}
+
+/// Until when a helper is left alone, when it last stalled, and for how long it was left alone then.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rest {
+    until: Option<Instant>,
     last_stall: Option<Instant>,
-    next_rest: Duration,
+    length: Duration,
 }
 
 /// A number of the last stage of all.
@@ -65,16 +80,16 @@ impl Crew {
             part: UnsafeCell::new(None),
             n_parts: AtomicUsize::new(0),
             taken: (0..=n_helpers).map(|_| Taken(AtomicUsize::new(0))).collect(),
-            n_inside: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
-            asleep: (0..n_helpers).map(|_| AtomicBool::new(false)).collect(),
+            helpers: (0..n_helpers).map(|_| Helper::default()).collect(),
         });
         let helper = |idx: usize| {
             let shared = shared.clone();
             std::thread::Builder::new().name("decoder".into()).spawn(move || shared.help(idx)).ok()
         };
-        let threads = (0..n_helpers).map_while(helper).collect();
-        Crew { shared, threads, rests_until: None, last_stall: None, next_rest: REST[0] }
+        let threads: Vec<JoinHandle<()>> = (0..n_helpers).map_while(helper).collect();
+        let rests = vec![Rest::default(); threads.len()];
+        Crew { shared, threads, rests }
     }
 
     /// Threads that work, the caller among them.
@@ -87,7 +102,7 @@ impl Crew {
     /// # Panics
     /// If a part did.
     pub fn run(&mut self, n_parts: usize, part: Part) {
-        if n_parts < 2 || self.threads.is_empty() || self.rests() {
+        if n_parts < 2 || !self.has_helpers() {
             return (0..n_parts).for_each(part);
         }
         let shared = &self.shared;
@@ -107,39 +122,56 @@ impl Crew {
     }
 
     fn wake(&self) {
-        for (asleep, thread) in self.shared.asleep.iter().zip(&self.threads) {
-            if asleep.swap(false, Ordering::SeqCst) {
+        for (helper, thread) in self.shared.helpers.iter().zip(&self.threads) {
+            if !helper.rests.load(Ordering::SeqCst) && helper.is_asleep.swap(false, Ordering::SeqCst) {
                 Thread::unpark(thread.thread());
             }
         }
     }
 
-    /// Whether helpers are left alone at present.
-    fn rests(&mut self) -> bool {
-        self.rests_until = self.rests_until.filter(|until| Instant::now() < *until);
-        self.rests_until.is_some()
+    /// Whether there are helpers that are not left alone at present.
+    fn has_helpers(&mut self) -> bool {
+        for (helper, rest) in self.shared.helpers.iter().zip(&mut self.rests) {
+            if rest.until.is_some_and(|until| Instant::now() >= until) {
+                rest.until = None;
+                helper.rests.store(false, Ordering::SeqCst);
+            }
+        }
+        self.rests.iter().any(|rest| rest.until.is_none())
     }
 
-    /// Waits for the helpers inside, and draws conclusions if that takes longer than `own`, all of the caller's own work.
+    /// Waits for the helpers inside; those that take longer than `own`, all of the caller's own work, are left alone for a while.
     fn wait(&mut self, own: Duration) {
         let shared = self.shared.clone();
-        let is_busy = || shared.n_inside.load(Ordering::SeqCst) > 0;
+        let is_busy = || shared.helpers.iter().any(|helper| helper.is_inside.load(Ordering::SeqCst));
         for _ in 0..LOOKS / 4 {
             if !is_busy() {
                 return;
             }
             std::hint::spin_loop();
         }
-        let start = Instant::now();
+        let (start, mut is_judged) = (Instant::now(), false);
         while is_busy() {
+            if !is_judged && start.elapsed() >= STALL.max(own) {
+                is_judged = true;
+                let helpers = shared.helpers.iter().zip(&mut self.rests);
+                helpers.filter(|(helper, _)| helper.is_inside.load(Ordering::SeqCst)).for_each(|(helper, rest)| {
+                    rest.begin();
+                    helper.rests.store(true, Ordering::SeqCst);
+                });
+            }
             std::thread::yield_now();
         }
-        if start.elapsed() >= STALL.max(own) {
-            let now = Instant::now();
-            let is_soon = self.last_stall.is_some_and(|last| now - last < 2 * REST[1]);
-            self.next_rest = if is_soon { (2 * self.next_rest).min(REST[1]) } else { REST[0] };
-            (self.rests_until, self.last_stall) = (Some(now + self.next_rest), Some(now));
-        }
+    }
+}
+
+impl Rest {
+    /// Of a helper that has stalled.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        let is_soon = self.last_stall.is_some_and(|last| now - last < 2 * REST[1]);
+        self.length = if is_soon { (2 * self.length).min(REST[1]) } else { REST[0] };
+        (self.until, self.last_stall) = (Some(now + self.length), Some(now));
     }
 }
 
@@ -172,14 +204,14 @@ impl Shared {
 
     /// The life of a helper.
     fn help(&self, idx: usize) {
-        let mut seen = 0;
+        let (helper, mut seen) = (&self.helpers[idx], 0);
         loop {
-            let stage = self.await_stage(idx, seen);
+            let stage = self.await_stage(helper, seen);
             if stage == ENDED {
                 return;
             }
             seen = stage;
-            self.n_inside.fetch_add(1, Ordering::SeqCst);
+            helper.is_inside.store(true, Ordering::SeqCst);
             let is_open = !self.stage.load(Ordering::SeqCst).is_multiple_of(2);
             // SAFETY: the stage was open after this thread was counted inside: the part stays until it is not. Of a closed stage it may be
             // written at this moment, and is not read.
@@ -191,16 +223,20 @@ impl Shared {
                     self.panicked.store(true, Ordering::SeqCst);
                 }
             }
-            self.n_inside.fetch_sub(1, Ordering::SeqCst);
+            helper.is_inside.store(false, Ordering::SeqCst);
         }
     }
 
-    /// The number of a stage that is not `seen`.
-    fn await_stage(&self, idx: usize, seen: usize) -> usize {
+    /// The number of a stage that is not `seen`, for a helper that is not left alone.
+    fn await_stage(&self, helper: &Helper, seen: usize) -> usize {
+        let news = || {
+            let stage = self.stage.load(Ordering::SeqCst);
+            let is_open = !stage.is_multiple_of(2) && stage != seen && !helper.rests.load(Ordering::SeqCst);
+            (is_open || stage == ENDED).then_some(stage)
+        };
         let mut look = 0;
         loop {
-            let stage = self.stage.load(Ordering::SeqCst);
-            if stage != seen && is_news(stage) {
+            if let Some(stage) = news() {
                 return stage;
             }
             if look < LOOKS {
@@ -208,21 +244,15 @@ impl Shared {
                 std::hint::spin_loop();
                 continue;
             }
-            self.asleep[idx].store(true, Ordering::SeqCst);
+            helper.is_asleep.store(true, Ordering::SeqCst);
             // A stage that was opened before the flag was up has not woken this thread.
-            let stage = self.stage.load(Ordering::SeqCst);
-            if stage == seen || !is_news(stage) {
+            if news().is_none() {
                 std::thread::park();
             }
-            self.asleep[idx].store(false, Ordering::SeqCst);
+            helper.is_asleep.store(false, Ordering::SeqCst);
             look = 0;
         }
     }
-}
-
-/// Whether a stage is open, or all have ended.
-fn is_news(stage: usize) -> bool {
-    !stage.is_multiple_of(2) || stage == ENDED
 }
 
 impl Drop for Crew {
@@ -293,7 +323,8 @@ mod tests {
             assert_eq!(n.load(Ordering::SeqCst), 50);
         }
         std::thread::sleep(Duration::from_millis(50));
-        assert!(crew.shared.asleep.iter().all(|asleep| asleep.load(Ordering::SeqCst)), "idle helpers sleep");
+        let is_asleep = |helper: &Helper| helper.is_asleep.load(Ordering::SeqCst);
+        assert!(crew.shared.helpers.iter().all(is_asleep), "idle helpers sleep");
     }
 
     /// A stage of which the helper takes a part and is then away for longer than all of the caller's work, as one whose core is taken.
@@ -320,22 +351,61 @@ mod tests {
     fn a_helper_without_a_core_is_left_alone_for_longer_each_time_and_then_asked_again() {
         let mut crew = Crew::new(2);
         for times in [1, 2, 4] {
-            crew.last_stall = crew.last_stall.map(|_| Instant::now());
+            crew.rests[0].last_stall = crew.rests[0].last_stall.map(|_| Instant::now());
             // Blocks until the helper has begun: it is asked again when its rest is over.
             stall(&mut crew);
-            assert!(crew.rests_until.is_some() && crew.next_rest == times * REST[0], "{:?}", crew.next_rest);
-            crew.rests_until = Some(Instant::now() + Duration::from_secs(3600));
+            assert!(crew.rests[0].until.is_some() && crew.rests[0].length == times * REST[0], "{:?}", crew.rests);
+            crew.rests[0].until = Some(Instant::now() + Duration::from_secs(3600));
             let caller = std::thread::current().id();
             crew.run(8, &|_| assert_eq!(std::thread::current().id(), caller, "a helper that rests"));
-            crew.rests_until = Some(Instant::now());
+            crew.rests[0].until = Some(Instant::now());
         }
-        (crew.next_rest, crew.last_stall) = (REST[1], Some(Instant::now()));
+        (crew.rests[0].length, crew.rests[0].last_stall) = (REST[1], Some(Instant::now()));
         stall(&mut crew);
-        assert_eq!(crew.next_rest, REST[1], "no longer than this");
-        crew.last_stall = Instant::now().checked_sub(2 * REST[1]);
-        crew.rests_until = None;
+        assert_eq!(crew.rests[0].length, REST[1], "no longer than this");
+        (crew.rests[0].until, crew.rests[0].last_stall) = (Some(Instant::now()), None);
         stall(&mut crew);
-        assert_eq!(crew.next_rest, REST[0], "after a long time without");
+        assert_eq!(crew.rests[0].length, REST[0], "after a long time without");
+    }
+
+    /// One busy core sent every helper to rest.
+    #[test]
+    fn who_is_not_stalled_goes_on_helping() {
+        let mut crew = Crew::new(3);
+        let caller = std::thread::current().id();
+        let (first, n_begun, start) = (std::sync::OnceLock::new(), AtomicUsize::new(0), Instant::now());
+        let shared = crew.shared.clone();
+        let n_inside = || shared.helpers.iter().filter(|helper| helper.is_inside.load(Ordering::SeqCst)).count();
+        crew.run(3, &|_| {
+            let id = std::thread::current().id();
+            if id != caller {
+                let is_first = *first.get_or_init(|| id) == id;
+                n_begun.fetch_add(1, Ordering::SeqCst);
+                while is_first && n_begun.load(Ordering::SeqCst) < 3 {
+                    std::thread::yield_now();
+                }
+                if is_first {
+                    std::thread::sleep(Duration::from_millis(20).max(2 * start.elapsed()));
+                }
+            } else {
+                while n_begun.load(Ordering::SeqCst) < 2 || n_inside() > 1 {
+                    std::thread::yield_now();
+                }
+                n_begun.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let resting: Vec<usize> = (0..2).filter(|idx| crew.rests[*idx].until.is_some()).collect();
+        assert_eq!(resting.len(), 1, "{:?}", crew.rests);
+        crew.rests[resting[0]].until = Some(Instant::now() + Duration::from_secs(3600));
+        let has_helped = AtomicBool::new(false);
+        crew.run(3, &|_| {
+            let id = std::thread::current().id();
+            assert_ne!(Some(&id), first.get(), "a helper that rests");
+            has_helped.fetch_or(id != caller, Ordering::SeqCst);
+            while id == caller && !has_helped.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+        });
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl GgufWeights {
     /// # Errors
     /// [`Error::Corrupt`] for bytes that are no GGUF file, or that end before its weights do.
     pub fn open(bytes: FileBytes, origin: &str) -> Result<GgufWeights> {
-        let content = Content::read(&mut Cursor::new((*bytes).as_ref())).map_err(|e| Error::corrupt(origin, e))?;
+        let content = crate::gguf::content((*bytes).as_ref(), origin)?;
         GgufWeights::of(bytes, content, origin)
     }
 
@@ -243,6 +243,15 @@ mod tests {
         info.shape = (1usize << 33, 1usize << 33).into();
         let error = GgufWeights::of(Arc::new(bytes), content, "toy.gguf").err().unwrap().to_string();
         assert!(error.contains("model.norm.weight"), "{error}");
+    }
+
+    #[test]
+    fn an_alignment_that_the_library_divides_by_is_refused() {
+        let mut cursor = Cursor::new(Vec::new());
+        let zero = candle_core::quantized::gguf_file::Value::U32(0);
+        candle_core::quantized::gguf_file::write(&mut cursor, &[("general.alignment", &zero)], &[]).unwrap();
+        let error = GgufWeights::open(Arc::new(cursor.into_inner()), "zero.gguf").err().unwrap().to_string();
+        assert!(error.starts_with("zero.gguf: "), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::attention::Heads;
-use super::cache::DecoderCache;
+use super::cache::{DecoderCache, max_positions};
 use super::crew::Pieces;
 use super::head::Head;
 use super::kernel::Simd;
@@ -68,7 +68,7 @@ impl Decoder {
             adapters: config.adapter.as_ref().map(adapters).transpose()?,
             norm: source.floats("model.norm.weight", &[d])?,
             head: Head::new(source.matrix(head, (config.vocab_size, d))?),
-            rope: Rope::new(config.d_head, config.rope_theta, config.context_tokens),
+            rope: Rope::new(config.d_head, config.rope_theta, max_positions(config)),
             config: config.clone(),
             source,
             simd,

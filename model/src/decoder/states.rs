@@ -65,27 +65,35 @@ impl DecoderStates {
         let (cache, n_asked) = &self.caches[best];
         let n_lost = cache.ids().len().min(*n_asked).saturating_sub(n_common);
         let current = match n_lost > CHEAP_TOKENS {
-            true => self.spare(best, (n_common, ids.len())),
+            true => self.spare(best, n_common),
             false => self.caches.remove(best).0,
         };
         self.caches.push((current, ids.len()));
+        self.evict(ids.len());
         self.current_mut().keep_common_prefix(ids, language)
     }
 
-    /// A new cache with the first `n_common` tokens of that at `best`, and room for `n_asked`: those that were used longest ago go.
-    fn spare(&mut self, best: usize, (n_common, n_asked): (usize, usize)) -> DecoderCache {
+    /// A new cache with the first `n_common` tokens of that at `best`.
+    fn spare(&mut self, best: usize, n_common: usize) -> DecoderCache {
         // What is copied from was used now.
         let best = self.caches.remove(best);
-        let new = best.0.n_bytes() + best.0.n_bytes_of(n_asked);
-        let others = |states: &DecoderStates| states.caches.iter().map(|(cache, _)| cache.n_bytes()).sum::<usize>();
-        let (most, least) = (MAX_STATES - 2, LEAST_STATES - 2);
-        while self.caches.len() > most || self.caches.len() > least && others(self) + new > BUDGET_BYTES {
-            self.caches.remove(0);
-        }
         let mut spare = DecoderCache::new(&self.config, self.config.context_tokens);
         spare.copy_from(&best.0, n_common);
         self.caches.push(best);
         spare
+    }
+
+    /// Drops what was used longest ago, so that the current one has room for `n_asked` tokens.
+    fn evict(&mut self, n_asked: usize) {
+        loop {
+            let more = self.current().n_bytes_of(n_asked).saturating_sub(self.current().n_bytes());
+            let held = self.caches.iter().map(|(cache, _)| cache.n_bytes()).sum::<usize>();
+            let n = self.caches.len();
+            if n <= LEAST_STATES || n <= MAX_STATES && held + more <= BUDGET_BYTES {
+                return;
+            }
+            self.caches.remove(0);
+        }
     }
 }
 
@@ -185,5 +193,21 @@ mod tests {
         texts[..MAX_STATES].iter().for_each(|ids| assert_eq!(compute(&mut states, ids, 0), 0));
         let begun = [&texts[0][..30], &text(90_000, 60)].concat();
         assert_eq!((compute(&mut states, &begun, 0), compute(&mut states, &texts[0], 0)), (30, 100));
+    }
+    /// What grew was never counted: eight short files that became long ones took eight times the room of one.
+    #[test]
+    fn states_that_grow_make_room_too() {
+        let mut states = DecoderStates::new(&ModelConfig { context_tokens: 1 << 20, ..tiny(None) });
+        let half = BUDGET_BYTES / states.current().n_bytes_of(1) / 2;
+        for n in 0..MAX_STATES as u32 {
+            compute(&mut states, &text(1000 * n, 100), 0);
+        }
+        for n in 0..MAX_STATES as u32 {
+            let grown = [text(1000 * n, 100), text(90_000_000, half as u32)].concat();
+            states.keep_common_prefix(&grown, 0);
+            states.current_mut().layers[0].put(half, &[0.0; 16], &[0.0; 16]);
+        }
+        let held = states.caches.iter().map(|(cache, _)| cache.n_bytes()).sum::<usize>();
+        assert!(states.len() == LEAST_STATES || held <= BUDGET_BYTES, "{} states, {held} bytes", states.len());
     }
 }

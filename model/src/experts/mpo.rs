@@ -146,7 +146,9 @@ impl ExpertParamSpec for Mpo {
     }
 
     fn validate(&self, model: &ModelConfig, moe: &MoeConfig) -> Result<()> {
-        let is = |factors: &[usize], width: usize| factors.iter().product::<usize>() == width;
+        let is = |factors: &[usize], width: usize| {
+            factors.iter().try_fold(1usize, |product, factor| product.checked_mul(*factor)) == Some(width)
+        };
         let (width, d) = (moe.d_ff_expert, model.d_model);
         let expected = format!("factors of d_ff_expert = {width}");
         check(is(&self.width, width), "moe.expert_param.width", format!("{:?}", self.width), &expected)?;
