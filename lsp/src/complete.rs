@@ -136,6 +136,9 @@ pub fn run(request: &Request, completer: &mut dyn Completer, cancelled: &dyn Fn(
     };
     let (is_late, has_begun) = (|| request.asked.elapsed() > options.timeout, Cell::new(false));
     let timed_out = Cell::new(false);
+    if is_late() && !cancelled() {
+        return Err(Reason::UnfinishedLine.because("out of time"));
+    }
     let mut enough = |bytes: &[u8]| {
         has_begun.set(true);
         timed_out.set(is_late());

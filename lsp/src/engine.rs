@@ -289,8 +289,20 @@ impl Shared {
             };
             self.lock().running = None;
             job.end(outcome);
+            self.tell_device(completer.info());
             self.read_elsewhere(completer.as_mut());
         }
+    }
+
+    /// A completer whose device was lost goes on at another one.
+    fn tell_device(&self, now: &ModelInfo) {
+        self.loading.send_if_modified(|loading| match loading {
+            Loading::Ready(told) if told.device != now.device => {
+                told.device.clone_from(&now.device);
+                true
+            }
+            _ => false,
+        });
     }
 
     /// Gives up as soon as something is asked for, and goes on after that.

@@ -61,10 +61,14 @@ impl Place {
         Place::Cpu(Box::new(Computed::new(model.config(), served::n_threads())))
     }
 
-    /// The model at `path`, loaded once more.
-    fn on_gpu(path: Option<&Path>) -> Result<Place, String> {
+    /// The model at `path`, loaded once more: that with this checksum.
+    fn on_gpu(path: Option<&Path>, checksum: &str) -> Result<Place, String> {
         let of_gpu = |error: Error| format!("--device cuda: {error}");
-        let batching = Batching::on_gpu(0, &load_bundle(path)?.lm, 1).map_err(of_gpu)?;
+        let bundle = load_bundle(path)?;
+        if bundle.info.checksum != checksum {
+            return Err(format!("{}: another file than before", bundle.info.origin));
+        }
+        let batching = Batching::on_gpu(0, &bundle.lm, 1).map_err(of_gpu)?;
         batching.client().map(Place::Gpu).map_err(of_gpu)
     }
 
@@ -136,7 +140,7 @@ impl ModelCompleter {
         let path = choice.model.as_deref();
         let mut completer = ModelCompleter { path: choice.model.clone(), ..ModelCompleter::new(load_model(path)?) };
         if choice.device == DeviceKind::Cuda {
-            completer.computed = Place::on_gpu(path)?;
+            completer.computed = Place::on_gpu(path, &completer.info.checksum)?;
             completer.info.device = "cuda".to_string();
         }
         Ok(completer)
@@ -253,10 +257,11 @@ impl Completer for ModelCompleter {
     fn reset(&mut self) {
         self.reader = Reader::default();
         let was_on_gpu = matches!(self.computed, Place::Gpu(_));
+        self.speed = ReadSpeed::default();
         // What was on the GPU goes first: there may be no room for it twice.
         self.computed = Place::on_processor(&self.model);
         if was_on_gpu {
-            match Place::on_gpu(self.path.as_deref()) {
+            match Place::on_gpu(self.path.as_deref(), &self.info.checksum) {
                 Ok(place) => self.computed = place,
                 Err(error) => {
                     tracing::error!(error, "the GPU is lost, the processor goes on");

@@ -143,5 +143,8 @@ impl Completer for Scripted {
         true
     }
 
-    fn reset(&mut self) {}
+    /// As one whose GPU is lost.
+    fn reset(&mut self) {
+        self.info.device = "cpu instead".to_string();
+    }
 }

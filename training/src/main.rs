@@ -39,13 +39,16 @@ enum Command {
     },
 }
 
-/// A reader of standard output that has seen enough (`| head`) ends the command without a word.
+/// What a shell says of a program that was ended by SIGPIPE.
+const CLOSED_PIPE: i32 = 141;
+
+/// A reader of standard output that has seen enough (`| head`) ends the command without a word, as it ends other programs.
 fn end_with_the_reader() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
         if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
-            std::process::exit(0);
+            std::process::exit(CLOSED_PIPE);
         }
         report(panic);
     }));

@@ -48,7 +48,7 @@ impl Weights {
         }
     }
 
-    /// Bits of a weight, with its share of its block's scale.
+    /// Bits of a weight in a file, with its share of its block's scale.
     fn bits(self) -> f64 {
         match self {
             Weights::Q8_0 => 8.5,

@@ -116,6 +116,8 @@ async fn a_panic_costs_one_answer() {
     let first = engine.submit(Channel::Inline, request_in("a.py", "x = ")).await;
     assert_eq!(first.unwrap_err(), Reason::EnginePanicked.because("the first call"));
     assert!(engine.submit(Channel::Inline, request_in("a.py", "x = ")).await.is_ok());
+    let is_told = |loading: &Loading| matches!(loading, Loading::Ready(info) if info.device == "cpu instead");
+    engine.loading().wait_for(is_told).await.expect("what it computes on now");
 }
 
 #[tokio::test]

@@ -9,9 +9,9 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
 /// Room for keys and values, at most: the server's prompts are far from it, and a damaged file asks for anything.
-const MAX_BYTES: usize = 512 << 20;
+const MAX_BYTES: usize = 1 << 30;
 
-/// Positions that a cache of a model may have: its context, or what 512 MiB hold.
+/// Positions that a cache of a model may have: its context, or what 1 GiB holds.
 pub(super) fn max_positions(config: &ModelConfig) -> usize {
     let stride = config.d_head.next_multiple_of(ROWS);
     let bytes = config.n_layers * config.n_kv_heads * size_of::<u16>() * (config.d_head + stride);

@@ -154,14 +154,15 @@ impl Crew {
         while is_busy() {
             if !is_judged && start.elapsed() >= STALL.max(own) {
                 is_judged = true;
-                let helpers = shared.helpers.iter().zip(&mut self.rests);
-                helpers.filter(|(helper, _)| helper.is_inside.load(Ordering::SeqCst)).for_each(|(helper, rest)| {
-                    rest.begin();
-                    helper.rests.store(true, Ordering::SeqCst);
-                });
+                let stalled = shared.helpers.iter().filter(|helper| helper.is_inside.load(Ordering::SeqCst));
+                stalled.for_each(|helper| helper.rests.store(true, Ordering::SeqCst));
             }
             std::thread::yield_now();
         }
+        // A rest begins when the wait is over.
+        let helpers = shared.helpers.iter().zip(&mut self.rests);
+        let stalled = helpers.filter(|(helper, rest)| helper.rests.load(Ordering::SeqCst) && rest.until.is_none());
+        stalled.for_each(|(_, rest)| rest.begin());
     }
 }
 

@@ -57,6 +57,8 @@ impl Decoder {
         if !simd.is_here() {
             return Err(Error::Device(format!("{simd:?}: this machine does not have it")));
         }
+        // Whoever cuts a prompt asks the decoder's own configuration how long it may be.
+        let config = &ModelConfig { context_tokens: max_positions(config), ..config.clone() };
         let d = config.d_model;
         check_tables(config, &*source)?;
         let adapters =
@@ -68,7 +70,7 @@ impl Decoder {
             adapters: config.adapter.as_ref().map(adapters).transpose()?,
             norm: source.floats("model.norm.weight", &[d])?,
             head: Head::new(source.matrix(head, (config.vocab_size, d))?),
-            rope: Rope::new(config.d_head, config.rope_theta, max_positions(config)),
+            rope: Rope::new(config.d_head, config.rope_theta, config.context_tokens),
             config: config.clone(),
             source,
             simd,
