@@ -21,7 +21,7 @@ pub enum Weights {
     #[serde(rename = "q4_0")]
     #[value(name = "q4_0")]
     Q4_0,
-    /// As q4_0, rounded more finely where rows are a multiple of 256 long.
+    /// As q4_0, in superblocks where rows are a multiple of 256 long.
     #[serde(rename = "q4_k")]
     #[value(name = "q4_k")]
     Q4K,

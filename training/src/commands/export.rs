@@ -35,7 +35,7 @@ enum Format {
     Q8_0,
     #[value(name = "q4_0")]
     Q4_0,
-    /// As q4_0, rounded more finely where rows are a multiple of 256 long.
+    /// As q4_0, in superblocks where rows are a multiple of 256 long.
     #[value(name = "q4_k")]
     Q4K,
 }

@@ -83,7 +83,7 @@ enum Format {
     /// Four bits for the layers, eight for embeddings, tables and the head.
     #[value(name = "q4_0")]
     Q4_0,
-    /// As q4_0, rounded more finely where rows are a multiple of 256 long.
+    /// As q4_0, in superblocks where rows are a multiple of 256 long.
     #[value(name = "q4_k")]
     Q4K,
     #[value(name = "f32")]
