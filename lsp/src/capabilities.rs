@@ -1,12 +1,16 @@
 //! What the editor says it can do, and what the server says in return.
 
+use std::path::PathBuf;
+
 use tower_lsp::gen_lsp_types::{
     ClientCapabilities, CompletionOptions, ExecuteCommandOptions, InitializeParams, InitializeResult,
-    ServerCapabilities, ServerInfo, TextDocumentSyncKind, TextDocumentSyncOptions,
+    ServerCapabilities, ServerInfo, TextDocumentSyncKind, TextDocumentSyncOptions, WorkspaceFolders,
+    WorkspaceFoldersServerCapabilities, WorkspaceOptions,
 };
 
 use crate::config::{MenuItems, Settings};
 use crate::position::Encoding;
+use crate::uri;
 
 /// The command that an accepted item runs, with the item's name as its argument.
 pub const ACCEPTED_COMMAND: &str = "multicoder.accepted";
@@ -54,6 +58,17 @@ pub(crate) fn editor_pid(params: &InitializeParams) -> Option<u32> {
     params.process_id.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 0)
 }
 
+/// The folders that are open; an editor that knows of one alone gives its root.
+pub(crate) fn folders(params: &InitializeParams) -> Vec<PathBuf> {
+    #[allow(deprecated, reason = "some editors give nothing else")]
+    let root = params.root_uri.as_ref();
+    let uris = match &params.workspace_folders_initialize_params.workspace_folders {
+        Some(WorkspaceFolders::WorkspaceFolderList(folders)) => folders.iter().map(|folder| &folder.uri).collect(),
+        Some(WorkspaceFolders::Null) | None => Vec::from_iter(root),
+    };
+    uris.into_iter().map(|folder| uri::to_path(folder.0.as_str())).collect()
+}
+
 /// The answer to `initialize`. All is registered statically: some editors know nothing else.
 pub(crate) fn initialize_result(session: &Session) -> InitializeResult {
     let completion = CompletionOptions {
@@ -76,6 +91,13 @@ pub(crate) fn initialize_result(session: &Session) -> InitializeResult {
             execute_command_provider: Some(ExecuteCommandOptions {
                 commands: vec![ACCEPTED_COMMAND.to_string()],
                 ..ExecuteCommandOptions::default()
+            }),
+            workspace: Some(WorkspaceOptions {
+                workspace_folders: Some(WorkspaceFoldersServerCapabilities {
+                    supported: Some(true),
+                    change_notifications: Some(true.into()),
+                }),
+                ..WorkspaceOptions::default()
             }),
             ..ServerCapabilities::default()
         },

@@ -96,7 +96,7 @@ pub trait Completer: Send {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Written, CompleterError>;
 
-    /// Reads other open documents, newest first, while nothing is asked for; says whether it came to an end before `cancelled`.
+    /// Reads texts to guess from, the most helpful first, while nothing is asked for; says whether it came to an end before `cancelled`.
     fn read_elsewhere(&mut self, others: &[Snapshot], cancelled: &dyn Fn() -> bool) -> bool;
 
     /// Drops all state, after a panic.

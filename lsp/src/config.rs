@@ -42,6 +42,8 @@ pub struct Settings {
     pub disabled_languages: Vec<String>,
     /// When menu items are offered.
     pub completion_items: MenuItems,
+    /// Whether files of the open folders are read, to guess from.
+    pub read_project: bool,
     /// `exclude` and the defaults, compiled.
     pub exclusions: Exclusions,
 }
@@ -59,6 +61,7 @@ impl Settings {
             exclude_defaults: true,
             disabled_languages: Vec::new(),
             completion_items: MenuItems::Auto,
+            read_project: true,
             exclusions: Exclusions::new(true, &[]).unwrap_or_default(),
         }
     }
@@ -172,6 +175,7 @@ const FIELDS: &[Field] = &[
     Field { key: "maxLines", expected: "a whole number from 1 to 32", set: |s, v| whole(v, 1, 32).map(|v| s.max_lines = v as usize) },
     Field { key: "maxTokens", expected: "a whole number from 1 to 512", set: |s, v| whole(v, 1, 512).map(|v| s.max_tokens = v as usize) },
     Field { key: "minProbability", expected: "a number from 0 to 1", set: |s, v| fraction(v).map(|v| s.min_probability = v) },
+    Field { key: "readProject", expected: "true or false", set: |s, v| v.as_bool().map(|v| s.read_project = v) },
     Field { key: "timeoutMs", expected: "a whole number from 10 to 60000", set: |s, v| whole(v, 10, 60_000).map(|v| s.timeout_ms = v) },
 ];
 

@@ -15,6 +15,9 @@ use crate::uri;
 /// Bytes at the start of a document from which its language is recognised.
 const HEAD_BYTES: usize = 4096;
 
+/// Changes to all documents after which one of them is read anew to guess from, while it is worked at.
+const SETTLED_AFTER: u64 = 64;
+
 /// One document as it was at one version.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -58,8 +61,15 @@ pub struct Documents {
 
 #[derive(Debug, Default)]
 struct Table {
-    by_uri: HashMap<String, Snapshot>,
+    by_uri: HashMap<String, Open>,
     last_revision: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    now: Snapshot,
+    /// As it was some changes ago.
+    settled: Snapshot,
 }
 
 impl Table {
@@ -78,7 +88,7 @@ impl Documents {
         let mut table = self.lock();
         let revision = table.next_revision();
         let document = Snapshot { uri: uri.to_string(), version, revision, text, path, language };
-        table.by_uri.insert(uri.to_string(), document);
+        table.by_uri.insert(uri.to_string(), Open { settled: document.clone(), now: document });
     }
 
     /// Applies the changes of one notification in their order, each on the result of the former.
@@ -92,7 +102,8 @@ impl Documents {
     ) -> bool {
         let mut table = self.lock();
         let revision = table.next_revision();
-        let Some(document) = table.by_uri.get_mut(uri) else { return false };
+        let Some(open) = table.by_uri.get_mut(uri) else { return false };
+        let document = &mut open.now;
         for change in changes {
             let (range, text) = parts(change);
             match range {
@@ -105,6 +116,9 @@ impl Documents {
         }
         document.version = version;
         document.revision = revision;
+        if revision - open.settled.revision >= SETTLED_AFTER {
+            open.settled = document.clone();
+        }
         true
     }
 
@@ -115,20 +129,22 @@ impl Documents {
 
     /// The document as it is now, or `None` where it is not open.
     pub fn snapshot(&self, uri: &str) -> Option<Snapshot> {
-        self.lock().by_uri.get(uri).cloned()
+        self.lock().by_uri.get(uri).map(|open| open.now.clone())
     }
 
-    /// At most `n` open documents other than `uri`, the last changed first.
-    pub fn others(&self, uri: &str, n: usize) -> Vec<Snapshot> {
+    /// What may be guessed from while `uri` is worked at: itself as it was some changes ago, and at most `n` other open documents, the
+    /// last changed first.
+    pub fn to_guess_from(&self, uri: &str, n: usize) -> Vec<Snapshot> {
         let table = self.lock();
-        let mut others: Vec<&Snapshot> = table.by_uri.values().filter(|document| document.uri != uri).collect();
+        let mut others: Vec<&Snapshot> =
+            table.by_uri.values().map(|open| &open.now).filter(|document| document.uri != uri).collect();
         others.sort_unstable_by_key(|document| std::cmp::Reverse(document.revision));
-        others.into_iter().take(n).cloned().collect()
+        table.by_uri.get(uri).map(|open| &open.settled).into_iter().chain(others.into_iter().take(n)).cloned().collect()
     }
 
     /// The revision of an open document.
     pub fn revision(&self, uri: &str) -> Option<u64> {
-        self.lock().by_uri.get(uri).map(|document| document.revision)
+        self.lock().by_uri.get(uri).map(|open| open.now.revision)
     }
 
     /// How many documents are open.
@@ -220,13 +236,18 @@ mod tests {
     }
 
     #[test]
-    fn others_are_the_last_changed_first() {
+    fn others_are_the_last_changed_first_and_come_after_the_document_itself() {
         let documents = Documents::default();
         ["a", "b", "c", "d"].iter().for_each(|uri| documents.open(uri, "lua", 1, uri));
         assert!(documents.change("b", 2, Vec::new(), Encoding::Utf8));
-        let uris = |n| documents.others("d", n).into_iter().map(|document| document.uri).collect::<Vec<_>>();
-        assert_eq!(uris(9), ["b", "c", "a"]);
-        assert_eq!(uris(2), ["b", "c"]);
+        let uris = |n| documents.to_guess_from("d", n).into_iter().map(|document| document.uri).collect::<Vec<_>>();
+        assert_eq!(uris(9), ["d", "b", "c", "a"]);
+        assert_eq!(uris(2), ["d", "b", "c"]);
+        let itself = |uri| documents.to_guess_from(uri, 0).pop().map(|document| document.revision);
+        assert_eq!(itself("b"), Some(2), "one change is not enough");
+        (0..SETTLED_AFTER).for_each(|_| assert!(documents.change("b", 2, Vec::new(), Encoding::Utf8)));
+        assert!(itself("b") > Some(SETTLED_AFTER) && itself("a") == Some(1));
+        assert_eq!(itself("x"), None);
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! The other open documents as tokens, from which a model's next ones are guessed.
+//! Texts beside a prompt as tokens, from which a model's next ones are guessed: other open documents, files of the project, and the
+//! document itself, of which a prompt has only what is near the caret.
 
 use multicoder_model::{Elsewhere, Error, Tokenizer};
 
 use crate::documents::Snapshot;
 use crate::prompt::with_newlines;
 
-/// Of each document, from its beginning, in bytes and up to a line's end.
-const MAX_BYTES: usize = 16_000;
+/// Of all texts, which in tokens and as an automaton need some 10 MiB.
+pub const MAX_BYTES: usize = 256 << 10;
+/// Of each text, from its beginning and up to a line's end.
+pub const MAX_BYTES_EACH: usize = 32 << 10;
 
 /// Bytes that are made tokens before it is asked whether to go on.
 const PART_BYTES: usize = 1000;
@@ -23,7 +26,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// All of `others`, of which only what changed is read again; nothing where none did.
+    /// Of `others`, the most helpful first, as many as are enough; only what changed is read again, and there is nothing where none did.
     ///
     /// # Errors
     /// Those of the tokenizer; [`Error::Cancelled`] when `cancelled`: what was read until then is kept.
@@ -33,6 +36,7 @@ impl Reader {
         tokenizer: &Tokenizer,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Elsewhere>, Error> {
+        let others = enough(others);
         let keys: Vec<Key> = others.iter().map(|other| (other.uri.clone(), other.revision)).collect();
         if keys == self.made_of {
             return Ok(None);
@@ -43,7 +47,7 @@ impl Reader {
                 self.texts.push((key.clone(), encode(&start(other), tokenizer, cancelled)?));
             }
         }
-        // Of equal matches the last one read counts: that of the document changed last.
+        // Of equal matches the last one read counts: that of the most helpful.
         self.texts.sort_by_key(|(key, _)| std::cmp::Reverse(keys.iter().position(|other| other == key)));
         let texts = self.texts.iter().map(|(_, ids)| ids.as_slice());
         let elsewhere = Elsewhere::of(texts, tokenizer.special().end_of_text, cancelled).ok_or(Error::Cancelled)?;
@@ -68,11 +72,20 @@ fn encode(text: &str, tokenizer: &Tokenizer, cancelled: &dyn Fn() -> bool) -> Re
     Ok(ids)
 }
 
+/// The first of them, up to [`MAX_BYTES`] together.
+fn enough(others: &[Snapshot]) -> &[Snapshot] {
+    let n_bytes = others.iter().scan(0, |sum, other| {
+        *sum += other.text.len_bytes().min(MAX_BYTES_EACH);
+        Some(*sum)
+    });
+    &others[..n_bytes.take_while(|&sum| sum <= MAX_BYTES).count()]
+}
+
 /// The beginning of a document, in whole lines.
 fn start(document: &Snapshot) -> String {
     let text = &document.text;
-    let last_line = text.byte_to_line(MAX_BYTES.min(text.len_bytes()));
-    let end = if text.len_bytes() <= MAX_BYTES { text.len_chars() } else { text.line_to_char(last_line) };
+    let last_line = text.byte_to_line(MAX_BYTES_EACH.min(text.len_bytes()));
+    let end = if text.len_bytes() <= MAX_BYTES_EACH { text.len_chars() } else { text.line_to_char(last_line) };
     with_newlines(&text.slice(..end).to_string())
 }
 
@@ -130,9 +143,20 @@ mod tests {
 
     #[test]
     fn of_a_long_document_the_first_lines_are_read() {
-        let text = "local \u{e9} = 1\n".repeat(2000);
+        let text = "local \u{e9} = 1\n".repeat(MAX_BYTES_EACH / 10);
         let start = start(&document("a", 1, &text));
-        assert!(start.len() <= MAX_BYTES && start.len() > MAX_BYTES - 20 && start.ends_with('\n'), "{}", start.len());
+        let lengths = MAX_BYTES_EACH - 20..=MAX_BYTES_EACH;
+        assert!(lengths.contains(&start.len()) && start.ends_with('\n'), "{}", start.len());
         assert_eq!(super::start(&document("a", 1, "no end")), "no end");
+    }
+
+    #[test]
+    fn the_most_helpful_texts_are_read_as_far_as_there_is_room() {
+        let of = |n_bytes: usize| document("a", 1, &"x".repeat(n_bytes));
+        let many = [of(MAX_BYTES), of(10), of(MAX_BYTES_EACH), of(0)];
+        assert_eq!(enough(&many).len(), 4, "of a long one only the beginning counts");
+        let full: Vec<Snapshot> = (0..20).map(|_| of(MAX_BYTES_EACH)).collect();
+        assert_eq!(enough(&full).len(), MAX_BYTES / MAX_BYTES_EACH);
+        assert!(enough(&[]).is_empty());
     }
 }

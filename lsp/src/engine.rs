@@ -68,16 +68,25 @@ impl Flag {
     }
 }
 
-/// Documents besides the one that is worked at.
+/// Texts to guess from.
 #[derive(Clone, Debug)]
 pub struct Others {
+    /// Open documents, the one that is worked at first and then the last changed.
     pub newest_first: Vec<Snapshot>,
+    /// Files of the project, open or not.
+    pub nearest_first: Arc<[Snapshot]>,
     /// Which say what may be read.
     pub settings: Arc<Settings>,
 }
 
-/// Other documents that are read.
-const MAX_READ: usize = 8;
+impl Others {
+    /// Those that may be read; what is open counts as it is in the editor.
+    fn readable(&self) -> Vec<Snapshot> {
+        let is_closed = |file: &&Snapshot| self.newest_first.iter().all(|open| open.path != file.path);
+        let all = self.newest_first.iter().chain(self.nearest_first.iter().filter(is_closed));
+        all.filter(|document| complete::allowed(document, &self.settings).is_ok()).cloned().collect()
+    }
+}
 
 struct Job {
     channel: Channel,
@@ -108,7 +117,7 @@ struct Running {
 struct Queue {
     waiting: VecDeque<Job>,
     running: Option<Running>,
-    /// The other open documents, until the thread has read them.
+    /// What to guess from, until the thread has read it.
     others: Option<Others>,
     /// Reading them panicked: it is not tried again.
     leaves_others: bool,
@@ -184,7 +193,7 @@ impl Engine {
         Pending { flag, outcome }
     }
 
-    /// Says which other documents are open; those that may be read are, when nothing else is to be done.
+    /// Says what there is to guess from; what may be read is, when nothing else is to be done.
     pub fn offer(&self, others: Others) {
         let mut queue = self.shared.lock();
         queue.others = Some(others).filter(|_| !queue.leaves_others);
@@ -312,8 +321,7 @@ impl Shared {
             queue.is_closed || !queue.waiting.is_empty()
         };
         let Some(others) = (if is_asked() { None } else { self.lock().others.take() }) else { return };
-        let allowed = |document: &&Snapshot| complete::allowed(document, &others.settings).is_ok();
-        let documents: Vec<Snapshot> = others.newest_first.iter().filter(allowed).take(MAX_READ).cloned().collect();
+        let documents = others.readable();
         match catch_unwind(AssertUnwindSafe(|| completer.read_elsewhere(&documents, &is_asked))) {
             Ok(true) => {}
             Ok(false) => {

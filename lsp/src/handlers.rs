@@ -6,10 +6,13 @@ pub(crate) mod lifecycle;
 pub(crate) mod text_document;
 pub(crate) mod workspace;
 
+use std::sync::Arc;
+
 use tower_lsp::gen_lsp_types::{Command, MessageType};
 
 use crate::capabilities::ACCEPTED_COMMAND;
 use crate::complete::{self, Answer};
+use crate::config::Settings;
 use crate::documents::Snapshot;
 use crate::engine::{Channel, Others};
 use crate::reason::{Reason, Silence};
@@ -56,12 +59,18 @@ async fn answer_unrecorded(
     let settings = state.settings();
     let request = complete::request(&caret.snapshot, caret.char_idx, &settings)?;
     let pending = state.engine.submit(channel, request);
-    state.engine.offer(Others { newest_first: state.documents.others(uri, MAX_OTHERS), settings });
+    state.engine.offer(to_guess_from(state, &caret.snapshot, settings));
     let answer = pending.await?;
     match state.documents.revision(uri) {
         Some(now) if now == revision => Ok(answer),
         now => Err(Reason::Stale.because(format_args!("made for revision {revision}, now {now:?}"))),
     }
+}
+
+fn to_guess_from(state: &State, document: &Snapshot, settings: Arc<Settings>) -> Others {
+    let newest_first = state.documents.to_guess_from(&document.uri, MAX_OTHERS);
+    let nearest_first = if settings.read_project { state.project.near(document, &settings) } else { Arc::default() };
+    Others { newest_first, nearest_first, settings }
 }
 
 /// Takes the decision down when it falls, also when that is the editor's cancelling.

@@ -3,7 +3,7 @@
 //! Modules in the order of a request: [`wire`] and [`eager`] bring a message in, [`server`] names its handler in `handlers`, which takes
 //! a snapshot from [`documents`], converts the caret with [`position`], builds a [`complete::Request`] and awaits the [`engine`]. The
 //! engine's thread asks a [`completer`] with the text of [`prompt`], and [`trim`] decides what is worth showing. [`reuse`] answers who types
-//! what was shown. When nothing is asked, [`elsewhere`] reads the other open documents. Silence has a [`reason`].
+//! what was shown. When nothing is asked, [`elsewhere`] reads other open documents and files of the [`project`]. Silence has a [`reason`].
 //!
 //! Nothing here opens a socket, and standard output is the protocol's alone. [`replay`] and [`bench`] measure all this.
 
@@ -21,6 +21,7 @@ mod handlers;
 pub mod lifecycle;
 pub mod model_completer;
 pub mod position;
+pub mod project;
 pub mod prompt;
 pub mod quantile;
 mod read_speed;

@@ -5,6 +5,7 @@
 pub mod client;
 mod typist;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -98,7 +99,7 @@ pub struct Work {
     /// Tokens that were guessed before they were written, and how many of the guesses were right.
     pub guessed_tokens: usize,
     pub accepted_tokens: usize,
-    /// How often other open documents were read, to guess from.
+    /// How often other texts were read, to guess from.
     pub readings: usize,
 }
 
@@ -172,28 +173,37 @@ pub struct File {
     pub text: String,
 }
 
-/// Replays `n_requests` requests that are waited for and hands each to `seen`. Returns all that the model did.
+/// What is replayed.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// To be typed in, in turn.
+    pub files: Vec<File>,
+    /// Those that are open, whose files are read to guess from.
+    pub folders: Vec<PathBuf>,
+    /// Requests that are waited for.
+    pub n_requests: usize,
+    /// Decides what is typed where.
+    pub seed: u64,
+}
+
+/// Replays requests and hands each that is waited for to `seen`. Returns all that the model did.
 ///
 /// # Errors
 /// The server cannot be started, ends, or answers with an error; a file too short to type in.
-pub fn replay(
-    files: &[File],
-    (n_requests, seed): (usize, u64),
-    load: Loader,
-    seen: &mut dyn FnMut(Measured),
-) -> anyhow::Result<Work> {
+pub fn replay(plan: &Plan, load: Loader, seen: &mut dyn FnMut(Measured)) -> anyhow::Result<Work> {
+    let Plan { files, folders, n_requests, seed } = plan;
     let work = Arc::new(Mutex::new(Work::default()));
     let of_model = work.clone();
     let counted: Loader =
         Box::new(move || load().map(|inner| Box::new(Counted { inner, work: of_model }) as Box<dyn Completer>));
-    let mut player = Player { client: Client::start(counted)?, work, seen, n_left: n_requests };
+    let mut player = Player { client: Client::start(counted, folders)?, work, seen, n_left: *n_requests };
     let mut typists =
-        files.iter().map(|file| Typist::new(&file.uri, &file.text, seed)).collect::<anyhow::Result<Vec<Typist>>>()?;
+        files.iter().map(|file| Typist::new(&file.uri, &file.text, *seed)).collect::<anyhow::Result<Vec<Typist>>>()?;
     for typist in &mut typists {
         player.client.open(&typist.uri, &typist.text())?;
         player.ask(Kind::Opening, typist)?;
     }
-    let (mut at, mut draw) = (0, typist::Draw::new(seed));
+    let (mut at, mut draw) = (0, typist::Draw::new(*seed));
     while player.n_left > 0 {
         let n_files = typists.len();
         if n_files > 1 && draw.percent() < 4 {

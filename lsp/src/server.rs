@@ -71,6 +71,10 @@ impl Backend {
         workspace::did_change_configuration(&self.state, &params);
     }
 
+    async fn did_change_folders(&self, params: DidChangeWorkspaceFoldersParams) {
+        workspace::did_change_folders(&self.state, &params);
+    }
+
     async fn execute_command(&self, params: ExecuteCommandParams) -> Result<Option<LspAny>> {
         workspace::execute_command(&self.state, &params)
     }
@@ -106,7 +110,7 @@ fn service(load: Loader, lifecycle: Arc<Lifecycle>) -> std::io::Result<(Eager<Ls
         .custom_method("textDocument/didPartiallyAcceptCompletion", Backend::did_partially_accept)
         .custom_method("workspace/didChangeConfiguration", Backend::did_change_configuration)
         .custom_method("workspace/executeCommand", Backend::execute_command)
-        .custom_method("workspace/didChangeWorkspaceFolders", Backend::ignore)
+        .custom_method("workspace/didChangeWorkspaceFolders", Backend::did_change_folders)
         .custom_method("workspace/didChangeWatchedFiles", Backend::ignore)
         .custom_method("multicoder/status", Backend::status)
         .finish();

@@ -12,12 +12,14 @@ use crate::capabilities::Session;
 use crate::config::{Layer, Layers, Settings};
 use crate::documents::Documents;
 use crate::engine::Engine;
+use crate::project::Project;
 use crate::status::Statistics;
 
 /// The state of one server.
 pub(crate) struct State {
     pub(crate) client: Client,
     pub(crate) documents: Documents,
+    pub(crate) project: Project,
     pub(crate) engine: Engine,
     pub(crate) statistics: Statistics,
     pub(crate) lifecycle: Arc<Lifecycle>,
@@ -50,6 +52,7 @@ impl State {
         State {
             client,
             documents: Documents::default(),
+            project: Project::default(),
             engine,
             statistics: Statistics::default(),
             lifecycle,

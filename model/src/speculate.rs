@@ -1,6 +1,6 @@
 //! Guesses at the tokens to come, without a model: what followed the longest end of the text where it stood before.
 //!
-//! A suffix automaton over the ids of the prompt and of what was written finds it, and another one over other open files where the text has
+//! A suffix automaton over the ids of the prompt and of what was written finds it, and another one over other texts where the text itself has
 //! nothing to say, as in Hu et al. 2024 (SAM Decoding, arXiv 2411.10666). Guesses are computed in one pass with the token before them and
 //! kept as far as greedy decoding agrees, so they change no answer (Leviathan et al. 2022, arXiv 2211.17192, with probabilities of 0 and 1).
 
@@ -16,8 +16,17 @@ use automaton::{Place, SuffixAutomaton};
 use crate::error::Result;
 use crate::generate::Sequence;
 
-/// Tokens that must have stood there before, for what followed them to be guessed: in the text itself, and in other texts, which are less
-/// like it.
+/// Where guesses are from.
+#[derive(Clone, Copy, Debug, Default)]
+enum Source {
+    /// The text itself.
+    #[default]
+    Own,
+    /// Other texts, which are less like it.
+    Other,
+}
+
+/// Tokens that must have stood in a [`Source`] before, for what followed them to be guessed.
 const MIN_MATCH: [u32; 2] = [2, 4];
 /// Tokens of other texts that are taken in before it is asked whether to go on.
 const ASKED_EVERY: usize = 1024;
@@ -55,7 +64,7 @@ impl Elsewhere {
 
     /// What followed `place`, within its text.
     fn after(&self, place: Place, n: usize) -> &[u32] {
-        let ids = self.automaton.after(place, n, MIN_MATCH[1]);
+        let ids = self.automaton.after(place, n, MIN_MATCH[Source::Other as usize]);
         &ids[..ids.iter().position(|&id| id == self.separator).unwrap_or(ids.len())]
     }
 
@@ -72,13 +81,13 @@ pub struct Pace {
     single_s: f32,
     /// Seconds that one more token adds to a pass.
     extra_s: f32,
-    /// Share of the guesses that were right, of those before which all were.
-    right: f32,
+    /// Share of the guesses from each [`Source`] that were right, of those before which all were.
+    right: [f32; 2],
 }
 
 impl Default for Pace {
     fn default() -> Pace {
-        Pace { single_s: 0.0, extra_s: 0.0, right: 0.5 }
+        Pace { single_s: 0.0, extra_s: 0.0, right: [0.5; 2] }
     }
 }
 
@@ -86,7 +95,7 @@ impl Pace {
     /// For tests: guesses seem to cost nothing.
     #[cfg(test)]
     pub(crate) fn eager() -> Pace {
-        Pace { single_s: 1e3, extra_s: 1.0, right: 0.9 }
+        Pace { single_s: 1e3, extra_s: 1.0, right: [0.9; 2] }
     }
 
     /// Takes down what a pass over `n_tokens` took.
@@ -101,18 +110,19 @@ impl Pace {
         *believed += rate * (measured - *believed);
     }
 
-    fn found(&mut self, is_right: bool) {
-        self.right += RATE * (f32::from(u8::from(is_right)) - self.right);
+    fn found(&mut self, source: Source, is_right: bool) {
+        let right = &mut self.right[source as usize];
+        *right += RATE * (f32::from(u8::from(is_right)) - *right);
     }
 
     /// Guesses that pay, at most `max`: the last of n is right with probability right^n and then saves a pass. Where none pays, what is
     /// believed of them is forgotten little by little, so that they are tried again.
-    fn worth(&mut self, max: usize) -> usize {
+    fn worth(&mut self, source: Source, max: usize) -> usize {
         let cost = (self.extra_s / self.single_s.max(f32::MIN_POSITIVE)).clamp(0.01, 1.0);
-        let right = self.right.clamp(0.01, 0.99);
-        let n = (cost.ln() / right.ln()) as usize;
+        let right = &mut self.right[source as usize];
+        let n = (cost.ln() / right.clamp(0.01, 0.99).ln()) as usize;
         if n == 0 {
-            self.right += 0.1 * RATE * (0.5 - self.right);
+            *right += 0.1 * RATE * (0.5 - *right);
             self.extra_s *= 1.0 - 0.1 * RATE;
         }
         n.min(max)
@@ -126,6 +136,8 @@ pub(crate) struct Lookahead {
     place: Place,
     /// Guesses that are computed, each with the logits after it.
     ahead: VecDeque<(u32, Vec<f32>)>,
+    /// Of these.
+    source: Source,
     /// Positions of the sequence that are of the text.
     n_known: usize,
     max_guesses: usize,
@@ -142,6 +154,7 @@ impl Lookahead {
             automaton: SuffixAutomaton::of(text),
             place: Place::default(),
             ahead: VecDeque::new(),
+            source: Source::default(),
             n_known: prompt.len(),
             max_guesses,
             guessed: 0,
@@ -157,12 +170,14 @@ impl Lookahead {
 
     /// At most `n` guesses after the text, and none from one on that `logits` rule out: those are not computed for ids that neither the
     /// language uses nor the text has.
-    fn guesses(&self, n: usize, logits_V: &[f32], elsewhere: Option<&Elsewhere>) -> Vec<u32> {
-        let own = self.automaton.guess(n, MIN_MATCH[0]);
-        let other = elsewhere.map_or(&[][..], |of| of.after(self.place, n));
-        let guesses = if own.is_empty() { other } else { own };
-        let is_possible = |id: &&u32| logits_V.get(**id as usize).is_some_and(|&logit| logit > f32::NEG_INFINITY);
-        guesses.iter().take_while(is_possible).copied().collect()
+    fn guesses<'a>(&'a self, n: usize, logits_V: &[f32], elsewhere: Option<&'a Elsewhere>) -> (Source, &'a [u32]) {
+        let own = self.automaton.guess(n, MIN_MATCH[Source::Own as usize]);
+        let (source, guesses) = match elsewhere {
+            Some(elsewhere) if own.is_empty() => (Source::Other, elsewhere.after(self.place, n)),
+            _ => (Source::Own, own),
+        };
+        let is_possible = |&id: &u32| logits_V.get(id as usize).is_some_and(|&logit| logit > f32::NEG_INFINITY);
+        (source, &guesses[..guesses.iter().position(|id| !is_possible(id)).unwrap_or(guesses.len())])
     }
 
     /// Positions of the sequence that are of the text: guesses may follow.
@@ -186,7 +201,7 @@ impl Lookahead {
             self.follow(id, sequence.elsewhere());
         }
         if let Some((guess, logits)) = self.ahead.pop_front() {
-            sequence.pace().found(guess == id);
+            sequence.pace().found(self.source, guess == id);
             if guess == id {
                 (self.n_known, self.accepted) = (self.n_known + 1, self.accepted + 1);
                 return Ok(logits);
@@ -194,14 +209,15 @@ impl Lookahead {
             self.drop_guesses(sequence);
         }
         let room = (sequence.capacity() - self.n_known - 1).min(n_left.saturating_sub(1)).min(self.max_guesses);
-        let n = if room > 0 { sequence.pace().worth(room) } else { 0 };
-        let guesses = self.guesses(n, logits_V, sequence.elsewhere());
-        let ids = [&[id], guesses.as_slice()].concat();
+        let (source, guesses) = self.guesses(room, logits_V, sequence.elsewhere());
+        let mut ids = [&[id], guesses].concat();
+        ids.truncate(1 + sequence.pace().worth(source, ids.len() - 1));
+        self.source = source;
         let start = Instant::now();
         let mut rows = VecDeque::from(sequence.next_each(&ids, language, cancelled)?);
         sequence.pace().took(ids.len(), start.elapsed());
         let logits = rows.pop_front().unwrap_or_default();
-        self.guessed += guesses.len();
+        self.guessed += ids.len() - 1;
         self.ahead = ids[1..].iter().copied().zip(rows).collect();
         self.n_known += 1;
         Ok(logits)
@@ -227,7 +243,7 @@ mod tests {
         };
         let other = Elsewhere::of([&[1, 2, 3, 4, 15, 16, 17][..], &[5, 1, 2, 3, 4]], 0, &|| false).unwrap();
         let guesses = |text: &[u32], ruled_out: &[u32], elsewhere| {
-            Lookahead::new(text, 8, elsewhere).guesses(3, &logits_V(ruled_out), elsewhere)
+            Lookahead::new(text, 8, elsewhere).guesses(3, &logits_V(ruled_out), elsewhere).1.to_vec()
         };
         assert_eq!(guesses(&[9, 1, 2, 3, 4], &[], None), [0u32; 0]);
         assert_eq!(guesses(&[9, 1, 2, 3, 4], &[], Some(&other)), [0u32; 0], "the newest place is a text's end");
@@ -242,19 +258,20 @@ mod tests {
 
     #[test]
     fn guesses_are_made_where_they_pay_and_tried_again_where_they_did_not() {
+        use Source::{Other, Own};
         let ms = |ms: u64| Duration::from_millis(ms);
         let mut pace = Pace::default();
         pace.took(1, ms(100));
         pace.took(5, ms(140));
-        assert_eq!(pace.worth(8), 3, "0.5^3 > 0.1 > 0.5^4");
-        (0..200).for_each(|_| pace.found(true));
-        assert_eq!(pace.worth(8), 8);
-        (0..200).for_each(|_| pace.found(false));
-        assert_eq!(pace.worth(8), 0);
-        assert!((0..1000).any(|_| pace.worth(8) > 0));
+        assert_eq!(pace.worth(Own, 8), 3, "0.5^3 > 0.1 > 0.5^4");
+        (0..200).for_each(|_| pace.found(Own, true));
+        assert_eq!(pace.worth(Own, 8), 8);
+        (0..200).for_each(|_| pace.found(Own, false));
+        assert_eq!((pace.worth(Own, 8), pace.worth(Other, 8)), (0, 3), "each source by its own measure");
+        assert!((0..1000).any(|_| pace.worth(Own, 8) > 0));
         let mut dear = Pace::default();
         dear.took(1, ms(100));
         dear.took(2, ms(190));
-        assert_eq!(dear.worth(8), 0, "a guess costs 0.9 of what it may save");
+        assert_eq!(dear.worth(Own, 8), 0, "a guess costs 0.9 of what it may save");
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use multicoder_lsp::completer::{Completer, Loader};
 use multicoder_lsp::model_completer::{Choice, ModelCompleter};
 use multicoder_lsp::quantile::quantile;
-use multicoder_lsp::replay::{self, File, Kind, Measured, Work};
+use multicoder_lsp::replay::{self, File, Kind, Measured, Plan, Work};
 use serde::Serialize;
 
 #[derive(Debug, clap::Args)]
@@ -15,6 +15,9 @@ pub(crate) struct Args {
     /// Source files to type in, in turn.
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
+    /// Folder that is open in the editor: its files are read to guess from.
+    #[arg(long, value_name = "FOLDER")]
+    project: Option<PathBuf>,
     /// Requests that are waited for.
     #[arg(long, value_name = "N", default_value_t = 500)]
     requests: usize,
@@ -66,14 +69,19 @@ struct Row {
 
 /// Replays and prints.
 pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
-    let files = args.files.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<File>>>()?;
+    let plan = Plan {
+        files: args.files.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<File>>>()?,
+        folders: args.project.iter().map(|path| folder(path)).collect::<anyhow::Result<Vec<PathBuf>>>()?,
+        n_requests: args.requests,
+        seed: args.seed,
+    };
     let (start, cpu_before) = (std::time::Instant::now(), cpu_s());
     let mut all = Vec::new();
     // Before anything is typed: a server without a model would be silent.
     let loaded = ModelCompleter::load(choice).map_err(anyhow::Error::msg)?;
     let loaded = if args.no_guesses { loaded.without_guesses() } else { loaded };
     let load: Loader = Box::new(move || Ok(Box::new(loaded) as Box<dyn Completer>));
-    let work = replay::replay(&files, (args.requests, args.seed), load, &mut |measured| all.push(measured))?;
+    let work = replay::replay(&plan, load, &mut |measured| all.push(measured))?;
     let of_kind = |kind: Kind| -> Vec<&Measured> { all.iter().filter(|measured| measured.kind == kind).collect() };
     let mut kinds: Vec<Row> = Kind::ALL.iter().filter_map(|&kind| row(kind.name(), &of_kind(kind))).collect();
     kinds.extend(row("all", &all.iter().collect::<Vec<_>>()));
@@ -96,6 +104,11 @@ fn read(path: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let path = std::path::absolute(path)?;
     Ok(File { uri: multicoder_lsp::uri::of_path(&path), text })
+}
+
+fn folder(path: &Path) -> anyhow::Result<PathBuf> {
+    anyhow::ensure!(path.is_dir(), "--project {}: expected a folder", path.display());
+    Ok(std::path::absolute(path)?)
 }
 
 fn row(kind: &'static str, all: &[&Measured]) -> Option<Row> {

@@ -47,7 +47,7 @@ async fn documents_and_channels_do_not_disturb_each_other() {
 
 fn others(documents: &[(&str, &str)]) -> Others {
     let newest_first = documents.iter().map(|(path, text)| Snapshot::from_file((*path).into(), text)).collect();
-    Others { newest_first, settings: Arc::new(Settings::standard()) }
+    Others { newest_first, nearest_first: Arc::default(), settings: Arc::new(Settings::standard()) }
 }
 
 /// Waits until the completer has read `n` times.
@@ -67,12 +67,15 @@ async fn other_documents_are_read_once_all_is_answered_and_secrets_never() {
     let read = scripted.read();
     let engine = engine(scripted);
     let pending = ["a.py", "c.py"].map(|of| engine.submit(Channel::Inline, request_in(of, "x = ")));
-    engine.offer(others(&[("/p/.env", "A=1\n"), ("/b.py", "y = 1\n")]));
+    let files = others(&[("/p/.env", "A=1\n"), ("/c.py", "z = 1\n"), ("/b.py", "y = 0\n")]);
+    let nearest_first = files.newest_first.into();
+    engine.offer(Others { nearest_first, ..others(&[("/p/.env", "A=1\n"), ("/b.py", "y = 1\n")]) });
     drop(gate);
     for pending in pending {
         pending.await.unwrap();
     }
-    assert_eq!(readings(&read, 1).await, [(2, vec!["file:///b.py".to_owned()])]);
+    let uris = ["file:///b.py", "file:///c.py"].map(str::to_owned).to_vec();
+    assert_eq!(readings(&read, 1).await, [(2, uris)], "an open document counts as it is in the editor");
 }
 
 #[tokio::test]

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tower_lsp::gen_lsp_types::{ConfigurationItem, DidChangeConfigurationParams, ExecuteCommandParams, Registration};
+use tower_lsp::gen_lsp_types::{
+    ConfigurationItem, DidChangeConfigurationParams, DidChangeWorkspaceFoldersParams, ExecuteCommandParams,
+    Registration, WorkspaceFolder,
+};
 use tower_lsp::jsonrpc::{Error, Result};
 
 use crate::capabilities::ACCEPTED_COMMAND;
 use crate::config::{Layer, MenuItems, SECTION};
 use crate::state::State;
+use crate::uri;
 
 /// Pushed settings count; those that the editor holds for us are asked for again.
 pub(crate) fn did_change_configuration(state: &Arc<State>, params: &DidChangeConfigurationParams) {
@@ -59,6 +63,13 @@ fn set(state: &State, layer: Layer, value: &Value) {
             .push(format!("{SECTION}.completionItems: counts from the next start; set it in initializationOptions"));
     }
     state.warn(messages);
+}
+
+pub(crate) fn did_change_folders(state: &State, params: &DidChangeWorkspaceFoldersParams) {
+    let paths =
+        |folders: &[WorkspaceFolder]| folders.iter().map(|folder| uri::to_path(folder.uri.0.as_str())).collect();
+    let (added, removed): (Vec<_>, Vec<_>) = (paths(&params.event.added), paths(&params.event.removed));
+    state.project.change(added, &removed);
 }
 
 pub(crate) fn execute_command(state: &State, params: &ExecuteCommandParams) -> Result<Option<Value>> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ use tokio::runtime::Runtime;
 use super::Edit;
 use crate::completer::Loader;
 use crate::server;
+use crate::uri;
 
 const PIPE_BYTES: usize = 1 << 20;
 
@@ -26,11 +28,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts the server and initializes it, with the settings that a user has who changes none.
+    /// Starts the server and initializes it with the open `folders` and the settings that a user has who changes none.
     ///
     /// # Errors
     /// No threads; a server that does not answer.
-    pub fn start(load: Loader) -> anyhow::Result<Client> {
+    pub fn start(load: Loader, folders: &[PathBuf]) -> anyhow::Result<Client> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build()?;
         let (to_server, input) = tokio::io::duplex(PIPE_BYTES);
         let (output, from_server) = tokio::io::duplex(PIPE_BYTES);
@@ -40,8 +42,10 @@ impl Client {
         let mut client = Client { runtime, to_server, from_server, versions, answers, last_id: 0 };
         let capabilities =
             json!({"general": {"positionEncodings": ["utf-8"]}, "textDocument": {"inlineCompletion": {}}});
-        let id =
-            client.request("initialize", json!({"processId": null, "rootUri": null, "capabilities": capabilities}))?;
+        let folder = |path: &PathBuf| json!({"uri": uri::of_path(path), "name": path.display().to_string()});
+        let folders: Vec<Value> = folders.iter().map(folder).collect();
+        let parameters = json!({"processId": null, "workspaceFolders": folders, "capabilities": capabilities});
+        let id = client.request("initialize", parameters)?;
         client.result(id)?;
         client.notify("initialized", json!({}))?;
         Ok(client)

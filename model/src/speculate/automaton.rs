@@ -1,5 +1,7 @@
 //! All substrings of a sequence of ids, to find where the end of a text stands in it (Blumer et al. 1985).
 
+use smallvec::{SmallVec, smallvec};
+
 const NONE: u32 = u32::MAX;
 
 /// All substrings of a sequence of ids, in states of those that end at the same places.
@@ -21,7 +23,7 @@ pub(super) struct Place {
 
 impl Default for SuffixAutomaton {
     fn default() -> SuffixAutomaton {
-        let root = State { length: 0, link: NONE, end: 0, next: Vec::new() };
+        let root = State { length: 0, link: NONE, end: 0, next: smallvec![] };
         SuffixAutomaton { ids: Vec::new(), states: vec![root], last: 0, repeat: (0, 0) }
     }
 }
@@ -34,8 +36,8 @@ struct State {
     link: u32,
     /// Where its string ends that was met last.
     end: u32,
-    /// By id, sorted.
-    next: Vec<(u32, u32)>,
+    /// By id, sorted; most states have one or two.
+    next: SmallVec<[(u32, u32); 2]>,
 }
 
 impl SuffixAutomaton {
@@ -64,6 +66,7 @@ impl SuffixAutomaton {
 
     /// Says of all substrings of a sequence that was appended where they stand last.
     pub(super) fn finish(&mut self) {
+        self.states.shrink_to_fit();
         let mut longest_first: Vec<u32> = (1..self.states.len() as u32).collect();
         longest_first.sort_unstable_by_key(|&at| std::cmp::Reverse(self.states[at as usize].length));
         for at in longest_first {
@@ -78,7 +81,7 @@ impl SuffixAutomaton {
         self.ids.push(id);
         let n = self.ids.len() as u32;
         let new = self.states.len() as u32;
-        self.states.push(State { length: n, link: 0, end: n, next: Vec::new() });
+        self.states.push(State { length: n, link: 0, end: n, next: smallvec![] });
         let mut at = self.last;
         while at != NONE && self.set_absent(at, id, new) {
             at = self.states[at as usize].link;
