@@ -18,6 +18,7 @@ use crate::completer::{Completer, Loader, ModelInfo};
 use crate::config::Settings;
 use crate::documents::Snapshot;
 use crate::eager::panic_text;
+use crate::priority;
 use crate::reason::{Reason, Silence};
 use crate::reuse::Answers;
 
@@ -171,7 +172,12 @@ impl Engine {
             loading: watch::Sender::new(Loading::Running),
         });
         let of_thread = shared.clone();
-        std::thread::Builder::new().name("engine".to_string()).spawn(move || of_thread.work(load))?;
+        std::thread::Builder::new().name("engine".to_string()).spawn(move || {
+            // Before the model is loaded: its helpers are to have the same.
+            let is_raised = priority::raise();
+            tracing::debug!(is_raised, "priority");
+            of_thread.work(load);
+        })?;
         Ok(Engine { shared })
     }
 

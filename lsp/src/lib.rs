@@ -21,6 +21,7 @@ mod handlers;
 pub mod lifecycle;
 pub mod model_completer;
 pub mod position;
+pub mod priority;
 pub mod project;
 pub mod prompt;
 pub mod quantile;

@@ -8,6 +8,7 @@ use multicoder_grammars::LanguageId;
 use multicoder_lsp::completer::{Completer, ModelInfo};
 use multicoder_lsp::config;
 use multicoder_lsp::model_completer::{Choice, ModelCompleter};
+use multicoder_lsp::priority;
 use multicoder_model::Prompt;
 use serde::Serialize;
 
@@ -61,6 +62,8 @@ struct Report {
     prefill_tokens_per_s: f64,
     decode_tokens_per_s: f64,
     threads: usize,
+    /// Whether the system lets answers go before what else computes.
+    has_priority: bool,
     /// Languages that are recognised but which the model was not trained on.
     languages_without_model: Vec<&'static str>,
     settings: String,
@@ -75,6 +78,7 @@ pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
 }
 
 fn examine(choice: &Choice) -> anyhow::Result<Report> {
+    let has_priority = priority::raise();
     let start = Instant::now();
     let mut completer = ModelCompleter::load(choice).map_err(anyhow::Error::msg)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -90,6 +94,7 @@ fn examine(choice: &Choice) -> anyhow::Result<Report> {
         prefill_tokens_per_s,
         decode_tokens_per_s,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
+        has_priority,
         languages_without_model: LanguageId::all().map(LanguageId::name).filter(lacks).collect(),
         settings: config::keys(),
         editors: EDITORS.to_vec(),
@@ -120,6 +125,8 @@ fn report_text(report: &Report) -> String {
     let model = &report.model;
     let (all, active) = (model.parameters as f64 / 1e6, model.active_parameters as f64 / 1e6);
     let checksum = if model.checksum.is_empty() { "none (a folder)" } else { &model.checksum };
+    let priority =
+        if report.has_priority { "before other programs" } else { "that of other programs: the system allows no more" };
     let (prefill, decode) = (report.prefill_tokens_per_s, report.decode_tokens_per_s);
     let mut text = format!("multicoder-lsp {}\n", report.version);
     for (name, value) in [
@@ -131,6 +138,7 @@ fn report_text(report: &Report) -> String {
         ("checksum", checksum.to_string()),
         ("goldens", format!("{} pairs: {}", report.goldens, report.goldens_check)),
         ("device", format!("{}, {} threads", model.device, report.threads)),
+        ("priority", priority.to_string()),
         ("speed", format!("{prefill:.0} tokens/s read, {decode:.0} tokens/s written")),
         ("loaded in", format!("{:.0} ms", report.load_ms)),
         ("languages", format!("{}: {}", model.languages.len(), model.languages.join(" "))),

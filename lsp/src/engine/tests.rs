@@ -151,6 +151,21 @@ async fn requests_wait_for_the_model_and_learn_that_there_is_none() {
     assert!(matches!(&*engine.loading().borrow(), Loading::Failed(_)));
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_model_is_loaded_with_the_priority_that_its_helpers_are_to_have() {
+    let niceness = Arc::new(Mutex::new(None));
+    let seen = niceness.clone();
+    let load: Loader = Box::new(move || {
+        *seen.lock().unwrap() = Some(priority::niceness());
+        Ok(Box::new(Scripted::always("1\n")))
+    });
+    let engine = Engine::start(load).unwrap();
+    engine.submit(Channel::Inline, request_in("a.py", "x = ")).await.unwrap();
+    let (before, is_allowed) = std::thread::spawn(|| (priority::niceness(), priority::raise())).join().unwrap();
+    assert_eq!(*niceness.lock().unwrap(), Some(if is_allowed { priority::NICENESS } else { before }));
+}
+
 #[tokio::test]
 async fn forgetting_a_document_supersedes_what_was_asked_in_it() {
     let (scripted, gate) = gated();
