@@ -1,14 +1,16 @@
 //! A model with packed weights, and one pass of it over some tokens.
 
+mod feed_forward;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::attention::Heads;
-use super::cache::{DecoderCache, max_positions};
+use super::cache::{DecoderCache, LayerCache, max_positions};
 use super::crew::Pieces;
 use super::head::Head;
 use super::kernel::Simd;
-use super::layer::{Ffn, LastPlan, Layer, Moe};
-use super::network::{add_row, copy_row, products, ranges, run_networks};
+use super::layer::Layer;
+use super::network::{add_row, copy_row, products, ranges};
 use super::packed::Packed;
 use super::shelf::Shelf;
 use super::weights::{WeightSource, build, check_tables};
@@ -19,8 +21,6 @@ use crate::error::{Error, Result};
 use crate::lm::{bigram_bucket, check_ids, language_rows};
 use crate::ops::Rope;
 use crate::ops::norm_row;
-use crate::router::RouterContext;
-use crate::tape::HostPlan;
 use crate::vocabulary::VocabularyFilter;
 
 /// A model with packed weights.
@@ -42,6 +42,18 @@ struct Pass<'a> {
     language_N: Vec<u32>,
     /// The position of the first of `ids`.
     start: usize,
+}
+
+impl Pass<'_> {
+    /// Leaves the last `n` rows alone, with what `worker` has of them.
+    fn keep_last(&mut self, n: usize, worker: &mut Worker) {
+        let (all, dropped) = (self.ids.len(), self.ids.len() - n);
+        for rows in [&mut worker.x, &mut worker.q] {
+            rows.drain(..rows.len() / all * dropped);
+        }
+        self.language_N.drain(..dropped);
+        (self.ids, self.start) = (&self.ids[dropped..], self.start + dropped);
+    }
 }
 
 impl Decoder {
@@ -115,20 +127,28 @@ impl Decoder {
         let mut language_N = std::mem::take(&mut worker.language_N);
         language_N.clear();
         language_N.resize(n, language);
-        let pass = Pass { ids, language_N, start };
+        let (mut pass, n_logits) = (Pass { ids, language_N, start }, n_logits.min(n));
         self.shelf.begin_pass();
         self.embed(&pass, cache.ids().last().copied().unwrap_or(0), worker)?;
         for (i, layer) in self.layers.iter().enumerate() {
             if cancelled() {
                 return Err(Error::Cancelled);
             }
-            self.attend(layer, &pass, i, cache, worker)?;
+            self.project(layer, &pass, i, cache, worker)?;
+            if i + 1 == self.layers.len() {
+                // Of the rows without logits nobody reads more than the keys and values.
+                pass.keep_last(n_logits, worker);
+            }
+            if pass.ids.is_empty() {
+                break;
+            }
+            self.attend(layer, &pass, &cache.layers[i], worker);
             self.feed_forward(layer, &pass, worker)?;
             self.adapt(i, &pass, worker)?;
         }
         worker.language_N = pass.language_N;
         cache.commit(ids);
-        self.logits((n, n_logits.min(n)), (language, cache.ids()), worker);
+        self.logits(n_logits, (language, cache.ids()), worker);
         Ok(())
     }
 
@@ -175,7 +195,8 @@ impl Decoder {
         });
     }
 
-    fn attend(
+    /// Queries into `worker.q`, keys and values into the cache.
+    fn project(
         &self,
         layer: &Layer,
         pass: &Pass,
@@ -183,30 +204,32 @@ impl Decoder {
         cache: &mut DecoderCache,
         worker: &mut Worker,
     ) -> Result<()> {
-        let (config, n) = (&self.config, pass.ids.len());
-        let (h, d) = (config.n_heads, config.d_head);
         self.norm(&layer.norm, &layer.qkv[0], worker);
         let [q, k, v] = &mut worker.qkv;
         let [w_q, w_k, w_v] = &layer.qkv;
         let x = &worker.quantized;
         products(&mut worker.crew, [(x, w_q), (x, w_k), (x, w_v)], [q, k, v], self.simd);
         self.finish_projections(layer, pass, worker)?;
-        let width = config.n_kv_heads * d;
+        let width = self.config.n_kv_heads * self.config.d_head;
         for (row, kv) in worker.rows.chunks_exact(2 * width).enumerate() {
             cache.layers[i].put(pass.start + row, &kv[..width], &kv[width..]);
         }
-        let cached = &cache.layers[i];
-        worker.attended.resize(n * h * d, 0.0);
-        let heads = Heads { n_heads: h, n_kv_heads: config.n_kv_heads, d, start: pass.start };
+        Ok(())
+    }
+
+    fn attend(&self, layer: &Layer, pass: &Pass, cached: &LayerCache, worker: &mut Worker) {
+        let (n, n_heads, n_kv_heads, d) =
+            (pass.ids.len(), self.config.n_heads, self.config.n_kv_heads, self.config.d_head);
+        worker.attended.resize(n * n_heads * d, 0.0);
+        let heads = Heads { n_heads, n_kv_heads, d, start: pass.start };
         let (crew, memory) = (&mut worker.crew, &mut worker.attention);
         heads.attend(crew, &worker.q, cached, memory, &mut worker.attended, self.simd);
         worker.quantized.resize_for(n, &layer.out);
-        for (row, x) in worker.attended.chunks_exact(h * d).enumerate() {
+        for (row, x) in worker.attended.chunks_exact(n_heads * d).enumerate() {
             worker.quantized.set(row, x);
         }
         products(&mut worker.crew, [(&worker.quantized, &layer.out)], [&mut worker.y], self.simd);
         self.add_all(worker);
-        Ok(())
     }
 
     /// Makes queries, keys and values of the products: `worker.q`, and `[row][keys, values]` in `worker.rows`.
@@ -263,44 +286,6 @@ impl Decoder {
         layer.value_table.as_ref().map_or(Ok(()), |table| self.source.add_row(table, id as usize, v))
     }
 
-    fn feed_forward(&self, layer: &Layer, pass: &Pass, worker: &mut Worker) -> Result<()> {
-        let moe = match &layer.ffn {
-            Ffn::Dense(network) => {
-                self.norm(&layer.ffn_norm, network.first(), worker);
-                let Worker { crew, quantized, hidden: [hidden, _], y, .. } = worker;
-                run_networks([network], crew, quantized, [hidden], [y], self.simd);
-                self.add_all(worker);
-                return Ok(());
-            }
-            Ffn::Moe(moe) => moe,
-        };
-        let plan = self.plan(moe, layer, pass, worker)?;
-        let n = pass.ids.len();
-        let own = plan.only_expert(n).map(|expert| moe.expert(expert, self)).transpose()?;
-        let Some(shared) = &moe.shared else {
-            let first = own.map_or_else(|| moe.expert(plan.runs.first().map_or(0, |run| run.0), self), Ok)?;
-            self.norm(&layer.ffn_norm, first.first(), worker);
-            return self.experts(moe, &plan, worker);
-        };
-        self.norm(&layer.ffn_norm, shared.first(), worker);
-        let Worker { crew, quantized, hidden: [hidden, hidden_own], y, y_own, .. } = worker;
-        match &own {
-            Some(own) => {
-                let memory = [hidden, hidden_own];
-                run_networks([shared, own], crew, quantized, memory, [y, y_own], self.simd);
-            }
-            None => run_networks([shared], crew, quantized, [hidden], [y], self.simd),
-        }
-        // What experts read is normalized already: the residual stream may change.
-        for (row, x) in worker.x.chunks_exact_mut(self.config.d_model).enumerate() {
-            add_row(&worker.y, (row, n), plan.shared_weight_N.as_ref().map_or(1.0, |weight_N| weight_N[row]), x);
-            if own.is_some() {
-                add_row(&worker.y_own, (row, n), plan.weight(row), x);
-            }
-        }
-        if own.is_some() { Ok(()) } else { self.experts(moe, &plan, worker) }
-    }
-
     /// Adds what stands in `worker.y` to all rows.
     fn add_all(&self, worker: &mut Worker) {
         let (d, n) = (self.config.d_model, worker.x.len() / self.config.d_model);
@@ -312,62 +297,6 @@ impl Decoder {
         });
     }
 
-    /// The plan of a layer: where the language alone decides, that of the last pass of as many tokens in this language.
-    fn plan(&self, moe: &Moe, layer: &Layer, pass: &Pass, worker: &Worker) -> Result<Arc<HostPlan>> {
-        if !moe.config.router.is_by_language() || moe.config.reads_tokens() {
-            return Ok(Arc::new(self.new_plan(moe, layer, pass, worker)?));
-        }
-        let key = pass.language_N.first().map(|language| (*language, pass.ids.len()));
-        let mut last = moe.last_plan.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = last.as_ref().filter(|last| Some(last.of) == key) {
-            return Ok(known.plan.clone());
-        }
-        let plan = Arc::new(self.new_plan(moe, layer, pass, worker)?);
-        *last = key.map(|of| LastPlan { of, plan: plan.clone() });
-        Ok(plan)
-    }
-
-    fn new_plan(&self, moe: &Moe, layer: &Layer, pass: &Pass, worker: &Worker) -> Result<HostPlan> {
-        let (n, d) = (pass.ids.len(), self.config.d_model);
-        let cpu = candle_core::Device::Cpu;
-        let x_ND = match moe.config.reads_tokens() {
-            false => candle_core::Tensor::zeros((n, 0), candle_core::DType::F32, &cpu)?,
-            true => {
-                let mut normed = vec![0f32; n * d];
-                let eps = self.config.norm_eps as f32;
-                for (y, x) in normed.chunks_exact_mut(d).zip(worker.x.chunks_exact(d)) {
-                    norm_row(y, x, &layer.ffn_norm, eps);
-                }
-                candle_core::Tensor::from_vec(normed, (n, d), &cpu)?
-            }
-        };
-        let context = RouterContext { id_N: pass.ids, language_N: &pass.language_N, ..RouterContext::default() };
-        let (plan, aux) = moe.router.plan(&x_ND, &context)?;
-        HostPlan::new(&plan, &aux, n, moe.config.n_experts)
-    }
-
-    /// Adds what each expert says of its rows.
-    fn experts(&self, moe: &Moe, plan: &HostPlan, worker: &mut Worker) -> Result<()> {
-        let n = worker.x.len() / self.config.d_model;
-        let mut from = 0;
-        for &(expert, n_own) in &plan.runs {
-            let own = from..from + n_own;
-            from = own.end;
-            let network = moe.expert(expert, self)?;
-            let Worker { crew, quantized, hidden: [hidden, _], y, .. } = worker;
-            let is_all = plan.only_expert(n).is_some();
-            let picked = (!is_all).then(|| quantized.pick(&plan.token_A[own.clone()]));
-            let rows = picked.as_ref().unwrap_or(quantized);
-            run_networks([&network], crew, rows, [hidden], [y], self.simd);
-            for (row, assignment) in own.enumerate() {
-                let token = plan.token_A[assignment] as usize;
-                let x = &mut worker.x[token * self.config.d_model..(token + 1) * self.config.d_model];
-                add_row(&worker.y, (row, n_own), plan.weight(assignment), x);
-            }
-        }
-        Ok(())
-    }
-
     fn adapt(&self, layer: usize, pass: &Pass, worker: &mut Worker) -> Result<()> {
         let Some(adapters) = &self.adapters else { return Ok(()) };
         let shape = (1, pass.ids.len(), self.config.d_model);
@@ -377,8 +306,7 @@ impl Decoder {
         Ok(())
     }
 
-    fn logits(&self, (n, n_logits): (usize, usize), text: (u32, &[u32]), worker: &mut Worker) {
-        worker.x.drain(..(n - n_logits) * self.config.d_model);
+    fn logits(&self, n_logits: usize, text: (u32, &[u32]), worker: &mut Worker) {
         worker.logits.resize(n_logits * self.config.vocab_size, 0.0);
         if n_logits == 0 {
             return;

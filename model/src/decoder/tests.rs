@@ -216,7 +216,7 @@ fn logits_are_those_of_the_model_for_every_option() {
 }
 
 #[test]
-fn how_a_text_is_cut_changes_no_bit() {
+fn neither_how_a_text_is_cut_nor_what_is_asked_of_it_changes_a_bit() {
     for (name, config) in configs() {
         if config.moe.as_ref().is_some_and(|moe| moe.reads_tokens()) || config.adapter.is_some() {
             continue;
@@ -230,6 +230,16 @@ fn how_a_text_is_cut_changes_no_bit() {
                 let got = logits(&decoder, &mut Worker::new(n_threads), &ids, 1, cut);
                 let differs = got.iter().zip(&whole).position(|(a, b)| a.to_bits() != b.to_bits());
                 assert!(differs.is_none(), "{name}, {format:?}, cut at {cut:?}: logit {differs:?}");
+            }
+            // The last layer leaves out rows of which no logits are asked for.
+            for n_logits in [1, 3, 15] {
+                let (mut cache, mut worker) = (DecoderCache::new(decoder.config(), 64), Worker::new(2));
+                for (piece, n_logits) in [(&ids[..25], 0), (&ids[25..], n_logits)] {
+                    decoder.decode((piece, n_logits), 1, &mut cache, &mut worker, &|| false).unwrap();
+                }
+                let expected = &whole[whole.len() - worker.logits.len()..];
+                assert_eq!(worker.logits.len(), n_logits * decoder.config().vocab_size);
+                assert!(worker.logits == expected, "{name}, {format:?}: the last {n_logits}");
             }
         }
     }
