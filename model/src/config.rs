@@ -364,7 +364,13 @@ pub(crate) mod tests {
             config.moe.as_mut().unwrap()
         }
         type Edit = fn(&mut ModelConfig);
-        let edits: [(&str, Edit); 7] = [
+        let edits: [(&str, Edit); 11] = [
+            ("vocab_size = 33554432: expected at most 16777216", |c| c.vocab_size = 1 << 25),
+            ("n_layers = 2048: expected at most 1024", |c| c.n_layers = 1 << 11),
+            ("context_tokens = 1048576: expected at most 65536", |c| (c.d_head, c.context_tokens) = (1 << 12, 1 << 20)),
+            ("context_tokens = 65536: expected at most 32768, or fewer layers and heads", |c| {
+                (c.d_head, c.context_tokens, c.n_layers, c.n_kv_heads) = (1 << 12, 1 << 16, 1 << 7, 1);
+            }),
             ("moe.n_experts = 1152921504606846976: expected at most 16384", |c| moe(c).n_experts = 1 << 60),
             ("moe.n_experts = 99999", |c| moe(c).experts_by_layer = vec![99_999]),
             ("moe.d_ff_expert", |c| moe(c).d_ff_expert = 1 << 60),
