@@ -66,7 +66,7 @@ pub(crate) fn folders(params: &InitializeParams) -> Vec<PathBuf> {
         Some(WorkspaceFolders::WorkspaceFolderList(folders)) => folders.iter().map(|folder| &folder.uri).collect(),
         Some(WorkspaceFolders::Null) | None => Vec::from_iter(root),
     };
-    uris.into_iter().map(|folder| uri::to_path(folder.0.as_str())).collect()
+    uris.into_iter().filter_map(|folder| uri::to_file(folder.0.as_str())).collect()
 }
 
 /// The answer to `initialize`. All is registered statically: some editors know nothing else.

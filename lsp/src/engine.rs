@@ -81,6 +81,15 @@ pub struct Others {
 }
 
 impl Others {
+    /// Whether they are the very same, so that nothing has to be read again.
+    fn is(&self, other: &Others) -> bool {
+        let alike = |(a, b): (&Snapshot, &Snapshot)| a.revision == b.revision && a.uri == b.uri;
+        Arc::ptr_eq(&self.settings, &other.settings)
+            && Arc::ptr_eq(&self.nearest_first, &other.nearest_first)
+            && self.newest_first.len() == other.newest_first.len()
+            && self.newest_first.iter().zip(&other.newest_first).all(alike)
+    }
+
     /// Those that may be read; what is open counts as it is in the editor.
     fn readable(&self) -> Vec<Snapshot> {
         let is_closed = |file: &&Snapshot| self.newest_first.iter().all(|open| open.path != file.path);
@@ -297,6 +306,7 @@ impl Shared {
 
     fn work(&self, load: Loader) {
         let Some(mut completer) = self.load(load) else { return };
+        let mut read = None;
         while let Some(job) = self.next() {
             let outcome = match self.answers.rest_for(&job.request) {
                 Some(answer) => Ok(answer),
@@ -305,7 +315,7 @@ impl Shared {
             self.lock().running = None;
             job.end(outcome);
             self.tell_device(completer.info());
-            self.read_elsewhere(completer.as_mut());
+            self.read_elsewhere(completer.as_mut(), &mut read);
         }
     }
 
@@ -320,16 +330,19 @@ impl Shared {
         });
     }
 
-    /// Gives up as soon as something is asked for, and goes on after that.
-    fn read_elsewhere(&self, completer: &mut dyn Completer) {
+    /// Gives up as soon as something is asked for, and goes on after that. `read` is what was read last.
+    fn read_elsewhere(&self, completer: &mut dyn Completer, read: &mut Option<Others>) {
         let is_asked = || {
             let queue = self.lock();
             queue.is_closed || !queue.waiting.is_empty()
         };
         let Some(others) = (if is_asked() { None } else { self.lock().others.take() }) else { return };
+        if read.as_ref().is_some_and(|read| read.is(&others)) {
+            return;
+        }
         let documents = others.readable();
         match catch_unwind(AssertUnwindSafe(|| completer.read_elsewhere(&documents, &is_asked))) {
-            Ok(true) => {}
+            Ok(true) => *read = Some(others),
             Ok(false) => {
                 self.lock().others.get_or_insert(others);
             }

@@ -1,6 +1,6 @@
 //! From a document's uri to the path that names it, and back.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// The path of a `file:` uri; of another one (`untitled:Untitled-1`), what follows the scheme.
 pub fn to_path(uri: &str) -> PathBuf {
@@ -15,6 +15,15 @@ pub fn to_path(uri: &str) -> PathBuf {
     // `file:///c:/x` names a drive, not a folder of the root.
     let is_drive = matches!(path.as_bytes(), [b'/', drive, b':', ..] if drive.is_ascii_alphabetic());
     PathBuf::from(if is_drive { &path[1..] } else { &path[..] })
+}
+
+/// The path of a `file:` uri; nothing where that is of another scheme or machine, or no whole path.
+pub fn to_file(uri: &str) -> Option<PathBuf> {
+    let rest = uri.strip_prefix("file:")?;
+    let is_here = rest.strip_prefix("//").is_none_or(|rest| rest.starts_with('/') || rest.starts_with("localhost/"));
+    let path = to_path(uri);
+    let is_whole = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+    (is_here && is_whole).then_some(path)
 }
 
 /// The `file:` uri of an absolute path.
@@ -72,6 +81,17 @@ mod tests {
         assert_eq!(to_path("file:///p/.env?version=2#L3"), PathBuf::from("/p/.env"));
         assert_eq!(to_path("git:/p/server.key?%7B%22ref%22%7D"), PathBuf::from("/p/server.key"));
         assert_eq!(to_path("file:///p/a%3Fb%23.rs"), PathBuf::from("/p/a?b#.rs"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_are_whole_paths_of_this_machine() {
+        for uri in ["file:///p/a.py", "file://localhost/p/a.py", "file:/p/a.py"] {
+            assert_eq!(to_file(uri), Some("/p/a.py".into()), "{uri}");
+        }
+        for uri in ["file://", "file:p/a.py", "file://host/p/a.py", "ssh://h/p/a.py", "/p/a.py", "file:///p/../a.py"] {
+            assert_eq!(to_file(uri), None, "{uri}");
+        }
     }
 
     #[test]

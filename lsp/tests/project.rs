@@ -23,10 +23,9 @@ async fn wait_until_read(client: &mut Client, read: &Mutex<Vec<Reading>>, uri: &
     panic!("{:?}, expected {expected:?}", last());
 }
 
-fn initialize(folder: &Path, root_alone: bool, read_project: bool) -> Value {
+fn initialize(folder: &Path, root_alone: bool) -> Value {
     let folder = uri::of_path(folder);
-    let mut params = json!({"processId": null, "capabilities": {"textDocument": {"inlineCompletion": {}}},
-        "initializationOptions": {"readProject": read_project}});
+    let mut params = json!({"processId": null, "capabilities": {"textDocument": {"inlineCompletion": {}}}});
     if root_alone {
         params["rootUri"] = folder.into();
     } else {
@@ -47,7 +46,7 @@ async fn files_of_the_open_folders_are_read_until_these_are_closed() {
         let completer = Scripted::always("1\n");
         let read = completer.read();
         let mut client = Client::start(scripted(completer));
-        let result = client.request("initialize", initialize(folder.path(), root_alone, true)).await;
+        let result = client.request("initialize", initialize(folder.path(), root_alone)).await;
         assert_eq!(result["result"]["capabilities"]["workspace"]["workspaceFolders"]["changeNotifications"], true);
         client.notify("initialized", json!({})).await;
         client.open(&a, "python", "x = \n").await;
@@ -64,20 +63,26 @@ async fn files_of_the_open_folders_are_read_until_these_are_closed() {
 }
 
 #[tokio::test]
-async fn nothing_of_a_folder_is_read_where_that_is_off() {
+async fn nothing_of_a_folder_is_read_once_that_is_off() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("b.py"), "y = 1\n").unwrap();
     let a = uri::of_path(&folder.path().join("a.py"));
+    let b_read = format!("file://{}", folder.path().join("b.py").display());
     let completer = Scripted::always("1\n");
     let read = completer.read();
     let mut client = Client::start(scripted(completer));
-    client.request("initialize", initialize(folder.path(), false, false)).await;
+    client.request("initialize", initialize(folder.path(), false)).await;
     client.notify("initialized", json!({})).await;
     client.open(&a, "python", "x = \n").await;
-    for _ in 0..50 {
+    wait_until_read(&mut client, &read, &a, &[&a, &b_read]).await;
+    let off = json!({"settings": {"multicoder": {"readProject": false}}});
+    client.notify("workspace/didChangeConfiguration", off).await;
+    wait_until_read(&mut client, &read, &a, &[&a]).await;
+    let n = read.lock().unwrap().len();
+    for _ in 0..20 {
         client.close_and_reopen(&a).await;
         client.inline(&a, 0, 4).await;
     }
-    let readings = read.lock().unwrap().clone();
-    assert!(!readings.is_empty() && readings.iter().all(|(_, uris)| *uris == [a.as_str()]), "{readings:?}");
+    let later = read.lock().unwrap()[n..].to_vec();
+    assert!(later.iter().all(|(_, uris)| *uris == [a.as_str()]), "{later:?}");
 }

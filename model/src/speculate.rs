@@ -118,6 +118,9 @@ impl Pace {
     /// Guesses that pay, at most `max`: the last of n is right with probability right^n and then saves a pass. Where none pays, what is
     /// believed of them is forgotten little by little, so that they are tried again.
     fn worth(&mut self, source: Source, max: usize) -> usize {
+        if max == 0 {
+            return 0;
+        }
         let cost = (self.extra_s / self.single_s.max(f32::MIN_POSITIVE)).clamp(0.01, 1.0);
         let right = &mut self.right[source as usize];
         let n = (cost.ln() / right.clamp(0.01, 0.99).ln()) as usize;

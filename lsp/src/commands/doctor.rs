@@ -125,8 +125,10 @@ fn report_text(report: &Report) -> String {
     let model = &report.model;
     let (all, active) = (model.parameters as f64 / 1e6, model.active_parameters as f64 / 1e6);
     let checksum = if model.checksum.is_empty() { "none (a folder)" } else { &model.checksum };
-    let priority =
-        if report.has_priority { "before other programs" } else { "that of other programs: the system allows no more" };
+    let priority = match report.has_priority {
+        true => "before what else runs in the same session or group",
+        false => "that of other programs: the system allows no more",
+    };
     let (prefill, decode) = (report.prefill_tokens_per_s, report.decode_tokens_per_s);
     let mut text = format!("multicoder-lsp {}\n", report.version);
     for (name, value) in [

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use multicoder_lsp::completer::{Completer, Loader};
 use multicoder_lsp::model_completer::{Choice, ModelCompleter};
+use multicoder_lsp::priority;
 use multicoder_lsp::quantile::quantile;
 use multicoder_lsp::replay::{self, File, Kind, Measured, Plan, Work};
 use serde::Serialize;
@@ -78,7 +79,7 @@ pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
     let (start, cpu_before) = (std::time::Instant::now(), cpu_s());
     let mut all = Vec::new();
     // Before anything is typed: a server without a model would be silent.
-    let loaded = ModelCompleter::load(choice).map_err(anyhow::Error::msg)?;
+    let loaded = load(choice)?;
     let loaded = if args.no_guesses { loaded.without_guesses() } else { loaded };
     let load: Loader = Box::new(move || Ok(Box::new(loaded) as Box<dyn Completer>));
     let work = replay::replay(&plan, load, &mut |measured| all.push(measured))?;
@@ -98,6 +99,16 @@ pub(crate) fn run(args: &Args, choice: &Choice) -> anyhow::Result<ExitCode> {
     };
     super::print(&if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { text(&report) })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// On a thread as the server's, whose priority the model's helpers inherit.
+fn load(choice: &Choice) -> anyhow::Result<ModelCompleter> {
+    let load = || {
+        priority::raise();
+        ModelCompleter::load(choice)
+    };
+    let loaded = std::thread::scope(|scope| scope.spawn(load).join());
+    loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(anyhow::Error::msg)
 }
 
 fn read(path: &Path) -> anyhow::Result<File> {

@@ -17,7 +17,7 @@ pub(crate) fn initialize(state: &State, params: InitializeParams) -> InitializeR
     }
     let session = Session::new(&params.capabilities, &state.settings());
     state.begin_session(session);
-    state.project.change(capabilities::folders(&params), &[]);
+    state.project.change(&[], capabilities::folders(&params));
     if let Some(pid) = capabilities::editor_pid(&params) {
         state.lifecycle.editor_pid.send_replace(Some(pid));
     }

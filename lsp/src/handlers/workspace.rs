@@ -1,5 +1,6 @@
 //! Settings, commands, and the server's own messages.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -66,10 +67,10 @@ fn set(state: &State, layer: Layer, value: &Value) {
 }
 
 pub(crate) fn did_change_folders(state: &State, params: &DidChangeWorkspaceFoldersParams) {
-    let paths =
-        |folders: &[WorkspaceFolder]| folders.iter().map(|folder| uri::to_path(folder.uri.0.as_str())).collect();
-    let (added, removed): (Vec<_>, Vec<_>) = (paths(&params.event.added), paths(&params.event.removed));
-    state.project.change(added, &removed);
+    let paths = |folders: &[WorkspaceFolder]| -> Vec<PathBuf> {
+        folders.iter().filter_map(|folder| uri::to_file(folder.uri.0.as_str())).collect()
+    };
+    state.project.change(&paths(&params.event.removed), paths(&params.event.added));
 }
 
 pub(crate) fn execute_command(state: &State, params: &ExecuteCommandParams) -> Result<Option<Value>> {
