@@ -6,8 +6,8 @@ use multicoder_model::{Elsewhere, Error, Tokenizer};
 use crate::documents::Snapshot;
 use crate::prompt::with_newlines;
 
-/// Of all texts, which in tokens and as an automaton need some 10 MiB.
-pub const MAX_BYTES: usize = 256 << 10;
+/// Of all texts, which in tokens and as an automaton need some 5 MiB.
+pub const MAX_BYTES: usize = 128 << 10;
 /// Of each text, from its beginning and up to a line's end.
 pub const MAX_BYTES_EACH: usize = 32 << 10;
 

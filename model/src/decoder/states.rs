@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 
 /// What all of them may hold, if they are more than [`LEAST_STATES`].
 const BUDGET_BYTES: usize = 48 << 20;
-const MAX_STATES: usize = 8;
+const MAX_STATES: usize = 6;
 /// Two files in turn, whatever they take.
 const LEAST_STATES: usize = 2;
 /// Tokens of a prompt that are given up without a thought: a word that was changed. What was written after it is no loss at all.
