@@ -42,9 +42,9 @@ mod tests {
     fn after(f: fn()) -> (i32, i32) {
         let thread = std::thread::spawn(move || {
             f();
-            (niceness(), std::thread::spawn(niceness).join().unwrap())
+            (niceness(), std::thread::spawn(niceness).join().expect("a thread that it starts"))
         });
-        thread.join().unwrap()
+        thread.join().expect("a thread")
     }
 
     #[test]
