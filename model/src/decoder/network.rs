@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::ops::simd::{exp, vectorized};
 
 /// Parts of a stage for each thread: more let a free core take more of them, fewer cost less to hand out.
-const PARTS_PER_THREAD: usize = 4;
+const PARTS_PER_THREAD: usize = 16;
 
 /// Where products of a matrix go: numbers `[tile][row of the activations][16]`.
 pub(super) type ByTile = Vec<f32>;
