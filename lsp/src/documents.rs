@@ -36,14 +36,7 @@ impl Snapshot {
     /// A document that is in no editor: a file read from disk.
     pub fn from_file(path: PathBuf, text: &str) -> Snapshot {
         let language = detect(None, &path, head_of(text));
-        Snapshot {
-            uri: format!("file://{}", path.display()),
-            version: 0,
-            revision: 0,
-            text: Rope::from_str(text),
-            path,
-            language,
-        }
+        Snapshot { uri: uri::of_path(&path), version: 0, revision: 0, text: Rope::from_str(text), path, language }
     }
 
     /// The document as if `text` stood in place of `range` (in characters).

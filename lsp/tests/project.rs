@@ -10,8 +10,9 @@ use multicoder_lsp::uri;
 use serde_json::{Value, json};
 use support::{Client, scripted};
 
-/// Asks in the document, which is changed each time, until the texts that were read last are `expected`.
+/// Asks in the document, which is changed each time, until the texts that are read are `expected`.
 async fn wait_until_read(client: &mut Client, read: &Mutex<Vec<Reading>>, uri: &str, expected: &[&str]) {
+    read.lock().unwrap_or_else(PoisonError::into_inner).clear();
     let last = || read.lock().unwrap_or_else(PoisonError::into_inner).last().map(|(_, uris)| uris.clone());
     for _ in 0..10_000 {
         client.close_and_reopen(uri).await;
@@ -41,7 +42,6 @@ async fn files_of_the_open_folders_are_read_until_these_are_closed() {
         std::fs::write(folder.path().join(name), text).unwrap();
     }
     let [a, b] = ["a.py", "b.py"].map(|name| uri::of_path(&folder.path().join(name)));
-    let (a_read, b_read) = (a.as_str(), format!("file://{}", folder.path().join("b.py").display()));
     for root_alone in [false, true] {
         let completer = Scripted::always("1\n");
         let read = completer.read();
@@ -50,15 +50,15 @@ async fn files_of_the_open_folders_are_read_until_these_are_closed() {
         assert_eq!(result["result"]["capabilities"]["workspace"]["workspaceFolders"]["changeNotifications"], true);
         client.notify("initialized", json!({})).await;
         client.open(&a, "python", "x = \n").await;
-        wait_until_read(&mut client, &read, &a, &[a_read, &b_read]).await;
+        wait_until_read(&mut client, &read, &a, &[&a, &b]).await;
         client.open(&b, "python", "y = 2\n").await;
-        wait_until_read(&mut client, &read, &a, &[a_read, &b]).await;
+        wait_until_read(&mut client, &read, &a, &[&a, &b]).await;
         client.notify("textDocument/didClose", json!({"textDocument": {"uri": b}})).await;
-        wait_until_read(&mut client, &read, &a, &[a_read, &b_read]).await;
+        wait_until_read(&mut client, &read, &a, &[&a, &b]).await;
         let folders = json!([{"uri": uri::of_path(folder.path()), "name": "p"}]);
         let event = json!({"event": {"added": [], "removed": folders}});
         client.notify("workspace/didChangeWorkspaceFolders", event).await;
-        wait_until_read(&mut client, &read, &a, &[a_read]).await;
+        wait_until_read(&mut client, &read, &a, &[&a]).await;
     }
 }
 
@@ -66,15 +66,14 @@ async fn files_of_the_open_folders_are_read_until_these_are_closed() {
 async fn nothing_of_a_folder_is_read_once_that_is_off() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("b.py"), "y = 1\n").unwrap();
-    let a = uri::of_path(&folder.path().join("a.py"));
-    let b_read = format!("file://{}", folder.path().join("b.py").display());
+    let [a, b] = ["a.py", "b.py"].map(|name| uri::of_path(&folder.path().join(name)));
     let completer = Scripted::always("1\n");
     let read = completer.read();
     let mut client = Client::start(scripted(completer));
     client.request("initialize", initialize(folder.path(), false)).await;
     client.notify("initialized", json!({})).await;
     client.open(&a, "python", "x = \n").await;
-    wait_until_read(&mut client, &read, &a, &[&a, &b_read]).await;
+    wait_until_read(&mut client, &read, &a, &[&a, &b]).await;
     let off = json!({"settings": {"multicoder": {"readProject": false}}});
     client.notify("workspace/didChangeConfiguration", off).await;
     wait_until_read(&mut client, &read, &a, &[&a]).await;
