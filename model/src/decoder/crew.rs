@@ -1,8 +1,9 @@
 //! Threads that help: one thread works through a stage's parts, and others take some of them if their cores are free.
 //!
 //! Nobody waits for a helper to begin: parts are taken from counters, and only one that a helper has taken and not finished is waited for.
-//! A helper that was stopped in the middle, because another program has its core, costs that wait once; then the work is done without
-//! that helper for a while, for longer each time. Helpers look for the next stage for some microseconds and then sleep.
+//! So a helper offers its core to other programs between parts, before the system takes it away in the middle of one. One that was stopped
+//! in the middle all the same costs that wait once; then the work is done without that helper for a while, for longer each time. Helpers
+//! look for the next stage for some microseconds and then sleep.
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
@@ -16,6 +17,10 @@ const LOOKS: usize = 4000;
 const STALL: Duration = Duration::from_micros(300);
 /// How long work is done without a helper after its first stall, and at most.
 const REST: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+
+/// How long a helper works before it offers its core to whoever waits for it: less than what the system grants at a time, so that it loses
+/// the core between parts and not in the middle of one.
+const TURN: Duration = Duration::from_micros(500);
 
 /// What a stage does to its `i`-th part.
 type Part<'a> = &'a (dyn Fn(usize) + Sync);
@@ -116,7 +121,7 @@ impl Crew {
         shared.stage.fetch_add(1, Ordering::SeqCst);
         self.wake();
         let closes = Close(self, Instant::now());
-        closes.0.shared.take_parts(0, part, n_parts);
+        closes.0.shared.take_parts(0, (part, n_parts), || false);
         drop(closes);
         assert!(!self.shared.panicked.load(Ordering::SeqCst), "a helper of the decoder panicked");
     }
@@ -187,9 +192,9 @@ impl Drop for Close<'_> {
 }
 
 impl Shared {
-    /// Takes the parts of the share `own`, one after the other, and then what is left of the others' shares: parts that lie side by side are
-    /// done by one thread, whose core then asks for what it needs itself when it reads ahead.
-    fn take_parts(&self, own: usize, part: Part, n_parts: usize) {
+    /// Takes the parts of the share `own`, one after the other, and then what is left of the others' shares, until `stops`: parts that lie
+    /// side by side are done by one thread, whose core then asks for what it needs itself when it reads ahead.
+    fn take_parts(&self, own: usize, (part, n_parts): (Part, usize), stops: impl Fn() -> bool) {
         let n_shares = self.taken.len();
         for share in (own..n_shares).chain(0..own) {
             let (start, end) = (n_parts * share / n_shares, n_parts * (share + 1) / n_shares);
@@ -199,19 +204,21 @@ impl Shared {
                 if i < end {
                     part(i);
                 }
+                if stops() {
+                    return;
+                }
             }
         }
     }
 
     /// The life of a helper.
     fn help(&self, idx: usize) {
-        let (helper, mut seen) = (&self.helpers[idx], 0);
+        let (helper, mut seen, mut since) = (&self.helpers[idx], 0, Instant::now());
         loop {
             let stage = self.await_stage(helper, seen);
             if stage == ENDED {
                 return;
             }
-            seen = stage;
             helper.is_inside.store(true, Ordering::SeqCst);
             let is_open = !self.stage.load(Ordering::SeqCst).is_multiple_of(2);
             // SAFETY: the stage was open after this thread was counted inside: the part stays until it is not. Of a closed stage it may be
@@ -219,12 +226,19 @@ impl Shared {
             let part = if is_open { unsafe { *self.part.get() } } else { None };
             if let Some(part) = part {
                 let n_parts = self.n_parts.load(Ordering::SeqCst);
-                let work = std::panic::AssertUnwindSafe(|| self.take_parts(idx + 1, part, n_parts));
-                if std::panic::catch_unwind(work).is_err() {
+                let work = || self.take_parts(idx + 1, (part, n_parts), || since.elapsed() >= TURN);
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
                     self.panicked.store(true, Ordering::SeqCst);
                 }
             }
             helper.is_inside.store(false, Ordering::SeqCst);
+            if since.elapsed() < TURN {
+                seen = stage;
+                continue;
+            }
+            // Nobody waits for this thread now. It comes back to the same stage if that is still open.
+            std::thread::yield_now();
+            since = Instant::now();
         }
     }
 
@@ -310,6 +324,25 @@ mod tests {
                 assert!(done.iter().enumerate().all(|(i, n)| *n == 1 + i as u32), "{done:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_helper_whose_turn_is_over_comes_back_to_the_same_stage() {
+        let (mut crew, done) = (Crew::new(2), AtomicUsize::new(0));
+        let (caller, start) = (std::thread::current().id(), Instant::now());
+        crew.run(40, &|_| {
+            if std::thread::current().id() == caller {
+                // Its own share is done by the helper too, in more than one turn.
+                while done.load(Ordering::SeqCst) < 39 && start.elapsed() < 30 * REST[1] {
+                    std::thread::yield_now();
+                }
+            } else {
+                std::thread::sleep(TURN / 4);
+            }
+            done.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!(done.load(Ordering::SeqCst), 40);
+        assert!(start.elapsed() < 30 * REST[1], "the helper did not come back");
     }
 
     #[test]
